@@ -1,0 +1,653 @@
+/*
+ * wire.c - reading, writing and exchanging the messages of wire.h
+ *
+ * Runs inside sshd, login, su and sudo: nothing here allocates, logs, raises
+ * or handles a signal, or keeps state between calls.
+ */
+#define _GNU_SOURCE
+#include "wire.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#define HEADER_SIZE 8u
+#define MAX_FIELD   0xffffu     /* what the u16 length of a str can say */
+
+/*
+ * Both cursors remember their first error and do nothing from then on, so
+ * that a list of fields reads like the list in wire.h.
+ */
+struct writer {
+    uint8_t *buf;
+    size_t size, pos;
+    int err;
+};
+
+struct reader {
+    const uint8_t *buf;
+    size_t len, pos;
+    int err;
+};
+
+static void
+put_int(struct writer *w, uint64_t value, unsigned bytes)
+{
+    if (w->err)
+        return;
+    if (w->size - w->pos < bytes) {
+        w->err = -EMSGSIZE;
+        return;
+    }
+    while (bytes-- > 0)
+        w->buf[w->pos++] = (uint8_t)(value >> (8 * bytes));
+}
+
+static void
+put_str(struct writer *w, const struct recuse_str *s, size_t max)
+{
+    if (w->err)
+        return;
+    if (s->len > max || s->len > MAX_FIELD) {
+        w->err = -EMSGSIZE;
+        return;
+    }
+    if (s->len > 0 && memchr(s->data, '\0', s->len)) {
+        w->err = -EPROTO;
+        return;
+    }
+    put_int(w, s->len, 2);
+    if (w->err)
+        return;
+    if (w->size - w->pos < s->len) {
+        w->err = -EMSGSIZE;
+        return;
+    }
+    if (s->len > 0)
+        memcpy(w->buf + w->pos, s->data, s->len);
+    w->pos += s->len;
+}
+
+static struct writer
+begin_message(uint8_t *buf, size_t size, enum recuse_type type)
+{
+    struct writer w = {
+        .buf = buf,
+        .size = size < RECUSE_MAX_MESSAGE ? size : RECUSE_MAX_MESSAGE,
+    };
+
+    put_int(&w, RECUSE_WIRE_MAGIC, 2);
+    put_int(&w, RECUSE_WIRE_VERSION, 1);
+    put_int(&w, (uint64_t)type, 1);
+    put_int(&w, 0, 4);          /* the body length, known at the end */
+    return w;
+}
+
+static ssize_t
+end_message(struct writer *w)
+{
+    size_t end = w->pos;
+
+    if (w->err)
+        return w->err;
+    w->pos = HEADER_SIZE - 4;
+    put_int(w, end - HEADER_SIZE, 4);
+    return (ssize_t)end;
+}
+
+static uint64_t
+get_int(struct reader *r, unsigned bytes)
+{
+    uint64_t value = 0;
+
+    if (r->err)
+        return 0;
+    if (r->len - r->pos < bytes) {
+        r->err = -EPROTO;
+        return 0;
+    }
+    while (bytes-- > 0)
+        value = value << 8 | r->buf[r->pos++];
+    return value;
+}
+
+static struct recuse_str
+get_str(struct reader *r, size_t max)
+{
+    struct recuse_str s = { .data = "", .len = 0 };
+    size_t len = (size_t)get_int(r, 2);
+
+    if (r->err)
+        return s;
+    if (len > max) {
+        r->err = -EMSGSIZE;
+        return s;
+    }
+    if (len > r->len - r->pos || memchr(r->buf + r->pos, '\0', len)) {
+        r->err = -EPROTO;
+        return s;
+    }
+    if (len > 0)
+        s.data = (const char *)r->buf + r->pos;
+    s.len = len;
+    r->pos += len;
+    return s;
+}
+
+/* Check the header; what remains to be read is the body. */
+static struct reader
+open_message(const uint8_t *buf, size_t len, uint8_t *ret_type)
+{
+    struct reader r = { .buf = buf, .len = len };
+    uint64_t magic, version, type, body;
+
+    magic = get_int(&r, 2);
+    version = get_int(&r, 1);
+    type = get_int(&r, 1);
+    body = get_int(&r, 4);
+    if (r.err)
+        return r;
+    if (magic != RECUSE_WIRE_MAGIC)
+        r.err = -EPROTO;
+    else if (version != RECUSE_WIRE_VERSION)
+        r.err = -EPROTONOSUPPORT;
+    else if (len > RECUSE_MAX_MESSAGE)
+        r.err = -EMSGSIZE;
+    else if (body != len - HEADER_SIZE)
+        r.err = -EPROTO;
+    else
+        *ret_type = (uint8_t)type;
+    return r;
+}
+
+static struct reader
+open_typed(const uint8_t *buf, size_t len, enum recuse_type type)
+{
+    uint8_t found = 0;
+    struct reader r = open_message(buf, len, &found);
+
+    if (!r.err && found != (uint8_t)type)
+        r.err = -EPROTO;
+    return r;
+}
+
+/* Everything must have been read: trailing bytes are a protocol error. */
+static int
+close_message(const struct reader *r)
+{
+    if (r->err)
+        return r->err;
+    return r->pos == r->len ? 0 : -EPROTO;
+}
+
+/*
+ * The checks on values are shared by both directions: what one side may not
+ * say, the other may not believe.
+ */
+static int
+check_session(const struct recuse_session *s)
+{
+    if (s->flags & ~RECUSE_SESSION_FLAGS)
+        return -EPROTO;
+    if (s->flags & RECUSE_SESSION_HAS_COMMAND)
+        return 0;
+    if (s->flags & RECUSE_SESSION_COMMAND_CUT || s->command.len > 0)
+        return -EPROTO;
+    return 0;
+}
+
+static int
+check_answer(const struct recuse_answer *a)
+{
+    if (a->flags & ~RECUSE_ANSWER_FLAGS)
+        return -EPROTO;
+    switch (a->verdict) {
+    case RECUSE_ALLOW:
+    case RECUSE_REFUSE:
+        return 0;
+    case RECUSE_RECORD:
+    case RECUSE_EXEC:
+        /* A program to be run: found nowhere but where it says. */
+        return a->shell.len > 0 && a->shell.data[0] == '/' ? 0 : -EPROTO;
+    default:
+        return -EPROTO;
+    }
+}
+
+static int
+is_login_type(enum recuse_type type)
+{
+    return type == RECUSE_LOGIN || type == RECUSE_LOGOUT;
+}
+
+ssize_t
+recuse_encode_login(uint8_t *buf, size_t size, enum recuse_type type,
+                    const struct recuse_login *l)
+{
+    struct writer w = begin_message(buf, size, type);
+
+    if (!is_login_type(type))
+        return -EPROTO;
+    put_str(&w, &l->service, RECUSE_MAX_NAME);
+    put_str(&w, &l->user, RECUSE_MAX_NAME);
+    if (type == RECUSE_LOGIN) {
+        put_str(&w, &l->ruser, RECUSE_MAX_NAME);
+        put_str(&w, &l->rhost, RECUSE_MAX_HOST);
+    }
+    put_str(&w, &l->tty, RECUSE_MAX_NAME);
+    return end_message(&w);
+}
+
+ssize_t
+recuse_encode_session(uint8_t *buf, size_t size,
+                      const struct recuse_session *s)
+{
+    struct writer w = begin_message(buf, size, RECUSE_SESSION);
+
+    put_int(&w, s->flags, 4);
+    put_int(&w, s->rows, 2);
+    put_int(&w, s->cols, 2);
+    put_str(&w, &s->argv0, RECUSE_MAX_NAME);
+    put_str(&w, &s->command, RECUSE_MAX_COMMAND);
+    put_str(&w, &s->term, RECUSE_MAX_NAME);
+    put_str(&w, &s->lang, RECUSE_MAX_NAME);
+    put_str(&w, &s->tags, RECUSE_MAX_TAGS);
+    if (!w.err)
+        w.err = check_session(s);
+    return end_message(&w);
+}
+
+ssize_t
+recuse_encode_signal(uint8_t *buf, size_t size, uint8_t signo)
+{
+    struct writer w = begin_message(buf, size, RECUSE_SIGNAL);
+
+    if (signo != SIGCONT)
+        return -EPROTO;
+    put_int(&w, signo, 1);
+    return end_message(&w);
+}
+
+ssize_t
+recuse_encode_answer(uint8_t *buf, size_t size, const struct recuse_answer *a)
+{
+    struct writer w = begin_message(buf, size, RECUSE_ANSWER);
+
+    put_int(&w, a->verdict, 1);
+    put_int(&w, a->flags, 4);
+    put_int(&w, a->start_ns, 8);
+    put_int(&w, a->capture_bytes, 8);
+    put_str(&w, &a->session, RECUSE_MAX_NAME);
+    put_str(&w, &a->label, RECUSE_MAX_NAME);
+    put_str(&w, &a->shell, RECUSE_MAX_PATH);
+    put_str(&w, &a->notice, RECUSE_MAX_TEXT);
+    put_str(&w, &a->message, RECUSE_MAX_TEXT);
+    if (!w.err)
+        w.err = check_answer(a);
+    return end_message(&w);
+}
+
+/* Unknown types are reported, not refused: a relay has to skip them. */
+int
+recuse_decode_type(const uint8_t *buf, size_t len, uint8_t *ret_type)
+{
+    return open_message(buf, len, ret_type).err;
+}
+
+int
+recuse_decode_login(const uint8_t *buf, size_t len, enum recuse_type type,
+                    struct recuse_login *ret)
+{
+    struct reader r = open_typed(buf, len, type);
+    struct recuse_login l = { .ruser = { "", 0 }, .rhost = { "", 0 } };
+    int e;
+
+    if (!is_login_type(type))
+        return -EPROTO;
+    l.service = get_str(&r, RECUSE_MAX_NAME);
+    l.user = get_str(&r, RECUSE_MAX_NAME);
+    if (type == RECUSE_LOGIN) {
+        l.ruser = get_str(&r, RECUSE_MAX_NAME);
+        l.rhost = get_str(&r, RECUSE_MAX_HOST);
+    }
+    l.tty = get_str(&r, RECUSE_MAX_NAME);
+    e = close_message(&r);
+    if (!e)
+        *ret = l;
+    return e;
+}
+
+int
+recuse_decode_session(const uint8_t *buf, size_t len,
+                      struct recuse_session *ret)
+{
+    struct reader r = open_typed(buf, len, RECUSE_SESSION);
+    struct recuse_session s;
+    int e;
+
+    s.flags = (uint32_t)get_int(&r, 4);
+    s.rows = (uint16_t)get_int(&r, 2);
+    s.cols = (uint16_t)get_int(&r, 2);
+    s.argv0 = get_str(&r, RECUSE_MAX_NAME);
+    s.command = get_str(&r, RECUSE_MAX_COMMAND);
+    s.term = get_str(&r, RECUSE_MAX_NAME);
+    s.lang = get_str(&r, RECUSE_MAX_NAME);
+    s.tags = get_str(&r, RECUSE_MAX_TAGS);
+    e = close_message(&r);
+    if (!e)
+        e = check_session(&s);
+    if (!e)
+        *ret = s;
+    return e;
+}
+
+int
+recuse_decode_signal(const uint8_t *buf, size_t len, uint8_t *ret_signo)
+{
+    struct reader r = open_typed(buf, len, RECUSE_SIGNAL);
+    uint8_t signo = (uint8_t)get_int(&r, 1);
+    int e = close_message(&r);
+
+    if (!e && signo != SIGCONT)
+        e = -EPROTO;
+    if (!e)
+        *ret_signo = signo;
+    return e;
+}
+
+int
+recuse_decode_answer(const uint8_t *buf, size_t len,
+                     struct recuse_answer *ret)
+{
+    struct reader r = open_typed(buf, len, RECUSE_ANSWER);
+    struct recuse_answer a;
+    int e;
+
+    a.verdict = (uint8_t)get_int(&r, 1);
+    a.flags = (uint32_t)get_int(&r, 4);
+    a.start_ns = get_int(&r, 8);
+    a.capture_bytes = get_int(&r, 8);
+    a.session = get_str(&r, RECUSE_MAX_NAME);
+    a.label = get_str(&r, RECUSE_MAX_NAME);
+    a.shell = get_str(&r, RECUSE_MAX_PATH);
+    a.notice = get_str(&r, RECUSE_MAX_TEXT);
+    a.message = get_str(&r, RECUSE_MAX_TEXT);
+    e = close_message(&r);
+    if (!e)
+        e = check_answer(&a);
+    if (!e)
+        *ret = a;
+    return e;
+}
+
+static int64_t
+monotonic_ns(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
+/* Milliseconds left, rounded up, so that waiting them reaches the deadline. */
+static int
+remaining_ms(int64_t deadline_ns)
+{
+    int64_t left = deadline_ns - monotonic_ns();
+
+    if (left <= 0)
+        return 0;
+    left = (left + 999999) / 1000000;
+    return left < INT_MAX ? (int)left : INT_MAX;
+}
+
+/*
+ * Wait until `fd` is ready for `events`.  Looks at least once: a process that
+ * its user stopped past the deadline still finds the answer that came.
+ */
+static int
+wait_ready(int fd, short events, int64_t deadline_ns)
+{
+    struct pollfd p = { .fd = fd, .events = events };
+
+    for (;;) {
+        int left = remaining_ms(deadline_ns);
+        int n = poll(&p, 1, left);
+
+        if (n > 0)
+            return 0;
+        if (n < 0 && errno != EINTR)
+            return -errno;
+        if (n == 0 && left == 0)
+            return -ETIMEDOUT;
+    }
+}
+
+/*
+ * connect(2) to a Unix socket whose queue is full neither waits nor can be
+ * polled for when non-blocking, so it blocks, for as long as SO_SNDTIMEO says.
+ */
+static int
+connect_agent(const char *path, int64_t deadline_ns, int *ret_fd)
+{
+    struct sockaddr_un sa = { .sun_family = AF_UNIX };
+    size_t len = strlen(path);
+    int fd, e;
+
+    if (len == 0 || len >= sizeof(sa.sun_path))
+        return -ENAMETOOLONG;
+    memcpy(sa.sun_path, path, len);
+
+    fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -errno;
+    for (;;) {
+        int left = remaining_ms(deadline_ns);
+        struct timeval tv = {
+            .tv_sec = left / 1000,
+            .tv_usec = left % 1000 * 1000,
+        };
+
+        if (left == 0) {        /* which SO_SNDTIMEO takes for "for ever" */
+            e = -ETIMEDOUT;
+            break;
+        }
+        if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv)) < 0) {
+            e = -errno;
+            break;
+        }
+        if (connect(fd, (struct sockaddr *)&sa, sizeof(sa)) == 0) {
+            *ret_fd = fd;
+            return 0;
+        }
+        if (errno != EINTR && errno != EAGAIN) {
+            e = -errno;
+            break;
+        }
+    }
+    close(fd);
+    return e;
+}
+
+/* What a broken connection means depends on no detail of how it broke. */
+static int
+transfer_error(int error)
+{
+    switch (error) {
+    case EPIPE:
+    case ECONNRESET:
+    case ENOTCONN:
+        return -EPROTO;
+    default:
+        return -error;
+    }
+}
+
+union fd_control {
+    struct cmsghdr align;
+    char space[CMSG_SPACE(RECUSE_MAX_FDS * sizeof(int))];
+};
+
+static int
+send_packet(int conn, const uint8_t *packet, size_t len, const int *fds,
+            unsigned nfds, int64_t deadline_ns)
+{
+    union fd_control control;
+    struct iovec iov = { .iov_base = (void *)packet, .iov_len = len };
+    struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+
+    if (nfds > 0) {
+        struct cmsghdr *c;
+
+        memset(&control, 0, sizeof(control));
+        msg.msg_control = &control;
+        msg.msg_controllen = CMSG_SPACE(nfds * sizeof(int));
+        c = CMSG_FIRSTHDR(&msg);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(nfds * sizeof(int));
+        memcpy(CMSG_DATA(c), fds, nfds * sizeof(int));
+    }
+    for (;;) {
+        int e;
+
+        if (sendmsg(conn, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+            return 0;           /* a packet goes whole or not at all */
+        if (errno == EINTR)
+            continue;
+        if (errno != EAGAIN)
+            return transfer_error(errno);
+        e = wait_ready(conn, POLLOUT, deadline_ns);
+        if (e)
+            return e;
+    }
+}
+
+/*
+ * Take the descriptors out of a received message: one is handed over, of more
+ * than one none is kept.
+ */
+static int
+take_fds(struct msghdr *msg, int *ret_fd)
+{
+    struct cmsghdr *c;
+    int fd = -1, extra = 0;
+
+    for (c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c)) {
+        size_t i, n;
+
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (i = 0; i < n; i++) {
+            int received;
+
+            memcpy(&received, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
+            if (fd < 0) {
+                fd = received;
+            } else {
+                close(received);
+                extra = 1;
+            }
+        }
+    }
+    if (extra) {
+        close(fd);
+        return -EPROTO;
+    }
+    *ret_fd = fd;
+    return 0;
+}
+
+static int
+receive_packet(int conn, uint8_t *buf, size_t size, int64_t deadline_ns,
+               size_t *ret_len, int *ret_fd)
+{
+    union fd_control control;
+    struct iovec iov = { .iov_base = buf, .iov_len = size };
+    struct msghdr msg;
+    ssize_t n;
+    int e, fd = -1;
+
+    do {
+        e = wait_ready(conn, POLLIN, deadline_ns);
+        if (e)
+            return e;
+        msg = (struct msghdr) {
+            .msg_iov = &iov,
+            .msg_iovlen = 1,
+            .msg_control = &control,
+            .msg_controllen = sizeof(control),
+        };
+        n = recvmsg(conn, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    } while (n < 0 && (errno == EINTR || errno == EAGAIN));
+    if (n < 0)
+        return transfer_error(errno);
+
+    e = take_fds(&msg, &fd);
+    if (e)
+        return e;
+    if (n == 0 || msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) {
+        if (fd >= 0)
+            close(fd);
+        return -EPROTO;
+    }
+    *ret_len = (size_t)n;
+    *ret_fd = fd;
+    return 0;
+}
+
+int
+recuse_ask(const char *path, const uint8_t *packet, size_t len,
+           const int *fds, unsigned nfds, int deadline_ms,
+           uint8_t *buf, size_t size, struct recuse_answer *ret,
+           int *ret_conn, int *ret_fd)
+{
+    int64_t deadline_ns = monotonic_ns() + (int64_t)deadline_ms * 1000000;
+    struct recuse_answer answer;
+    size_t answer_len = 0;
+    int e, conn = -1, fd = -1;
+
+    if (nfds > RECUSE_MAX_FDS || len > RECUSE_MAX_MESSAGE)
+        return -EMSGSIZE;
+    e = connect_agent(path, deadline_ns, &conn);
+    if (e)
+        return e;
+    e = send_packet(conn, packet, len, fds, nfds, deadline_ns);
+    if (e)
+        goto out;
+    e = receive_packet(conn, buf, size, deadline_ns, &answer_len, &fd);
+    if (e)
+        goto out;
+    e = recuse_decode_answer(buf, answer_len, &answer);
+    if (e) {
+        e = -EPROTO;            /* to the caller, nonsense is nonsense */
+        goto out;
+    }
+    if ((answer.verdict == RECUSE_RECORD) != (fd >= 0) ||
+        (fd >= 0 && !ret_fd)) {
+        e = -EPROTO;
+        goto out;
+    }
+    *ret = answer;
+    if (ret_fd)
+        *ret_fd = fd;
+    if (ret_conn)
+        *ret_conn = conn;
+    else
+        close(conn);
+    return 0;
+
+out:
+    if (fd >= 0)
+        close(fd);
+    close(conn);
+    return e;
+}
