@@ -211,8 +211,8 @@ class Host:
         try:
             while True:
                 left = deadline - time.monotonic()
-                readable, _, _ = select.select([notify, ended], [], [], max(left, 0))
-                if notify in readable:
+                readable, _, _ = select.select([notify.fileno(), ended], [], [], max(left, 0))
+                if notify.fileno() in readable:
                     for line in notify.recv(4096).decode().splitlines():
                         if line.startswith("X_NSPAWN_LEADER_PID="):
                             leader = int(line.partition("=")[2])
@@ -425,15 +425,27 @@ class Host:
 
     # -- journal ------------------------------------------------------------------
 
-    def journal(self, *matches: str, **fields: str) -> list[dict[str, str]]:
+    def cursor(self) -> str:
+        """Return where the journal ends now, to look only at what comes later."""
+        shown = self.run("journalctl", "--no-pager", "-n", "0", "--show-cursor", check=True).stdout
+        return shown.partition("-- cursor: ")[2].strip()
+
+    def journal(self, *matches: str, after: str = "", **fields: str) -> list[dict[str, str]]:
         """Return the journal's entries with these fields, oldest first."""
         wanted = [*matches, *(f"{name}={value}" for name, value in fields.items())]
+        if after:
+            wanted.insert(0, f"--after-cursor={after}")
         self.run("journalctl", "--sync", check=True)
         result = self.run("journalctl", "--output=json", "--all", "--no-pager", *wanted)
         return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
 
     def wait_journal(
-        self, *matches: str, count: int = 1, timeout_seconds: float = 20, **fields: str
+        self,
+        *matches: str,
+        count: int = 1,
+        after: str = "",
+        timeout_seconds: float = 20,
+        **fields: str,
     ) -> list[dict[str, str]]:
         """Wait until the journal holds `count` entries with these fields; return them.
 
@@ -441,6 +453,8 @@ class Host:
         """
         wanted = [*matches, *(f"{name}={value}" for name, value in fields.items())]
         command = ["journalctl", "--output=json", "--all", "--follow", "--no-tail", *wanted]
+        if after:
+            command.append(f"--after-cursor={after}")
         found: list[dict[str, str]] = []
         with _reading(self.enter(*command)) as lines:
             for line in lines(timeout_seconds):
@@ -469,7 +483,7 @@ class Terminal:
                 stdout=slave,
                 stderr=slave,
                 start_new_session=True,
-                preexec_fn=_take_terminal,  # noqa: PLW1509: no threads here
+                preexec_fn=_take_terminal,
                 env={**os.environ, "TERM": "xterm-256color"},
             )
         finally:

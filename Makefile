@@ -1,0 +1,96 @@
+# recuse: everything there is to do with this tree. `make help` lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+cache := $(shell tests/tools/cache-dir)
+python := $(cache)/venv/bin/python
+pytest := PYTHONPATH=agent PYTHONDONTWRITEBYTECODE=1 $(python) -m pytest
+# Everything that goes into the packages; a change of any makes them anew.
+sources := $(shell find agent/recuse pam_hook packaging docs/man contrib/completions \
+    -type f -not -name '*.pyc' -not -name '*.o' -not -name '*.so' -not -name '*.so.*' \
+    -not -path '*/build/*' 2>/dev/null | sort) README.md NEWS.md SECURITY.md
+python_tests := tests bench
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@echo
+	@echo "  From a bare Debian 12: sudo make demo, sudo make test"
+
+.PHONY: setup
+setup: ## install what building and testing need, build the image of the test host
+	@tests/tools/setup
+
+.PHONY: deb
+deb: dist/.stamp ## leave the Debian packages in dist/
+
+dist/.stamp: $(sources) Makefile
+	@rm -rf build/deb dist
+	@mkdir -p build/deb/recuse dist
+	@echo "==> building the packages (log: build/deb.log)"
+	@tar -c --exclude='*.pyc' --exclude=__pycache__ --exclude='*.o' --exclude='*.so' \
+	    --exclude='*.so.*' --exclude=pam_hook/recuse-shell --exclude=build --exclude='.*_cache' \
+	    agent pam_hook packaging docs contrib README.md NEWS.md SECURITY.md | \
+	    tar -x -C build/deb/recuse
+	@cp -r packaging/debian build/deb/recuse/debian
+	@cd build/deb/recuse && { dpkg-buildpackage -b -us -uc >../../deb.log 2>&1 || \
+	    { tail -n 30 ../../deb.log >&2; echo "make deb: error: see build/deb.log" >&2; exit 1; }; }
+	@mv build/deb/*.deb dist/
+	@ls -1 dist
+	@touch $@
+
+.PHONY: lint
+lint: ## ruff, mypy --strict, mandoc, warnings of gcc and clang as errors
+	$(cache)/venv/bin/ruff check agent $(python_tests)
+	$(cache)/venv/bin/ruff format --check agent $(python_tests)
+	$(python) -m mypy --strict --python-version 3.11 agent/recuse
+	MYPYPATH=agent:tests/system $(python) -m mypy --strict --python-version 3.11 tests/system
+	tests/tools/lint-man docs/man/*.[1-8]
+	tests/tools/lint-c gcc
+	tests/tools/lint-c clang
+
+.PHONY: test-unit
+test-unit: ## unit tests of the Python parts, no privilege needed
+	$(pytest) tests/unit
+
+.PHONY: test-c
+test-c: ## tests of the C parts (as root)
+	$(MAKE) -C pam_hook
+	$(pytest) tests/c
+
+.PHONY: test-system
+test-system: deb ## tests on a booted host with the packages installed (as root)
+	$(pytest) tests/system
+
+.PHONY: fuzz
+fuzz: ## fuzz the parsers for FUZZ_SECONDS (60)
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(MAKE) -C pam_hook fuzz
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(pytest) tests/fuzz
+
+.PHONY: bench
+bench: setup deb ## measure against tlog and script, print the ratios (as root)
+	$(python) bench/run.py
+
+.PHONY: demo
+demo: ## three logins into a throw-away host: recorded, exempt, refused (as root)
+	@tests/tools/setup --demo
+	@$(MAKE) --no-print-directory --silent deb
+	@PYTHONPATH=tests/system PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 tests/tools/demo.py
+
+.PHONY: test
+test: setup lint deb ## everything: lint, unit, C, system (as root)
+	$(MAKE) -C pam_hook
+	$(pytest) tests
+
+.PHONY: install
+install: ## install the host's files under DESTDIR, as the package does
+	$(MAKE) -C pam_hook install DESTDIR=$(DESTDIR)
+
+.PHONY: clean
+clean: ## remove what was built in the tree
+	-$(MAKE) -C pam_hook clean
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find agent tests bench -name __pycache__ -type d -exec rm -rf {} +
