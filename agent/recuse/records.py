@@ -22,7 +22,6 @@ from typing import (
     List,
     Mapping,
     Optional,
-    Protocol,
     Sequence,
     Tuple,
     Union,
@@ -30,6 +29,7 @@ from typing import (
 )
 
 from .errors import LedgerError
+from .policy import Decision, facts_to_json
 
 OCSF_VERSION = "1.8.0"
 MAX_ENTRY_BYTES = 16384
@@ -160,31 +160,6 @@ class Segment:
     gaps: Tuple[Gap, ...] = ()
 
 
-class DecisionLike(Protocol):
-    """What records need of policy.Decision."""
-
-    @property
-    def verdict(self) -> str: ...
-    @property
-    def rule(self) -> Optional[str]: ...
-    @property
-    def effect(self) -> str: ...
-    @property
-    def reason(self) -> Optional[str]: ...
-    @property
-    def owner(self) -> Optional[str]: ...
-    @property
-    def expires(self) -> Optional[str]: ...
-    @property
-    def message(self) -> Optional[str]: ...
-    @property
-    def policy(self) -> str: ...
-    @property
-    def matched(self) -> Tuple[str, ...]: ...
-    @property
-    def facts(self) -> Any: ...
-
-
 @dataclass(frozen=True)
 class Grounds:
     """The part of a decision that a close repeats; what the agent keeps of a live session."""
@@ -198,7 +173,7 @@ class Grounds:
     grant: Optional[str] = None
 
     @classmethod
-    def of(cls, decision: DecisionLike, grant: Optional[str] = None) -> Grounds:
+    def of(cls, decision: Decision) -> Grounds:
         """Take the grounds out of a decision."""
         return cls(
             rule=decision.rule,
@@ -207,7 +182,7 @@ class Grounds:
             owner=decision.owner,
             expires=decision.expires,
             policy=decision.policy,
-            grant=grant,
+            grant=decision.grant,
         )
 
 
@@ -494,12 +469,12 @@ def _session_fields(session: Session) -> Json:
     }
 
 
-def _decision_ours(decision: DecisionLike) -> Json:
+def _decision_ours(decision: Decision) -> Json:
     return {
         "verdict": decision.verdict,
         **dataclasses.asdict(Grounds.of(decision)),
         "matched": list(decision.matched),
-        "facts": decision.facts,
+        "facts": facts_to_json(decision.facts),
     }
 
 
@@ -515,7 +490,7 @@ def _control_fields(
     }
 
 
-def _decision_fields(decision: DecisionLike) -> Json:
+def _decision_fields(decision: Decision) -> Json:
     return _control_fields(
         decision.rule,
         decision.policy,
@@ -580,7 +555,7 @@ def policy_entry(
 
 
 def login_entry(
-    host: Host, index: int, time_ns: int, login: Login, decision: DecisionLike
+    host: Host, index: int, time_ns: int, login: Login, decision: Decision
 ) -> bytes:
     """Say that somebody logged in."""
     activity, more = _login_activity(login)
@@ -632,7 +607,7 @@ def logout_entry(
 
 
 def open_entry(
-    host: Host, index: int, time_ns: int, session: Session, decision: DecisionLike
+    host: Host, index: int, time_ns: int, session: Session, decision: Decision
 ) -> bytes:
     """Say that a session starts that is recorded."""
     return _event(
@@ -644,7 +619,7 @@ def open_entry(
 
 
 def exempt_entry(
-    host: Host, index: int, time_ns: int, session: Session, decision: DecisionLike
+    host: Host, index: int, time_ns: int, session: Session, decision: Decision
 ) -> bytes:
     """Say that a session starts that is not recorded, by which rule, and why."""
     return _event(
@@ -660,7 +635,7 @@ def refused_entry(
     index: int,
     time_ns: int,
     refused: Union[Login, Session],
-    decision: DecisionLike,
+    decision: Decision,
 ) -> bytes:
     """Say that a login or a session was refused; nothing follows on it."""
     fields: Json
@@ -725,7 +700,7 @@ def close_entry(
     gaps: Sequence[Gap] = (),
     flags: Sequence[str] = (),
     *,
-    decision: Optional[Union[DecisionLike, Grounds]] = None,
+    decision: Optional[Union[Decision, Grounds]] = None,
 ) -> bytes:
     """Say how a session ended; readable without the entry that opened it.
 
