@@ -1,0 +1,158 @@
+"""What installing, removing and purging the packages does to a host, and what it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from accounts import RULES, rows, verify, watching
+from host import Host
+
+WIRED = (
+    "/etc/nsswitch.conf",
+    "/etc/pam.d/common-session",
+    "/etc/pam.d/common-session-noninteractive",
+)
+
+EXPECTED = {
+    "/usr/lib/recuse/recuse-shell": "6755 recuse:recuse",
+    "/usr/lib/recuse/recuse-agent": "755 root:root",
+    "/usr/lib/recuse/recuse-ship": "755 root:root",
+    "/usr/bin/recuse": "755 root:root",
+    "/usr/bin/recuse-collector": "755 root:root",
+    "/usr/lib/x86_64-linux-gnu/security/pam_recuse.so": "644 root:root",
+    "/usr/lib/x86_64-linux-gnu/libnss_recuse.so.2": "644 root:root",
+    "/usr/lib/python3/dist-packages/recuse/cli.py": "644 root:root",
+    "/etc/recuse": "755 root:root",
+    "/etc/recuse/recuse.toml": "644 root:root",
+    "/etc/recuse/policy.d": "755 root:root",
+    "/run/recuse": "755 root:root",
+    "/run/recuse/host.sock": "660 root:recuse",
+    "/run/recuse/control.sock": "666 root:root",
+    "/var/lib/recuse": "2750 root:recuse-ship",
+    "/var/lib/recuse-ship": "750 recuse-ship:recuse-ship",
+    "/var/lib/recuse-central": "750 recuse-ship:recuse-ship",
+    "/var/lib/recuse-collector": "750 recuse-collector:recuse-collector",
+    "/var/spool/recuse": "755 root:root",
+    "/var/spool/recuse/live": "700 root:root",
+    "/var/spool/recuse/out": "750 root:recuse-ship",
+    "/var/spool/recuse/orphan": "700 recuse:recuse",
+    "/var/spool/recuse/quarantine": "700 root:root",
+}
+PAGES = (
+    "recuse.1 recuse-agent.8 recuse-collector.8 recuse.toml.5 recuse-policy.5 pam_recuse.8"
+    " libnss_recuse.8 recuse-shell.8"
+).split()
+
+
+@pytest.fixture(scope="module")
+def bare() -> Iterator[Host]:
+    """A host that has never seen our packages. The tests of this file follow one another."""
+    with Host(packages=False) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def before(bare: Host) -> dict[str, str]:
+    """The wiring of the host before anything was installed; installs the packages."""
+    wiring = {name: bare.read(name) for name in WIRED}
+    bare.install()
+    return wiring
+
+
+def wiring(host: Host) -> dict[str, str]:
+    return {name: host.read(name) for name in WIRED}
+
+
+def test_installing_changes_no_login(bare: Host, before: dict[str, str]) -> None:
+    assert wiring(bare) == before
+    result = bare.ssh("alice", "ps -o comm= -p $PPID; env | grep RECUSE_")
+    assert result.stdout.strip() == b"sshd"
+    assert bare.run("systemctl is-system-running").stdout == "running\n"
+    assert rows(bare) == []
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_mode_and_owner(bare: Host, before: dict[str, str], name: str) -> None:
+    shown = bare.run("stat", "-c", "%a %U:%G", name, check=True).stdout.strip()
+    assert shown == EXPECTED[name]
+
+
+def test_dpkg_finds_every_file_as_it_was_packaged(bare: Host, before: dict[str, str]) -> None:
+    shown = bare.run("dpkg", "--verify", "recuse", "recuse-collector", "python3-recuse")
+    assert shown.stdout == ""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_manual_page(bare: Host, before: dict[str, str], page: str) -> None:
+    name, section = page.rsplit(".", 1)
+    assert bare.run("man", "-w", section, name).stdout.endswith(f"{page}.gz\n")
+
+
+def test_shell_is_a_known_one(bare: Host, before: dict[str, str]) -> None:
+    assert "/usr/lib/recuse/recuse-shell\n" in bare.read("/etc/shells")
+
+
+def test_units_are_confined(bare: Host, before: dict[str, str]) -> None:
+    for unit in ("recuse-agent", "recuse-ship", "recuse-collector"):
+        shown = bare.run("systemd-analyze", "security", "--no-pager", f"{unit}.service").stdout
+        level = float(shown.rsplit("exposure level", 1)[1].split(":")[1].split()[0])
+        assert level <= 3.0, shown
+
+
+def test_enable_then_disable_leaves_no_trace(bare: Host, before: dict[str, str]) -> None:
+    bare.write("/etc/recuse/policy.d/10-test.toml", RULES)
+    bare.run("recuse", "enable", check=True)
+    assert wiring(bare) != before
+    bare.run("recuse", "enable", check=True)
+    with watching(bare) as seen:
+        bare.ssh("alice", "true")
+    assert seen.session["outcome"] == "recorded"
+    pam = [line for line in bare.read(WIRED[1]).splitlines() if line and line[0] != "#"]
+    assert "pam_recuse.so" in pam[-1]
+    bare.run("recuse", "disable", check=True)
+    assert wiring(bare) == before
+    bare.run("recuse", "disable", check=True)
+    assert wiring(bare) == before
+
+
+def test_removal_undoes_enable(bare: Host, before: dict[str, str]) -> None:
+    bare.run("recuse", "enable", check=True)
+    bare.run("dpkg", "--remove", "recuse", check=True)
+    assert wiring(bare) == before
+    assert bare.ssh("alice", "exit 3").returncode == 3
+    assert "recuse-shell" not in bare.read("/etc/shells")
+    assert bare.run("systemctl is-system-running").stdout == "running\n"
+
+
+def test_removal_works_with_a_broken_command(bare: Host, before: dict[str, str]) -> None:
+    bare.install()
+    bare.run("recuse", "enable", check=True)
+    bare.write("/usr/bin/recuse", "#!/bin/sh\nexit 1\n", mode=0o755)
+    bare.run("dpkg", "--remove", "recuse", check=True)
+    assert wiring(bare) == before
+    assert bare.ssh("alice", "exit 3").returncode == 3
+
+
+def test_installing_again_goes_on_with_the_ledger(bare: Host, before: dict[str, str]) -> None:
+    bare.install()
+    bare.run("recuse", "enable", check=True)
+    with watching(bare):
+        bare.ssh("alice", "true")
+    assert len(rows(bare)) == 2
+    verify(bare)
+
+
+def test_purge_leaves_evidence_aside_and_nothing_else(bare: Host, before: dict[str, str]) -> None:
+    said = bare.run("dpkg --purge recuse recuse-collector python3-recuse 2>&1", check=True).stdout
+    assert "/var/lib/recuse-kept/" in said
+    assert wiring(bare) == before
+    left = bare.run(
+        "find / -xdev -path /root -prune -o -path /proc -prune -o -path /var/log -prune"
+        " -o -path /var/lib/systemd -prune -o -path /var/lib/recuse-kept -prune"
+        " -o -name '*recuse*' -print"
+    ).stdout.split()
+    assert left == ["/var/lib/recuse-collector"]
+    assert bare.run("find /var/lib/recuse-kept -name checkpoint").stdout.count("\n") >= 1
+    assert bare.run("find /var/lib/recuse-kept -name '*.key'").stdout == ""
+    assert bare.ssh("alice", "exit 3").returncode == 3
