@@ -133,9 +133,7 @@ def _range_hash(start: int, end: int, read: HashReader) -> bytes:
         level = count.bit_length() - 1
         return read(level, start >> level)
     split = _largest_power_below(count)
-    return node_hash(
-        _range_hash(start, start + split, read), _range_hash(start + split, end, read)
-    )
+    return node_hash(_range_hash(start, start + split, read), _range_hash(start + split, end, read))
 
 
 def range_root(size: int, read: HashReader) -> bytes:

@@ -86,9 +86,7 @@ def read_vkey(path: str | os.PathLike[str]) -> Verifier:
         raise CryptoError(f"key {os.fspath(path)}: {error.message}") from None
 
 
-def _publish(
-    path: str | os.PathLike[str], data: bytes, mode: int, replace: bool
-) -> None:
+def _publish(path: str | os.PathLike[str], data: bytes, mode: int, replace: bool) -> None:
     """Let a whole file appear under its name, durably; replace one that is there or leave it."""
     target = os.fspath(path)
     part = f"{target}.{os.urandom(6).hex()}.new"

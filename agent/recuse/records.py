@@ -459,9 +459,7 @@ def _session_fields(session: Session) -> Json:
     return {
         "actor": {
             "user": _user(session.login),
-            "session": _session_object(
-                session.login, session.id, session.tty, session.started_ns
-            ),
+            "session": _session_object(session.login, session.id, session.tty, session.started_ns),
             "process": _present(process),
         },
         "src_endpoint": _endpoint(session.login.source),
@@ -554,9 +552,7 @@ def policy_entry(
     )  # fmt: skip
 
 
-def login_entry(
-    host: Host, index: int, time_ns: int, login: Login, decision: Decision
-) -> bytes:
+def login_entry(host: Host, index: int, time_ns: int, login: Login, decision: Decision) -> bytes:
     """Say that somebody logged in."""
     activity, more = _login_activity(login)
     return _event(
@@ -606,9 +602,7 @@ def logout_entry(
     )  # fmt: skip
 
 
-def open_entry(
-    host: Host, index: int, time_ns: int, session: Session, decision: Decision
-) -> bytes:
+def open_entry(host: Host, index: int, time_ns: int, session: Session, decision: Decision) -> bytes:
     """Say that a session starts that is recorded."""
     return _event(
         host, index, time_ns, "open", EVENT_LOG, _START, _INFORMATIONAL,
@@ -1050,9 +1044,7 @@ class View:
             return
         row = self.sessions.get(name)
         if row is None:
-            row = SessionRow(
-                name, entry.get("login"), entry.index, boot_id=entry.get("boot_id")
-            )
+            row = SessionRow(name, entry.get("login"), entry.index, boot_id=entry.get("boot_id"))
             self.sessions[name] = row
             login = self.logins.get(row.login or "")
             if login is not None:
@@ -1073,9 +1065,9 @@ class View:
             row.digest = entry.get("digest")
             row.flags = _strings(ours.get("flags"))
             gaps = ours.get("gaps")
-            row.gaps = [gap for gap in gaps if isinstance(gap, dict)] if (
-                isinstance(gaps, list)
-            ) else []
+            row.gaps = (
+                [gap for gap in gaps if isinstance(gap, dict)] if (isinstance(gaps, list)) else []
+            )
 
     def _segment(self, entry: Entry) -> None:
         row = self.sessions.get(entry.get("session") or "")
