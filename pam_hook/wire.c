@@ -4,7 +4,7 @@
  * Runs inside sshd, login, su and sudo: nothing here allocates, logs, raises
  * or handles a signal, or keeps state between calls.
  */
-#define _GNU_SOURCE
+#define _GNU_SOURCE 1
 #include "wire.h"
 
 #include <errno.h>

@@ -120,6 +120,10 @@ class FakeAgent:
         """Return the next request; raises queue.Empty if none comes."""
         return self.requests.get(timeout=timeout)
 
+    def accept(self) -> socket.socket:
+        """Take one connection off the queue of a deaf agent; the caller closes it."""
+        return self._listener.accept()[0]
+
     def close(self) -> None:
         """Hang up on everybody and take the socket away; raises what went wrong in the thread."""
         if not self._thread.is_alive() and self._wake_w < 0:
@@ -229,9 +233,7 @@ class FakeAgent:
             for fd in fds:
                 os.close(fd)
 
-    def _packet(
-        self, request: Request, chosen: Union[str, wire.Answer], fds: List[int]
-    ) -> bytes:
+    def _packet(self, request: Request, chosen: Union[str, wire.Answer], fds: List[int]) -> bytes:
         if isinstance(chosen, wire.Answer):
             if chosen.verdict == wire.Verdict.RECORD:
                 fds.append(self._open_recording())
