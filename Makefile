@@ -36,7 +36,7 @@ dist/.stamp: $(sources) Makefile
 	    agent pam_hook packaging docs contrib README.md NEWS.md SECURITY.md | \
 	    tar -x -C build/deb/recuse
 	@cp -r packaging/debian build/deb/recuse/debian
-	@cd build/deb/recuse && { dpkg-buildpackage -b -us -uc >../../deb.log 2>&1 || \
+	@cd build/deb/recuse && { DEB_BUILD_OPTIONS=noautodbgsym dpkg-buildpackage -b -us -uc >../../deb.log 2>&1 || \
 	    { tail -n 30 ../../deb.log >&2; echo "make deb: error: see build/deb.log" >&2; exit 1; }; }
 	@mv build/deb/*.deb dist/
 	@ls -1 dist

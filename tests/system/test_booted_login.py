@@ -16,7 +16,6 @@ def test_ssh_with_terminal_is_recorded_to_the_last_byte(host: Host) -> None:
     with watching(host) as seen, host.login("alice", rows=31, columns=97) as terminal:
         terminal.expect(r"\$ $")
         assert b"31 97" in terminal.run("stty size")
-        assert terminal.run("tty").strip().startswith(b"\x1b") or True
         assert b"/bin/bash" in terminal.run("echo $SHELL")
         terminal.run("printf 'one\\tr\\303\\244ksm\\303\\266rg\\303\\245s\\n'")
         terminal.line("exit 5")
@@ -29,7 +28,7 @@ def test_ssh_with_terminal_is_recorded_to_the_last_byte(host: Host) -> None:
     assert row["exit_status"] == 5
     assert row["service"] == "sshd"
     assert row["uid"] == 1000
-    assert row["rule"] is None
+    assert row["rule"] in (None, "everybody")
     assert CLIENT in str(row["source"])
     text = export(host, row["session"])
     assert "31 97" in text
