@@ -1,0 +1,985 @@
+"""Verification: what a ledger, its checkpoint, receipts and recordings prove, and every fault.
+
+Pure: an archive hands over bytes through the protocol Source; nothing it says is believed unless a
+key in Trusted signed for it. Nothing stops at the first fault.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import zlib
+from dataclasses import dataclass, field
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Protocol,
+    Sequence,
+    Set,
+    Tuple,
+    Union,
+    cast,
+)
+
+from .checkpoint import (
+    EMPTY_ROOT,
+    HASH_BYTES,
+    TILE_WIDTH,
+    TYPE_COSIGNER,
+    TYPE_LOG,
+    Checkpoint,
+    Frontier,
+    Note,
+    Verifier,
+    leaf_hash,
+    open_checkpoint,
+    open_note,
+    tree_root,
+)
+from .errors import CryptoError, LedgerError, RecuseError
+from .records import OUTCOMES, Entry, LoginRow, SessionRow, View, format_time, parse
+
+OVERDUE_PERIODS = 2.5
+"""Heartbeat periods without any entry from which silence is worth a warning."""
+MAX_CLOCK_STEP_NS = 1_000_000_000
+MAX_PLAIN_BYTES = 64 << 20
+"""No segment unpacks to more: the agent cuts at a fraction of that."""
+BLOB_MODES = ("require", "present", "skip")
+
+Json = Dict[str, Any]
+Item = Tuple[int, Optional[bytes], Optional[bytes]]
+
+
+class Source(Protocol):
+    """One ledger with what lies beside it, as an archive finds it; nothing here is trusted."""
+
+    @property
+    def origin(self) -> str:
+        """Name the log by what its checkpoint says, or by where it lies."""
+
+    def checkpoint(self) -> Optional[bytes]:
+        """Give the newest checkpoint note."""
+
+    def entries(self) -> Iterator[Item]:
+        """Give (index, entry, stored leaf hash) in order; None for what is not there."""
+
+    def tiles(self) -> Iterable[Tuple[str, int, int, bytes]]:
+        """Give (name, level, number, bytes) of stored hash tiles above the leaves."""
+
+    def receipts(self) -> Iterable[bytes]:
+        """Give cosigned checkpoint notes that came back from collectors."""
+
+    def blob_receipt(self, blob: str) -> Optional[bytes]:
+        """Give the receipt for a blob."""
+
+    def blob(self, blob: str) -> Optional[bytes]:
+        """Give the bytes that go by that SHA-256."""
+
+
+@dataclass(frozen=True)
+class Trusted:
+    """What the verifier brings along: keys from a trustworthy place, and what it remembers."""
+
+    host: Verifier
+    """The host's key; its name is the origin, or the origin without the epoch."""
+    collectors: Tuple[Verifier, ...] = ()
+    min_size: int = 0
+    """The ledger was at least that long when it was last seen."""
+
+
+@dataclass(frozen=True)
+class AuditFault:
+    """One thing that is wrong: which object, and what about it."""
+
+    code: str
+    object: str
+    message: str
+    index: Optional[int] = None
+    session: Optional[str] = None
+
+    def __str__(self) -> str:
+        return f"{self.object}: {self.message}"
+
+    def to_json(self) -> Json:
+        """Give plain values."""
+        return {
+            "code": self.code,
+            "object": self.object,
+            "message": self.message,
+            "index": self.index,
+            "session": self.session,
+        }
+
+
+@dataclass
+class Report:
+    """The result for one ledger. Faults disprove something; warnings leave something unproved."""
+
+    origin: str
+    entries: int = 0
+    signed_size: Optional[int] = None
+    root: Optional[str] = None
+    receipted_size: int = 0
+    faults: List[AuditFault] = field(default_factory=list)
+    warnings: List[AuditFault] = field(default_factory=list)
+    logins: int = 0
+    sessions: int = 0
+    live: int = 0
+    recorded: int = 0
+    partial: int = 0
+    exempt: int = 0
+    refused: int = 0
+    failed: int = 0
+    lost: int = 0
+    segments: int = 0
+    blobs_checked: int = 0
+    blobs_elsewhere: int = 0
+    """Not here, and a receipt says that a collector has them."""
+    blobs_absent: int = 0
+    """Not here, and not asked for."""
+
+    @property
+    def ok(self) -> bool:
+        """Say whether there are no faults."""
+        return not self.faults
+
+    def of_session(self, session: str) -> List[AuditFault]:
+        """List the faults of one session, and those of the ledger as a whole."""
+        return [one for one in self.faults if one.session in (None, session)]
+
+    def to_json(self) -> Json:
+        """Give plain values."""
+        found: Json = {"origin": self.origin, "ok": self.ok}
+        for name, value in vars(self).items():
+            if name in ("faults", "warnings"):
+                found[name] = [one.to_json() for one in value]
+            elif name != "origin":
+                found[name] = value
+        return found
+
+    def lines(self) -> List[str]:
+        """Write the report for people."""
+        found = [f"ledger {self.origin}"]
+        if self.signed_size is not None:
+            found.append(f"  {self.entries} entries, {self.signed_size} signed for")
+        else:
+            found.append(f"  {self.entries} entries, none signed for")
+        if self.receipted_size:
+            found.append(f"  {self.receipted_size} entries receipted by a collector")
+        counts = [f"{getattr(self, name)} {name}" for name in OUTCOMES if getattr(self, name)]
+        if self.live:
+            counts.append(f"{self.live} live")
+        found.append(
+            f"  {self.logins} logins, {self.sessions} sessions"
+            + (f": {', '.join(counts)}" if counts else "")
+        )
+        if self.segments:
+            found.append(
+                f"  {self.segments} segments: {self.blobs_checked} checked, "
+                f"{self.blobs_elsewhere} receipted and elsewhere, {self.blobs_absent} not here"
+            )
+        found.extend(f"  warning: {one}" for one in self.warnings)
+        found.extend(f"  fault: {one}" for one in self.faults)
+        found.append("  verified" if self.ok else f"  {len(self.faults)} faults")
+        return found
+
+
+def blob_receipt_text(origin: str, blob: str) -> bytes:
+    """Write what a collector signs for a blob that it stored."""
+    return f"recuse/receipt/v1\n{origin}\nsha-256 {blob}\n".encode()
+
+
+def split_epoch(origin: str) -> Tuple[str, int]:
+    """Split an origin into the host's name and the epoch; 0 if it names none."""
+    prefix, slash, epoch = origin.rpartition("/")
+    if slash and epoch.isascii() and epoch.isdigit() and len(epoch) <= 9:
+        return prefix, int(epoch)
+    return origin, 0
+
+
+def verify(
+    source: Source, trusted: Trusted, *, blobs: str = "require", now_ns: Optional[int] = None
+) -> Report:
+    """Verify one ledger that stands alone.
+
+    `blobs` says what an absent blob is: "require", a fault unless a collector's receipt covers it;
+    "present", fine; "skip" looks at none. With `now_ns`, a ledger that is overdue now is warned of.
+    """
+    return verify_all([source], trusted, blobs=blobs, now_ns=now_ns)[0]
+
+
+def verify_all(
+    sources: Sequence[Source],
+    trusted: Union[Trusted, Dict[str, Trusted]],
+    *,
+    blobs: str = "require",
+    now_ns: Optional[int] = None,
+) -> List[Report]:
+    """Verify ledgers; the epochs of one host in order, as sessions may end in a later one.
+
+    `trusted` is one for all, or by host: the origin without the epoch. min_size is that of the
+    newest epoch.
+
+    Raises: CryptoError if nothing is trusted for one of the hosts.
+    """
+    if blobs not in BLOB_MODES:
+        raise ValueError(f"{blobs!r} is no way to treat blobs")
+    hosts: Dict[str, List[Source]] = {}
+    for source in sources:
+        hosts.setdefault(split_epoch(source.origin)[0], []).append(source)
+    reports: List[Report] = []
+    for prefix, epochs in hosts.items():
+        known = trusted if isinstance(trusted, Trusted) else trusted.get(prefix)
+        if known is None:
+            raise CryptoError(
+                f"no trusted key for host {prefix}", hint="give its vkey with --host-key"
+            )
+        epochs = sorted(epochs, key=lambda one: split_epoch(one.origin)[1])
+        earlier: Optional[_Audit] = None
+        for source in epochs:
+            newest = source is epochs[-1]
+            audit = _Audit(source, known, blobs, earlier, newest)
+            audit.run(now_ns if newest else None)
+            reports.append(audit.report)
+            earlier = audit
+    return reports
+
+
+def named_verifier(key: Verifier, origin: str) -> Verifier:
+    """Let a host's key check an origin of that host, whichever epoch.
+
+    Raises: CryptoError if the key belongs to another host.
+    """
+    if key.name != origin and split_epoch(key.name)[0] != split_epoch(origin)[0]:
+        raise CryptoError(f"the trusted key is of {key.name}, not of {origin}")
+    return Verifier.make(origin, TYPE_LOG, key.public)
+
+
+# Trees
+
+
+@dataclass
+class _Head:
+    """A tree head that somebody signed, to be compared with what is there."""
+
+    what: str
+    checkpoint: Checkpoint
+    signed: bool
+    computed: Optional[bytes] = None
+    stored: Optional[bytes] = None
+
+
+def _runs(numbers: Iterable[int]) -> List[Tuple[int, int]]:
+    runs: List[Tuple[int, int]] = []
+    for one in sorted(numbers):
+        if runs and runs[-1][1] == one - 1:
+            runs[-1] = (runs[-1][0], one)
+        else:
+            runs.append((one, one))
+    return runs
+
+
+def _run_name(first: int, last: int) -> str:
+    return f"entry {first}" if first == last else f"entries {first}..{last}"
+
+
+def _longest_increasing(numbers: Sequence[int]) -> Set[int]:
+    """Find which numbers can stay if as few as possible are out of order."""
+    tails: List[int] = []
+    tail_at: List[int] = []
+    before: List[int] = []
+    for at, one in enumerate(numbers):
+        place = bisect.bisect_left(tails, one)
+        before.append(tail_at[place - 1] if place else -1)
+        if place == len(tails):
+            tails.append(one)
+            tail_at.append(at)
+        else:
+            tails[place] = one
+            tail_at[place] = at
+    kept: Set[int] = set()
+    at = tail_at[-1] if tail_at else -1
+    while at >= 0:
+        kept.add(numbers[at])
+        at = before[at]
+    return kept
+
+
+class _Tree:
+    """Recomputes the tree, once from the entries and once from the stored leaf hashes."""
+
+    def __init__(self, heads: Sequence[_Head]) -> None:
+        self.places = 0
+        self.total = 0
+        self.holes: Dict[int, Optional[bytes]] = {}
+        self.altered: Dict[int, str] = {}
+        self.displaced: List[Tuple[int, int]] = []
+        """(place, number the entry there gives itself)"""
+        self.tile_roots: List[Tuple[Optional[bytes], Optional[bytes]]] = []
+        self._heads = heads
+        self._computed: Optional[Frontier] = Frontier()
+        self._stored: Optional[Frontier] = Frontier()
+        self._chunk: Tuple[List[bytes], List[bytes]] = ([], [])
+        for head in heads:
+            if head.checkpoint.size == 0:
+                head.computed = head.stored = EMPTY_ROOT
+
+    def push(self, place: int, computed: Optional[bytes], stored: Optional[bytes]) -> None:
+        """Take in the next place, which may be any distance after the last."""
+        for hole in range(self.places, place):
+            self._push(hole, None, None)
+        self._push(place, computed, stored)
+
+    def _push(self, place: int, computed: Optional[bytes], stored: Optional[bytes]) -> None:
+        self.places = place + 1
+        if computed is None:
+            self.holes[place] = stored
+            self._computed = None
+        else:
+            self.total = place + 1
+            if self._computed is not None:
+                self._computed.push(computed)
+        leaf = stored if stored is not None else computed
+        if leaf is None:
+            self._stored = None
+        elif self._stored is not None:
+            self._stored.push(leaf)
+        for leaves, one in zip(self._chunk, (computed, leaf)):
+            if one is not None:
+                leaves.append(one)
+        if self.places % TILE_WIDTH == 0:
+            roots = [
+                tree_root(leaves) if len(leaves) == TILE_WIDTH else None for leaves in self._chunk
+            ]
+            self.tile_roots.append((roots[0], roots[1]))
+            self._chunk = ([], [])
+        for head in self._heads:
+            if head.checkpoint.size == self.places:
+                head.computed = self._computed.root() if self._computed else None
+                head.stored = self._stored.root() if self._stored else None
+
+    def missing(self, upto: int) -> Set[int]:
+        """Number the entries below `upto`, or with a leaf hash, that stand nowhere."""
+        held = {number for _, number in self.displaced}
+        vacated = {place for place, _ in self.displaced}
+        wanted = set(self.holes) | vacated | set(range(self.places, upto))
+        return {one for one in wanted if one not in held}
+
+    def swapped(self) -> List[Tuple[int, int]]:
+        """Find pairs of entries that stand in each other's place."""
+        holds = dict(self.displaced)
+        return [(a, b) for a, b in self.displaced if a < b and holds.get(b) == a]
+
+    def misplaced(self) -> List[Tuple[int, int]]:
+        """Find entries out of order, those of swapped pairs aside; (place, number)."""
+        in_pairs = {one for pair in self.swapped() for one in pair}
+        rest = [(place, number) for place, number in self.displaced if number not in in_pairs]
+        kept = _longest_increasing([number for _, number in rest])
+        return [(place, number) for place, number in rest if number not in kept]
+
+    def repeated(self) -> List[Tuple[int, int]]:
+        """Find entries that stand in their own place and in another as well; (place, number)."""
+        vacated = {place for place, _ in self.displaced}
+        found: List[Tuple[int, int]] = []
+        seen: Set[int] = set()
+        for place, number in self.displaced:
+            at_home = number < self.total and number not in vacated and number not in self.holes
+            if at_home or number in seen:
+                found.append((place, number))
+            seen.add(number)
+        return found
+
+
+# Sessions
+
+
+@dataclass
+class _Recording:
+    """What the segments of a session add up to so far; digest None once it cannot be known."""
+
+    next: int = 0
+    size: int = 0
+    gaps: int = 0
+    digest: Optional[Any] = field(default_factory=hashlib.sha256)
+
+
+def _label(entry: Entry) -> str:
+    about = entry.get("session") or entry.get("login")
+    return f"entry {entry.index} ({entry.kind}{f' of {about}' if about else ''})"
+
+
+class _Audit:
+    """One ledger being verified."""
+
+    def __init__(
+        self,
+        source: Source,
+        trusted: Trusted,
+        blobs: str,
+        earlier: Optional[_Audit],
+        newest: bool,
+    ) -> None:
+        self.report = Report(source.origin)
+        self.heads: List[_Head] = []
+        self.view = earlier.view if earlier else View()
+        self._source = source
+        self._trusted = trusted
+        self._blobs = blobs
+        self._earlier = earlier
+        self._newest = newest
+        self._recordings: Dict[str, _Recording] = earlier._recordings if earlier else {}
+        self._previous: Optional[Entry] = None
+        self._period_ns: Optional[float] = None
+        if earlier is None:
+            return
+        # Numbers of another ledger: of what began there, only that it did matters here.
+        self.view.starts.clear()
+        rows: List[Union[SessionRow, LoginRow]] = [*self.view.sessions.values()]
+        for row in [*rows, *self.view.logins.values()]:
+            row.seq = -1
+
+    # Results
+
+    def fault(
+        self,
+        code: str,
+        what: str,
+        message: str,
+        index: Optional[int] = None,
+        session: Optional[str] = None,
+    ) -> None:
+        self.report.faults.append(AuditFault(code, what, message, index, session))
+
+    def warn(
+        self,
+        code: str,
+        what: str,
+        message: str,
+        index: Optional[int] = None,
+        session: Optional[str] = None,
+    ) -> None:
+        self.report.warnings.append(AuditFault(code, what, message, index, session))
+
+    def _entry_fault(self, code: str, entry: Entry, message: str) -> None:
+        self.fault(code, _label(entry), message, entry.index, entry.get("session"))
+
+    # The whole
+
+    def run(self, now_ns: Optional[int]) -> None:
+        """Verify everything and fill the report."""
+        self._read_heads()
+        tree = _Tree(self.heads)
+        logins, sessions = set(self.view.logins), set(self.view.sessions)
+        try:
+            self._read_entries(tree)
+        except RecuseError as error:
+            self.fault("unreadable", f"ledger {self.report.origin}", error.message)
+        self._judge_tree(tree)
+        self._judge_tiles(tree)
+        self._judge_silence(now_ns)
+        if self._newest:
+            self._judge_ends()
+        self._count(logins, sessions)
+
+    def _count(self, logins: Set[str], sessions: Set[str]) -> None:
+        report, view = self.report, self.view
+        report.logins = len(set(view.logins) - logins)
+        report.sessions = len(set(view.sessions) - sessions)
+        for row in view.rows():
+            began_here = row.session not in (logins if row.kind == "none" else sessions)
+            if row.live:
+                report.live += began_here
+            elif began_here and row.outcome is not None:
+                setattr(report, row.outcome, getattr(report, row.outcome) + 1)
+
+    # Checkpoints and receipts
+
+    def _read_heads(self) -> None:
+        origin = self.report.origin
+        try:
+            note = self._source.checkpoint()
+        except RecuseError as error:
+            self.fault("unreadable", "checkpoint", error.message)
+            note = None
+        else:
+            if note is None:
+                self.fault("no-checkpoint", "checkpoint", "there is none: nothing is signed for")
+        signed: Optional[Checkpoint] = None
+        if note is not None:
+            signed = self._open(note)
+        size = signed.size if signed else 0
+        if signed and size < self._trusted.min_size:
+            self.fault(
+                "rollback",
+                "checkpoint",
+                f"is for {size} entries, but the ledger had {self._trusted.min_size} before",
+            )
+        for receipt in self._source.receipts():
+            self._read_receipt(receipt, origin, size)
+
+    def _open(self, note: bytes) -> Optional[Checkpoint]:
+        found: Optional[Checkpoint] = None
+        sound = False
+        try:
+            verifier = named_verifier(self._trusted.host, self.report.origin)
+            found = open_checkpoint(note, verifier)
+            sound = True
+        except CryptoError as error:
+            self.fault("bad-signature", "checkpoint", error.message)
+            try:
+                # Not believed, but whether the entries agree with it still tells something.
+                found = Checkpoint.parse(Note.parse(note).text)
+            except CryptoError:
+                return None
+        if sound:
+            self.report.signed_size = found.size
+            self.report.root = found.root.hex()
+        self.heads.append(_Head("checkpoint", found, sound))
+        return found
+
+    def _read_receipt(self, receipt: bytes, origin: str, size: int) -> None:
+        keys = [key.of_type(TYPE_COSIGNER) for key in self._trusted.collectors]
+        if not keys:
+            return
+        try:
+            opened = open_note(receipt, keys)
+            found = Checkpoint.parse(opened.text)
+        except CryptoError as error:
+            self.fault("bad-receipt", "receipt", error.message)
+            return
+        by = ", ".join(one.name for one in opened.by)
+        what = f"receipt of {by} for {found.size} entries"
+        if found.origin != origin:
+            self.fault("bad-receipt", what, f"is for {found.origin}")
+            return
+        if found.size > size:
+            self.fault("rollback", "checkpoint", f"is for {size} entries, older than the {what}")
+        self.report.receipted_size = max(self.report.receipted_size, found.size)
+        self.heads.append(_Head(what, found, True))
+
+    # Entries
+
+    def _read_entries(self, tree: _Tree) -> None:
+        chunk: List[Tuple[int, Entry]] = []
+        number = 0
+        for place, raw, stored in self._source.entries():
+            if place // TILE_WIDTH != number:
+                self._read_chunk(chunk)
+                chunk, number = [], place // TILE_WIDTH
+            if raw is None:
+                tree.push(place, None, stored)
+                continue
+            leaf = leaf_hash(raw)
+            tree.push(place, leaf, stored)
+            self.report.entries += 1
+            entry: Optional[Entry] = None
+            try:
+                entry = parse(raw)
+            except LedgerError as error:
+                if stored is None or stored == leaf:
+                    self.fault("not-an-entry", f"entry {place}", error.message, place)
+                else:
+                    tree.altered[place] = f"entry {place}"
+                continue
+            if entry.index != place:
+                if stored == leaf:
+                    self._entry_fault("misnumbered", entry, f"is signed for as entry {place}")
+                else:
+                    tree.displaced.append((place, entry.index))
+            elif stored is not None and stored != leaf:
+                tree.altered[place] = _label(entry)
+            if entry.origin != self.report.origin:
+                self._entry_fault("foreign", entry, f"belongs to {entry.origin!r:.120}")
+            chunk.append((place, entry))
+        self._read_chunk(chunk)
+
+    def _read_chunk(self, chunk: List[Tuple[int, Entry]]) -> None:
+        # By the numbers that entries give themselves, so that two swapped ones are two faults and
+        # not also those of everything between them.
+        for _, entry in sorted(chunk, key=lambda one: one[1].index):
+            self._read_entry(entry)
+            self.view.apply(entry)
+            self._previous = entry
+
+    def _judge_tree(self, tree: _Tree) -> None:
+        signed = next((one for one in self.heads if one.what == "checkpoint"), None)
+        size = signed.checkpoint.size if signed else 0
+        missing = tree.missing(size)
+        for first, last in _runs(missing):
+            if (
+                last == size - 1
+                and not any(n > last for _, n in tree.displaced)
+                and (first >= tree.total or first not in tree.holes)
+            ):
+                self.fault(
+                    "tail-cut",
+                    _run_name(first, last),
+                    f"missing: the checkpoint says {size} entries, the ledger ends before {first}",
+                    first,
+                )
+            else:
+                self.fault("missing", _run_name(first, last), "missing", first)
+        for a, b in tree.swapped():
+            self.fault("swapped", f"entries {a} and {b}", "stand in each other's place", a)
+        repeated = tree.repeated()
+        for place, number in repeated:
+            self.fault("repeated", f"entry {number}", f"stands again at place {place}", number)
+        for place, number in tree.misplaced():
+            if (place, number) not in repeated:
+                self.fault("misplaced", f"entry {number}", f"stands at place {place}", number)
+        self._judge_roots(tree, bool(missing))
+        covered = max((one.checkpoint.size for one in self.heads if one.signed), default=0)
+        if signed and signed.signed and tree.total > size:
+            first, last = size, tree.total - 1
+            self.warn(
+                "unsigned-tail",
+                _run_name(first, last),
+                "not under the checkpoint"
+                + (", but under a receipt" if covered > size else " yet: nothing vouches for it"),
+                first,
+            )
+
+    def _judge_roots(self, tree: _Tree, missing: bool) -> None:
+        """Say of each altered entry whether it or its stored hash is wrong, and of each head."""
+        computed_ok = [h.checkpoint.size for h in self.heads if h.computed == h.checkpoint.root]
+        stored_ok = [h.checkpoint.size for h in self.heads if h.stored == h.checkpoint.root]
+        sound_entries, sound_hashes = max(computed_ok, default=0), max(stored_ok, default=0)
+        for place, label in tree.altered.items():
+            if place < sound_entries:
+                self.fault("leaf-altered", f"leaf hash of {label}", "altered", place)
+            elif place < sound_hashes:
+                self.fault("altered", label, "altered: it is not what was signed", place)
+            else:
+                message = "altered: it does not match its stored leaf hash"
+                self.fault("altered", label, message, place)
+        for head in self.heads:
+            size = head.checkpoint.size
+            if head.checkpoint.root in (head.computed, head.stored):
+                continue
+            if head.computed is None and head.stored is None:
+                if not missing:
+                    self.fault(
+                        "missing", f"entries up to {size - 1}", f"fewer than the {head.what}"
+                    )
+                else:
+                    self.warn("root-unchecked", head.what, "entries that it covers are missing")
+                continue
+            if head.what == "checkpoint" or tree.altered or tree.displaced:
+                message = f"its root is not that of the first {size} entries: "
+                message += (
+                    "the ones named here do not account for all that was altered"
+                    if tree.altered or tree.displaced or missing
+                    else "one or more of them were altered, which cannot be told"
+                )
+                self.fault("root-mismatch", head.what, message)
+            else:
+                self.fault("fork", head.what, "vouches for another history than this ledger")
+
+    def _judge_tiles(self, tree: _Tree) -> None:
+        tiles = list(self._source.tiles())
+        for name, level, number, data in tiles:
+            hashes = [data[at : at + HASH_BYTES] for at in range(0, len(data), HASH_BYTES)]
+            if len(data) % HASH_BYTES:
+                self.fault("tile-altered", name, f"has {len(data)} bytes")
+                hashes.pop()
+            span = TILE_WIDTH ** (level - 1)
+            for i, one in enumerate(hashes):
+                first = (number * TILE_WIDTH + i) * span
+                below = tree.tile_roots[first : first + span]
+                if len(below) < span:
+                    break
+                expected = []
+                for roots in zip(*below):
+                    if None not in roots:
+                        expected.append(tree_root(cast(Sequence[bytes], roots)))
+                if expected and one not in expected:
+                    self.fault("tile-altered", name, f"hash {i} is not that of what it covers")
+
+    # Time
+
+    def _judge_silence(self, now_ns: Optional[int]) -> None:
+        last = self._previous
+        if now_ns is None or last is None or last.kind == "stop" or self._period_ns is None:
+            return
+        if now_ns - last.time_ns > OVERDUE_PERIODS * self._period_ns:
+            seconds = (now_ns - last.time_ns) // 1_000_000_000
+            self.warn(
+                "silent-host",
+                f"ledger {self.report.origin}",
+                f"nothing for {seconds} s since {_label(last)}: the heartbeat is overdue",
+                last.index,
+            )
+
+    def _read_time(self, entry: Entry) -> None:
+        before = self._previous
+        if before is not None:
+            passed = entry.time_ns - before.time_ns
+            if passed < -MAX_CLOCK_STEP_NS:
+                self.warn(
+                    "clock-step",
+                    _label(entry),
+                    f"its time, {format_time(entry.time_ns)}, is before that of the one before",
+                    entry.index,
+                )
+            if entry.kind == "start" and before.kind != "stop":
+                self.warn(
+                    "unclean-start",
+                    _label(entry),
+                    f"the agent had not stopped: nothing says what was in the "
+                    f"{max(0, passed) // 1_000_000_000} s since {_label(before)}",
+                    entry.index,
+                )
+            overdue = self._period_ns is not None and passed > OVERDUE_PERIODS * self._period_ns
+            if overdue and before.kind != "stop" and entry.kind != "start":
+                self.warn(
+                    "silent-period",
+                    f"entries {before.index} and {entry.index}",
+                    f"{passed // 1_000_000_000} s between them: heartbeats were due",
+                    entry.index,
+                )
+        if entry.kind == "start":
+            seconds = entry.number("heartbeat_seconds")
+            self._period_ns = seconds * 1e9 if seconds else None
+
+    # Accounting
+
+    def _read_entry(self, entry: Entry) -> None:
+        self._read_time(entry)
+        if entry.kind == "start" and entry.index == 0:
+            self._read_first(entry)
+        elif entry.kind == "login":
+            if (entry.get("login") or "") in self.view.logins:
+                self._entry_fault("repeated", entry, "there was a login of that id before")
+        elif entry.kind == "logout":
+            self._read_logout(entry)
+        elif entry.kind == "segment":
+            self._read_segment(entry)
+        elif entry.kind == "close":
+            self._read_close(entry)
+        elif entry.kind in ("open", "exempt") or (
+            entry.kind == "refused" and entry.get("session") is not None
+        ):
+            self._read_open(entry)
+
+    def _read_first(self, entry: Entry) -> None:
+        """Compare what a new epoch says of the one before with the latter, if it is here."""
+        previous = entry.ours.get("previous")
+        if not isinstance(previous, dict):
+            return
+        earlier = self._earlier
+        if earlier is None or earlier.report.origin != previous.get("origin"):
+            self.warn(
+                "no-previous",
+                _label(entry),
+                f"the ledger before it, {previous.get('origin')!s:.200}, is not here",
+                entry.index,
+            )
+            return
+        size = previous.get("size")
+        there = earlier.report.signed_size
+        if isinstance(size, int) and there is not None and size > there:
+            earlier.fault(
+                "rollback",
+                "checkpoint",
+                f"is for {there} entries, but {self.report.origin} says that it had {size}",
+            )
+
+    def _read_logout(self, entry: Entry) -> None:
+        row = self.view.logins.get(entry.get("login") or "")
+        if row is None:
+            self._entry_fault("unknown-login", entry, "no entry says that this login began")
+            return
+        if row.closed_seq is not None:
+            self._entry_fault("repeated", entry, "this login had ended before")
+        stated = entry.number("sessions")
+        if stated is not None and stated != len(row.sessions):
+            self._entry_fault(
+                "session-count",
+                entry,
+                f"says {stated} sessions, but {len(row.sessions)} were entered",
+            )
+        outcome = entry.get("outcome")
+        if outcome is not None and outcome not in OUTCOMES:
+            self._entry_fault("bad-outcome", entry, f"{outcome!r:.40} is no outcome")
+        if outcome is None and not row.sessions:
+            self._entry_fault("unaccounted", entry, "a login without sessions and without outcome")
+        if outcome == "partial" and entry.get("gap") is None:
+            self._entry_fault("gap-unstated", entry, "partial, but no cause is given")
+
+    def _read_open(self, entry: Entry) -> None:
+        name = entry.get("session")
+        if name is None:
+            self._entry_fault("not-an-entry", entry, "names no session")
+            return
+        if name in self.view.sessions:
+            self._entry_fault("repeated", entry, "there was a session of that id before")
+        late = entry.ours.get("late") is True
+        if (entry.get("login") or "") not in self.view.logins and not late:
+            self._entry_fault("unknown-login", entry, "no entry says that its login began")
+        if entry.kind == "exempt":
+            without = [key for key in ("reason", "owner") if not entry.get(key)]
+            if not entry.get("rule") and not entry.get("grant"):
+                without.insert(0, "rule")
+            if without:
+                self._entry_fault(
+                    "exempt-ungrounded", entry, f"exempt without {', '.join(without)}"
+                )
+
+    def _read_segment(self, entry: Entry) -> None:
+        self.report.segments += 1
+        name, n = entry.get("session") or "", entry.number("n")
+        blob, plain_size = entry.get("blob"), entry.number("plain_size")
+        if n is None or blob is None or plain_size is None:
+            self._entry_fault("not-an-entry", entry, "not a segment")
+            return
+        row = self.view.sessions.get(name)
+        if row is None:
+            self._entry_fault("unknown-session", entry, "no entry says that this session began")
+        elif row.closed_seq is not None:
+            self._entry_fault("late-segment", entry, "the session had ended before")
+        elif row.verdict == "exempt":
+            self._entry_fault("exempt-content", entry, "content of a session that was exempt")
+        recording = self._recordings.setdefault(name, _Recording())
+        if n != recording.next:
+            recording.digest = None
+            if n > recording.next:
+                first, last = recording.next, n - 1
+                which = f"segment {first}" if first == last else f"segments {first}..{last}"
+                message = f"segment {n} comes where {first} is due: {which} of {name} missing"
+            else:
+                message = f"segment {n} of {name} comes again or late"
+            self._entry_fault("segment-order", entry, message)
+        recording.next = max(recording.next, n + 1)
+        recording.size += plain_size
+        gaps = entry.ours.get("gaps")
+        recording.gaps += len(gaps) if isinstance(gaps, list) else 0
+        plain = self._read_blob(entry, f"segment {n} of {name}", blob, plain_size)
+        if plain is None:
+            recording.digest = None
+        elif recording.digest is not None:
+            recording.digest.update(plain)
+
+    def _read_blob(self, entry: Entry, what: str, blob: str, plain_size: int) -> Optional[bytes]:
+        if self._blobs == "skip":
+            return None
+        name = entry.get("session")
+        try:
+            data = self._source.blob(blob)
+        except RecuseError as error:
+            self.fault("unreadable", what, f"blob {blob}: {error.message}", entry.index, name)
+            return None
+        if data is None:
+            if self._is_receipted(entry.index, blob):
+                self.report.blobs_elsewhere += 1
+            elif self._blobs == "require":
+                self.fault("blob-missing", what, f"blob {blob} is missing", entry.index, name)
+            else:
+                self.report.blobs_absent += 1
+            return None
+        self.report.blobs_checked += 1
+        if hashlib.sha256(data).hexdigest() != blob:
+            self.fault("blob-altered", what, f"blob {blob} has been altered", entry.index, name)
+            return None
+        size = entry.number("size")
+        if size != len(data):
+            message = f"blob {blob} has {len(data)} bytes, not {size}"
+            self.fault("blob-size", what, message, entry.index, name)
+        if not 0 <= plain_size <= MAX_PLAIN_BYTES:
+            self.fault("blob-size", what, f"says {plain_size} bytes", entry.index, name)
+            return None
+        unpack = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        try:
+            plain = unpack.decompress(data, plain_size + 1)
+        except zlib.error:
+            plain = b""
+        if not unpack.eof or unpack.unused_data or len(plain) != plain_size:
+            message = f"blob {blob} does not unpack to {plain_size} bytes"
+            self.fault("blob-unreadable", what, message, entry.index, name)
+            return None
+        return plain
+
+    def _is_receipted(self, index: int, blob: str) -> bool:
+        # Hosts send a blob before the entry that names it, so a receipt for the entry covers both.
+        if index < self.report.receipted_size:
+            return True
+        receipt = self._source.blob_receipt(blob)
+        if receipt is None or not self._trusted.collectors:
+            return False
+        keys = [key.of_type(TYPE_LOG) for key in self._trusted.collectors]
+        try:
+            return open_note(receipt, keys).text == blob_receipt_text(self.report.origin, blob)
+        except CryptoError as error:
+            self.fault("bad-receipt", f"receipt for blob {blob}", error.message)
+            return False
+
+    def _read_close(self, entry: Entry) -> None:
+        name = entry.get("session") or ""
+        outcome, verdict = entry.get("outcome"), entry.get("verdict")
+        if outcome not in OUTCOMES:
+            self._entry_fault("bad-outcome", entry, f"{outcome!r:.40} is no outcome")
+        row = self.view.sessions.get(name)
+        recording = self._recordings.pop(name, _Recording())
+        if row is None:
+            self._entry_fault("unknown-session", entry, "no entry says that this session began")
+            return
+        if row.closed_seq is not None:
+            self._entry_fault("repeated", entry, f"this session had ended before: {row.outcome}")
+            return
+        for key, was, now in (
+            ("user", row.user, entry.get("user")),
+            ("verdict", row.verdict, verdict),
+            ("start", row.started, entry.get("started")),
+        ):
+            if was is not None and was != now:
+                self._entry_fault("close-differs", entry, f"{key} is {now!r}, but was {was!r}")
+        if (outcome == "exempt") != (verdict == "exempt") and outcome in (
+            "recorded",
+            "partial",
+            "exempt",
+        ):
+            self._entry_fault("close-differs", entry, f"verdict {verdict}, outcome {outcome}")
+        self._judge_recording(entry, outcome, recording)
+
+    def _judge_recording(self, entry: Entry, outcome: Optional[str], recording: _Recording) -> None:
+        gaps = entry.ours.get("gaps")
+        has_gaps = bool(gaps) or recording.gaps > 0
+        if outcome == "partial" and not has_gaps:
+            self._entry_fault("gap-unstated", entry, "partial, but no gap is given")
+        if outcome == "recorded" and has_gaps:
+            self._entry_fault("gap-unstated", entry, "recorded, but there are gaps")
+        segments, size, digest = (
+            entry.number("segments"),
+            entry.number("size"),
+            entry.get("digest"),
+        )
+        if segments != recording.next:
+            self._entry_fault(
+                "segment-count", entry, f"says {segments} segments, {recording.next} were entered"
+            )
+        if size != recording.size:
+            self._entry_fault(
+                "recording-size", entry, f"says {size} bytes, the segments have {recording.size}"
+            )
+        if recording.digest is None or (digest is None and not recording.next):
+            return
+        if digest != recording.digest.hexdigest():
+            self._entry_fault("digest-mismatch", entry, "its digest is not that of the segments")
+
+    def _judge_ends(self) -> None:
+        for row in self.view.abandoned():
+            if isinstance(row, SessionRow):
+                what, session = f"session {row.session}", row.session
+            else:
+                what, session = f"login {row.login}", ""
+            if row.outcome is None:
+                self.fault(
+                    "unclosed",
+                    what,
+                    "never ended, though the host has booted again since: lost",
+                    row.seq if row.seq >= 0 else None,
+                    session or None,
+                )
