@@ -53,6 +53,7 @@ USERS = {
     "carol": "/usr/bin/tcsh",
     "dave": "/bin/dash",
     "erin": "/bin/bash",
+    "frank": "/bin/dash",
     "nolan": "/usr/sbin/nologin",
 }
 ADMIN = "alice"  # may sudo without a password

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 from accounts import RULES, rows, verify, watching
 from host import Host
 
+MULTIARCH = subprocess.run(
+    ["dpkg-architecture", "-qDEB_HOST_MULTIARCH"], check=True, capture_output=True, text=True
+).stdout.strip()
 WIRED = (
     "/etc/nsswitch.conf",
     "/etc/pam.d/common-session",
     "/etc/pam.d/common-session-noninteractive",
 )
-
 EXPECTED = {
     "/usr/lib/recuse/recuse-shell": "6755 recuse:recuse",
     "/usr/lib/recuse/recuse-agent": "755 root:root",
     "/usr/lib/recuse/recuse-ship": "755 root:root",
     "/usr/bin/recuse": "755 root:root",
     "/usr/bin/recuse-collector": "755 root:root",
-    "/usr/lib/x86_64-linux-gnu/security/pam_recuse.so": "644 root:root",
-    "/usr/lib/x86_64-linux-gnu/libnss_recuse.so.2": "644 root:root",
+    f"/usr/lib/{MULTIARCH}/security/pam_recuse.so": "644 root:root",
+    f"/usr/lib/{MULTIARCH}/libnss_recuse.so.2": "644 root:root",
     "/usr/lib/python3/dist-packages/recuse/cli.py": "644 root:root",
     "/etc/recuse": "755 root:root",
     "/etc/recuse/recuse.toml": "644 root:root",

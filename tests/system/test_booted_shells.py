@@ -15,16 +15,6 @@ SHELLS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def frank(host: Host) -> None:
-    """Add a recorded user with dash, since dave is exempt."""
-    host.run(
-        "useradd -m -s /bin/dash frank && install -d -o frank -g frank -m 700 /home/frank/.ssh"
-        " && install -o frank -g frank -m 600 /root/client-key.pub /home/frank/.ssh/authorized_keys",
-        check=True,
-    )
-
-
 @pytest.mark.parametrize(("user", "prompt", "question", "answer"), SHELLS)
 def test_login_shell(host: Host, user: str, prompt: str, question: str, answer: bytes) -> None:
     with watching(host) as seen, host.login(user) as terminal:

@@ -37,6 +37,7 @@ def evidence(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 @pytest.fixture
 def copy(evidence: Path, tmp_path: Path) -> Path:
     shutil.copytree(evidence, tmp_path / "copy", symlinks=True)
+    shutil.copy(evidence / "var/lib/recuse/host.pub", tmp_path)
     return tmp_path / "copy"
 
 
@@ -44,7 +45,7 @@ def verify(copy: Path) -> "subprocess.CompletedProcess[str]":
     """Verify as an auditor does: on another machine, with the copy and the public key alone."""
     return subprocess.run(
         ["/usr/bin/python3", "-c", "import sys; from recuse.cli import main; sys.exit(main())"]
-        + ["verify", str(copy / "var/lib/recuse")],
+        + ["verify", "--dir", str(copy), "--key", str(copy.parent / "host.pub")],
         check=False,
         capture_output=True,
         text=True,
