@@ -1,0 +1,307 @@
+"""Archives: where ledgers and recordings are found for reading, whoever left them there.
+
+Recognised are a host (its root directory, or /var/lib/recuse), a directory with copies of ledgers,
+one such ledger, and the directory of a collector's store. Everything is read only and unlocked, and
+nothing is believed: that is the work of audit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import urllib.parse
+from contextlib import closing
+from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
+
+from .audit import Item, split_epoch
+from .checkpoint import TILE_WIDTH, Checkpoint, Note
+from .errors import CryptoError, LedgerError, NotFound
+from .ledger import LedgerReader
+
+_HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_LEDGER_NAME = re.compile(r"ledger(?:-[A-Za-z0-9._-]+)?", re.ASCII)
+_MAX_BLOB_BYTES = 64 << 20
+_STATE = "var/lib/recuse"
+_SPOOL = "var/spool/recuse"
+_RECEIPTS = "var/lib/recuse-ship/receipts"
+_STORE = "store.db"
+
+
+def _read(path: str) -> Optional[bytes]:
+    try:
+        with open(path, "rb") as file:
+            return file.read(_MAX_BLOB_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    except OSError as error:
+        raise LedgerError(f"{path}: {error.strerror}") from None
+
+
+def _read_blob(directories: Sequence[str], blob: str) -> Optional[bytes]:
+    if not _HEX.fullmatch(blob):
+        return None
+    for directory in directories:
+        for name in (blob, os.path.join("sha256", blob[:2], blob)):
+            data = _read(os.path.join(directory, name))
+            if data is not None:
+                return data
+    return None
+
+
+def _note_origin(note: Optional[bytes]) -> Optional[str]:
+    if note is None:
+        return None
+    try:
+        return Checkpoint.parse(Note.parse(note).text).origin
+    except CryptoError:
+        return None
+
+
+class LedgerArchive:
+    """One ledger directory with blobs and receipts from wherever its surroundings keep them."""
+
+    def __init__(
+        self,
+        path: str,
+        blobs: Sequence[str] = (),
+        receipts: Optional[str] = None,
+        vkey: Optional[str] = None,
+    ) -> None:
+        """`blobs` are directories of blobs, `receipts` that of recuse-ship, `vkey` a file."""
+        self.path = path
+        self._reader = LedgerReader(path)
+        self._blobs = tuple(blobs)
+        self._receipts = receipts
+        self._vkey = vkey
+        self._origin = _note_origin(self._reader.checkpoint()) or path
+
+    @property
+    def origin(self) -> str:
+        """Name the log by its checkpoint, or by its path where that cannot be read."""
+        return self._origin
+
+    @property
+    def offered_vkey(self) -> Optional[str]:
+        """Give the host key that lies beside the ledger: proves nothing to who has no other."""
+        data = _read(self._vkey) if self._vkey else None
+        return data.decode("utf-8", "replace").strip() if data is not None else None
+
+    def checkpoint(self) -> Optional[bytes]:
+        """Give the newest checkpoint note."""
+        return self._reader.checkpoint()
+
+    def entries(self) -> Iterator[Item]:
+        """Give (index, entry, stored leaf hash); None for what is not there."""
+        return self._reader.walk()
+
+    def tiles(self) -> Iterable[Tuple[str, int, int, bytes]]:
+        """Give (name, level, number, bytes) of stored hash tiles above the leaves."""
+        return self._reader.tiles()
+
+    def receipts(self) -> Iterator[bytes]:
+        """Give the receipt that belongs to this ledger, if it is there."""
+        if self._receipts is None:
+            return
+        note = _read(os.path.join(self._receipts, "checkpoint"))
+        # That of another epoch is no statement on this one.
+        if note is not None and _note_origin(note) in (self._origin, None):
+            yield note
+
+    def blob_receipt(self, blob: str) -> Optional[bytes]:
+        """Give the receipt for a blob."""
+        if self._receipts is None or not _HEX.fullmatch(blob):
+            return None
+        return _read(os.path.join(self._receipts, "blob", blob))
+
+    def blob(self, blob: str) -> Optional[bytes]:
+        """Give the bytes that go by that SHA-256."""
+        return _read_blob(self._blobs, blob)
+
+
+class StoreArchive:
+    """One host's ledger in a collector's store, read while the collector may be writing."""
+
+    def __init__(self, path: str, database: str, origin: str) -> None:
+        self.path = path
+        self._database = database
+        self._origin = origin
+
+    @property
+    def origin(self) -> str:
+        """Name the log."""
+        return self._origin
+
+    @property
+    def offered_vkey(self) -> Optional[str]:
+        """Give the host key that the store enrolled: proves nothing to who has no other."""
+        with closing(_connect(self._database)) as database:
+            for table, column, value in (
+                ("heads", "origin", self._origin),
+                ("hosts", "prefix", split_epoch(self._origin)[0]),
+            ):
+                try:
+                    row = database.execute(
+                        f"SELECT host_vkey FROM {table} WHERE {column} = ?", (value,)
+                    ).fetchone()
+                except sqlite3.DatabaseError:
+                    continue
+                if row is not None and isinstance(row[0], str):
+                    return row[0]
+        return None
+
+    def _newest(self) -> Optional[bytes]:
+        try:
+            with closing(_connect(self._database)) as database:
+                row = database.execute(
+                    "SELECT note FROM checkpoints WHERE origin = ? ORDER BY size DESC LIMIT 1",
+                    (self._origin,),
+                ).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise LedgerError(f"store {self.path}: {error}") from None
+        return bytes(row[0]) if row is not None else None
+
+    def checkpoint(self) -> Optional[bytes]:
+        """Give the newest checkpoint note, with the collector's own cosignature."""
+        return self._newest()
+
+    def entries(self) -> Iterator[Item]:
+        """Give (index, entry, stored leaf hash); None for rows that are not there."""
+        due = 0
+        try:
+            with closing(_connect(self._database)) as database:
+                while True:
+                    rows = database.execute(
+                        "SELECT idx, bytes, leaf FROM entries WHERE origin = ? AND idx >= ?"
+                        " ORDER BY idx LIMIT ?",
+                        (self._origin, due, TILE_WIDTH),
+                    ).fetchall()
+                    if not rows:
+                        return
+                    for index, entry, leaf in rows:
+                        for hole in range(due, index):
+                            yield hole, None, None
+                        yield index, bytes(entry), bytes(leaf)
+                        due = index + 1
+        except (sqlite3.DatabaseError, TypeError) as error:
+            raise LedgerError(f"store {self.path}: {error}") from None
+
+    def tiles(self) -> Iterable[Tuple[str, int, int, bytes]]:
+        """Give nothing: a store computes tiles when it serves them."""
+        return ()
+
+    def receipts(self) -> Iterator[bytes]:
+        """Give the newest note again: the cosignature on it is the store's receipt."""
+        note = self._newest()
+        if note is not None:
+            yield note
+
+    def blob_receipt(self, blob: str) -> Optional[bytes]:
+        """Give nothing: what a store has, it shows."""
+        return None
+
+    def blob(self, blob: str) -> Optional[bytes]:
+        """Give the bytes that go by that SHA-256."""
+        return _read_blob((os.path.join(self.path, "blobs"),), blob)
+
+
+def _connect(database: str) -> sqlite3.Connection:
+    """Open read only. A store on a medium that cannot be written has no log to share: immutable."""
+    path = urllib.parse.quote(os.path.abspath(database))
+    writable = os.access(os.path.dirname(os.path.abspath(database)), os.W_OK)
+    busy = os.path.exists(f"{database}-wal") or writable
+    mode = "mode=ro" if busy else "mode=ro&immutable=1"
+    try:
+        return sqlite3.connect(f"file:{path}?{mode}", uri=True, timeout=10)
+    except sqlite3.DatabaseError as error:
+        raise LedgerError(f"store {database}: {error}") from None
+
+
+def _open_store(path: str, database: str) -> List[StoreArchive]:
+    try:
+        with closing(_connect(database)) as connection:
+            rows = connection.execute(
+                "SELECT DISTINCT origin FROM checkpoints UNION SELECT DISTINCT origin FROM entries"
+                " ORDER BY 1"
+            ).fetchall()
+    except sqlite3.DatabaseError as error:
+        raise LedgerError(f"store {path}: {error}") from None
+    return [StoreArchive(path, database, str(row[0])) for row in rows]
+
+
+def _is_ledger(path: str) -> bool:
+    return os.path.isdir(os.path.join(path, "tile")) or os.path.isfile(
+        os.path.join(path, "checkpoint")
+    )
+
+
+def _ledgers_in(path: str) -> List[str]:
+    """List the ledger directories in a directory, by name."""
+    try:
+        names = sorted(os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise LedgerError(f"{path}: {error.strerror}") from None
+    found = [os.path.join(path, name) for name in names if _LEDGER_NAME.fullmatch(name)]
+    return [one for one in found if _is_ledger(one)]
+
+
+def _blobs_beside(path: str) -> List[str]:
+    """List where blobs may lie that were copied together with a ledger."""
+    return [os.path.join(path, name) for name in ("blobs", "out")] + [path]
+
+
+def _in_order(archives: Iterable[LedgerArchive]) -> List[LedgerArchive]:
+    return sorted(archives, key=lambda one: split_epoch(one.origin))
+
+
+def open_archive(path: str | os.PathLike[str]) -> Sequence[LedgerArchive | StoreArchive]:
+    """Find the ledgers there are at a path: all epochs of a host, or all hosts of a store.
+
+    Raises: NotFound if there are none, LedgerError if they cannot be read.
+    """
+    top = os.path.abspath(os.fspath(path))
+    database = os.path.join(top, _STORE)
+    if os.path.isfile(database):
+        return _open_store(top, database)
+    if _is_ledger(top):
+        parent = os.path.dirname(top)
+        # The ledger of a host named by its directory still has its spool and receipts.
+        if parent.endswith(f"/{_STATE}"):
+            return [_host_ledger(parent[: -len(_STATE)], top)]
+        places = [*_blobs_beside(top), *_blobs_beside(parent)]
+        vkey = next(
+            (one for one in (f"{top}/host.pub", f"{parent}/host.pub") if os.path.isfile(one)), None
+        )
+        return [LedgerArchive(top, places, os.path.join(parent, "receipts"), vkey)]
+    for root in (top, top[: -len(_STATE)] if top.endswith(f"/{_STATE}") else None):
+        found = _ledgers_in(os.path.join(root, _STATE)) if root else []
+        if root and found:
+            return _in_order(_host_ledger(root, one) for one in found)
+    found = _ledgers_in(top)
+    if found:
+        return _in_order(
+            LedgerArchive(
+                one,
+                [*_blobs_beside(top), *_blobs_beside(one)],
+                os.path.join(top, "receipts"),
+                os.path.join(top, "host.pub"),
+            )
+            for one in found
+        )
+    if not os.path.exists(top):
+        raise NotFound(f"archive {top} does not exist")
+    raise NotFound(
+        f"there is no ledger in {top}",
+        hint="name a host's root, a ledger directory or a collector's store",
+    )
+
+
+def _host_ledger(root: str, path: str) -> LedgerArchive:
+    return LedgerArchive(
+        path,
+        [os.path.join(root, _SPOOL, "out")],
+        os.path.join(root, _RECEIPTS),
+        os.path.join(root, _STATE, "host.pub"),
+    )
