@@ -488,11 +488,11 @@ def _control_fields(
     }
 
 
-def _decision_fields(decision: Decision) -> Json:
+def _decision_fields(decision: Decision, allowed: bool = True) -> Json:
     return _control_fields(
         decision.rule,
         decision.policy,
-        decision.verdict != "refuse",
+        allowed,
         (
             decision.reason,
             decision.owner and f"owner {decision.owner}",
@@ -656,7 +656,7 @@ def refused_entry(
             "outcome": "refused",
             "ended": format_time(time_ns),
         },
-        {**fields, **more, **_decision_fields(decision)},
+        {**fields, **more, **_decision_fields(decision, allowed=False)},
         correlation=refused.id, profiles=_CONTROLLED, status=_FAILURE,
     )  # fmt: skip
 
@@ -693,7 +693,6 @@ def close_entry(
     digest: Optional[str],
     gaps: Sequence[Gap] = (),
     flags: Sequence[str] = (),
-    *,
     decision: Optional[Union[Decision, Grounds]] = None,
 ) -> bytes:
     """Say how a session ended; readable without the entry that opened it.
