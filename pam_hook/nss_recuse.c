@@ -240,15 +240,16 @@ ask_later_services(const struct lookup *l, int *ret_found)
 }
 
 /*
- * The statuses, in glibc's terms: NOTFOUND goes on to the next service, as do
- * TRYAGAIN and UNAVAIL, but TRYAGAIN with ERANGE has the caller come again
- * with a larger buffer.  If a later service failed, going on would ask it all
- * over again, time-outs included, and might then find the user with the real
- * shell, unrecorded: RETURN ends the lookup with that service's error, which
- * is what the caller would have seen without us.
+ * The statuses, in glibc's terms: NOTFOUND goes on to the next service, and
+ * TRYAGAIN with ERANGE has the caller come again with a larger buffer.  Once
+ * the later services have been asked, their answer is final: going on would
+ * ask them all over again, time-outs included, and one that had failed might
+ * then give the user with the real shell, unrecorded.  So RETURN ends the
+ * lookup with what they said: the error of one that failed, or 0, which to the
+ * caller is "no such user", both as without us.
  */
 static enum nss_status
-overlay(const struct lookup *l, int *errnop)
+overlay(const struct lookup *l, int *ret_error)
 {
     static const char shell[] = NSS_SHELL;
     int found = 0, e;
@@ -257,12 +258,10 @@ overlay(const struct lookup *l, int *errnop)
         access(NSS_SHELL, X_OK) != 0)
         return NSS_STATUS_NOTFOUND;
     e = ask_later_services(l, &found);
-    if (e) {
-        *errnop = e;
+    if (e || !found) {
+        *ret_error = e;
         return e == ERANGE ? NSS_STATUS_TRYAGAIN : NSS_STATUS_RETURN;
     }
-    if (!found)
-        return NSS_STATUS_NOTFOUND;
     /* Callers may not write to the entry, so ours need not be in `buf`. */
     if (is_login_shell(l->pwd->pw_shell))
         l->pwd->pw_shell = (char *)shell;
@@ -276,8 +275,8 @@ overlay_quietly(const struct lookup *l, int *errnop)
     int saved = errno, error = 0;
     enum nss_status status = overlay(l, &error);
 
-    errno = saved;
-    if (error)
+    errno = saved;              /* which errnop may point to */
+    if (status == NSS_STATUS_TRYAGAIN || status == NSS_STATUS_RETURN)
         *errnop = error;
     return status;
 }
