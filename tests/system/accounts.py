@@ -40,14 +40,16 @@ def event(kind: str) -> str:
 def enable(host: Host, rules: str = RULES) -> None:
     """Write the policy and enable recuse, as an administrator does."""
     host.write("/etc/recuse/policy.d/10-test.toml", rules)
+    host.run("systemctl", "reload-or-restart", "recuse-agent.service", check=True)
     host.run("recuse", "enable", check=True)
 
 
 def rows(host: Host) -> List[Row]:
     """Return every session that `recuse sessions` knows, oldest first."""
     found = host.json("recuse", "sessions", "--json")
-    assert isinstance(found, list)
-    return sorted(found, key=lambda row: row["seq"])
+    assert isinstance(found, dict)
+    sessions: List[Row] = found["sessions"]
+    return sorted(sessions, key=lambda row: int(row["seq"]))
 
 
 class Seen:

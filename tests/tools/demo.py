@@ -68,10 +68,9 @@ def as_root(host: Host, *command: str) -> str:
 
 
 def rows(host: Host) -> List[Dict[str, Any]]:
-    found: List[Dict[str, Any]] = json.loads(
-        host.run("recuse", "sessions", "--json", check=True).stdout
-    )
-    return sorted(found, key=lambda row: row["seq"])
+    found = json.loads(host.run("recuse", "sessions", "--json", check=True).stdout)
+    sessions: List[Dict[str, Any]] = found["sessions"]
+    return sorted(sessions, key=lambda row: int(row["seq"]))
 
 
 def log_in(host: Host, user: str) -> Terminal:
@@ -96,6 +95,7 @@ def main() -> int:
         need(b"sshd" in host.ssh("alice", "ps -o comm= -p $PPID").stdout, "sshd starts the shell")
         show("installing changed no login; two rules are written, then:")
         as_root(host, "recuse", "policy", "check")
+        as_root(host, "systemctl", "reload-or-restart", "recuse-agent")
         as_root(host, "recuse", "enable")
 
         say("alice logs in. No rule names her: she is recorded, and told so")
