@@ -357,9 +357,7 @@ def write_cast3(
     written_ms = 0
     for event in _for_players(events, plain, merge_stderr):
         due_ms = max(written_ms, round(event.t * 1000))
-        yield event_lines(
-            Event((due_ms - written_ms) / 1000, event.code, event.data), places=3
-        )
+        yield event_lines(Event((due_ms - written_ms) / 1000, event.code, event.data), places=3)
         written_ms = due_ms
 
 

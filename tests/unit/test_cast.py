@@ -45,8 +45,23 @@ edgy = st.lists(
     st.one_of(
         st.binary(max_size=6),
         st.sampled_from(
-            [b"a", "ä".encode(), "€".encode(), "😀".encode(), b"\xe2", b"\x82", b"\xed\xa0\x80",
-             b"\xf0\x9f", b"\xc0", b"\xff", b"\xef\xbf\xbd", b"\x1b[", b"\n", b'"\\', b"\x00"]
+            [
+                b"a",
+                "ä".encode(),
+                "€".encode(),
+                "😀".encode(),
+                b"\xe2",
+                b"\x82",
+                b"\xed\xa0\x80",
+                b"\xf0\x9f",
+                b"\xc0",
+                b"\xff",
+                b"\xef\xbf\xbd",
+                b"\x1b[",
+                b"\n",
+                b'"\\',
+                b"\x00",
+            ]
         ),
     ),
     max_size=8,
@@ -153,7 +168,7 @@ def test_torn_tail_is_cut_and_reported(parts: list[tuple[str, bytes]], cut: int)
         (b'[true,"o","x"]\n', "line 3: time is not a number"),
         (b'[NaN,"o","x"]\n', "line 3: not JSON"),
         (b'[1e999,"o","x"]\n', "line 3: time is not one"),
-        (b'[' + b"9" * 400 + b',"o","x"]\n', "line 3: time is not one"),
+        (b"[" + b"9" * 400 + b',"o","x"]\n', "line 3: time is not one"),
         (b'[-1,"o","x"]\n', "line 3: time is not one"),
         (b'[1,"o",2]\n', "line 3: code and data"),
         (b'[1,"","x"]\n', "line 3: code and data"),
@@ -199,9 +214,7 @@ def test_unknown_codes_and_header_keys_pass_through() -> None:
     header, events, _ = parse(data)
     again, found, _ = parse(b"".join(write_cast(header, events)))
     assert found == events == [Event(0.5, "Q", b"what"), Event(0.6, "ä", b"x")]
-    assert again.extra == header.extra == {
-        "title": "t", "env": {"TERM": "xterm"}, "new": [1]
-    }
+    assert again.extra == header.extra == {"title": "t", "env": {"TERM": "xterm"}, "new": [1]}
     third, found3, _ = parse(b"".join(write_cast3(header, events)))
     assert found3 == events
     assert third.extra["term"] == {"type": "xterm"}
@@ -365,9 +378,13 @@ def test_asciinema_reads_an_export(tmp_path: Path) -> None:
     path.write_bytes(b"".join(write_cast(H, events)))
     ours, theirs = os.openpty()
     done = subprocess.run(
-        ["asciinema", "cat", str(path)], stdin=theirs, stdout=subprocess.PIPE, check=True,
+        ["asciinema", "cat", str(path)],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        check=True,
         env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": str(tmp_path)},
-        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )  # it insists on a controlling terminal
     os.close(ours)
     os.close(theirs)
@@ -446,7 +463,11 @@ def test_player_seeks_back_by_showing_all_again() -> None:
     assert played(player, clock, 1) == [(7.5, "1"), (7.5, "2")]
     player.seek(-5.0, clock.now)
     assert played(player, clock) == [
-        (7.5, "RESET"), (7.5, "0"), (7.5, "1"), (12.0, "2"), (14.0, "3")
+        (7.5, "RESET"),
+        (7.5, "0"),
+        (7.5, "1"),
+        (12.0, "2"),
+        (14.0, "3"),
     ]
 
 

@@ -1,0 +1,1259 @@
+"""Wire recuse into a host's logins, undo it, and say what is wrong with either.
+
+Order matters in both directions. PAM first when enabling: logins are then known, and a mistake is
+undone before any login shell changes. The name service first when disabling, for the same reason.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import glob
+import grp
+import json
+import os
+import pwd
+import re
+import socket
+import stat
+import struct
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from typing import Any, Callable, Mapping, Optional, Sequence
+from urllib.parse import urlsplit
+
+from recuse.cast import printable
+from recuse.control import ask
+from recuse.errors import AccessDenied, ConfigError, DoctorFound, PolicyError, RecuseError
+
+SHELL = "/usr/lib/recuse/recuse-shell"
+NSSWITCH = "/etc/nsswitch.conf"
+BACKUP = "/etc/nsswitch.conf.before-recuse"
+PROFILE = "/usr/share/pam-configs/recuse"
+MODULE = "pam_recuse.so"
+LIBRARY = "libnss_recuse.so.2"
+DISABLED = "/etc/recuse/disabled"
+LOCK = "/run/lock/recuse-setup"
+# Every service that starts logins; those of a host without the file are left out.
+LOGIN_SERVICES = ("sshd", "login", "su", "su-l", "sudo", "sudo-i")
+# Where a module of PAM or the name service may be: Debian, RHEL, others.
+PAM_DIRS = (
+    "/lib/*/security",
+    "/usr/lib/*/security",
+    "/lib64/security",
+    "/usr/lib64/security",
+    "/lib/security",
+    "/usr/lib/security",
+)
+LIB_DIRS = (
+    "/lib/*-linux-gnu*",
+    "/usr/lib/*-linux-gnu*",
+    "/lib64",
+    "/usr/lib64",
+    "/lib",
+    "/usr/lib",
+)
+BACKLOG_WARN_SECONDS = 15 * 60
+BACKLOG_WARN_BYTES = 256 * 1024 * 1024
+
+_FS_IOC_GETFLAGS = 0x80086601
+_FS_IOC_SETFLAGS = 0x40086602
+_FS_APPEND_FL = 0x20
+
+_PASSWD_LINE = re.compile(rb"^([ \t]*passwd[ \t]*:[ \t]*)([^\n]*)", re.MULTILINE)
+_OUR_SERVICE = re.compile(rb"(?:(?<=[\s:])|^)recuse(?:[ \t]*\[[^\]\n]*\])?(?:[ \t]+|(?=[#\n])|\Z)")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at. `blocks`: enabling is refused while it fails."""
+
+    name: str
+    state: str  # ok, warn, fail
+    words: str
+    hint: Optional[str] = None
+    blocks: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "state": self.state,
+            "words": self.words,
+            "hint": self.hint,
+            "blocks": self.blocks,
+        }
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a program answered; status -1: it could not be started or took too long."""
+
+    status: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """What enable or disable did, or would do."""
+
+    done: tuple[str, ...]
+    diff: str
+    warnings: tuple[str, ...] = ()
+
+
+def run_program(argv: Sequence[str]) -> Ran:
+    env = {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "LC_ALL": "C",
+        "DEBIAN_FRONTEND": "noninteractive",
+    }
+    try:
+        done = subprocess.run(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=env,
+            timeout=60,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as e:
+        return Ran(-1, "", "%s: %s" % (argv[0], e))
+    return Ran(
+        done.returncode,
+        done.stdout.decode("utf-8", "replace"),
+        done.stderr.decode("utf-8", "replace"),
+    )
+
+
+def reach(url: str, timeout_seconds: float = 3.0) -> Optional[str]:
+    """Open a connection to the server of `url`; None, or why it cannot be."""
+    parts = urlsplit(url)
+    try:
+        address = (parts.hostname or "", parts.port or 443)
+        socket.create_connection(address, timeout_seconds).close()
+    except (OSError, ValueError) as e:
+        return str(e).lower()
+    return None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The host looked at; tests give another root and stand-ins for programs."""
+
+    root: str = "/"
+    run: Callable[[Sequence[str]], Ran] = run_program
+    reach: Callable[[str], Optional[str]] = reach
+    ask: Callable[[Mapping[str, Any]], dict[str, Any]] = ask
+    now_ns: Callable[[], int] = time.time_ns
+    uid: int = field(default_factory=os.geteuid)
+
+    @property
+    def is_real(self) -> bool:
+        return self.root == "/"
+
+    def path(self, path: str) -> str:
+        return os.path.join(self.root, path.lstrip("/"))
+
+    def read(self, path: str) -> Optional[bytes]:
+        try:
+            with open(self.path(path), "rb") as f:
+                return f.read()
+        except OSError:
+            return None
+
+    def exists(self, path: str) -> bool:
+        return os.path.exists(self.path(path))
+
+    def find(self, dirs: Sequence[str], name: str) -> Optional[str]:
+        for pattern in dirs:
+            for found in sorted(glob.glob(os.path.join(self.path(pattern), name))):
+                return found
+        return None
+
+    def ids(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Return the uids and gids of the names known to this host."""
+        if self.is_real:
+            users = {p.pw_name: p.pw_uid for p in pwd.getpwall()}
+            return users, {g.gr_name: g.gr_gid for g in grp.getgrall()}
+        return self._names("/etc/passwd"), self._names("/etc/group")
+
+    def _names(self, path: str) -> dict[str, int]:
+        found = {}
+        for line in (self.read(path) or b"").decode("utf-8", "replace").split("\n"):
+            fields = line.split(":")
+            if len(fields) > 2 and fields[2].isdigit():
+                found[fields[0]] = int(fields[2])
+        return found
+
+
+# The name service switch
+
+
+def passwd_services(text: bytes) -> Optional[list[str]]:
+    """Return the services of the passwd line, in order, without actions; None: no such line."""
+    found = None
+    for match in _PASSWD_LINE.finditer(text):
+        words = re.sub(rb"\[[^\]]*\]", b" ", match.group(2).split(b"#")[0])
+        found = words.decode("utf-8", "replace").split()
+    return found
+
+
+def _edit_services(text: bytes, edit: Callable[[bytes], bytes]) -> bytes:
+    return _PASSWD_LINE.sub(lambda m: m.group(1) + edit(m.group(2)), text)
+
+
+def _without(services: bytes) -> bytes:
+    found, comment = re.match(rb"([^#]*)(.*)\Z", services, re.DOTALL).groups()  # type: ignore[union-attr]
+    return _OUR_SERVICE.sub(b"", found) + bytes(comment)
+
+
+def add_service(text: bytes) -> bytes:
+    """Put recuse first in the passwd line; what is there is not touched otherwise."""
+    return _edit_services(text, lambda services: b"recuse " + _without(services))
+
+
+def remove_service(text: bytes) -> bytes:
+    return _edit_services(text, _without)
+
+
+# PAM
+
+
+@dataclass(frozen=True)
+class PamLine:
+    file: str
+    control: str
+    module: str
+
+
+def pam_stack(machine: Machine, service: str, kind: str = "session") -> list[PamLine]:
+    """Return the lines of a service's stack with all files that it includes, in order."""
+    return _pam_file(machine, service, kind, 0)
+
+
+def _pam_file(machine: Machine, name: str, kind: str, depth: int) -> list[PamLine]:
+    text = machine.read("/etc/pam.d/" + name)
+    if text is None or depth > 8:
+        return []
+    found = []
+    for line in text.decode("utf-8", "replace").replace("\\\n", " ").split("\n"):
+        line = line.split("#")[0].strip()
+        match = re.match(r"@include\s+(\S+)", line)
+        if match:
+            found += _pam_file(machine, match.group(1), kind, depth + 1)
+            continue
+        match = re.match(r"-?(\w+)\s+(\[[^\]]*\]|\S+)\s+(\S+)", line)
+        if not match or match.group(1).lower() != kind:
+            continue
+        if match.group(2) in ("include", "substack"):
+            found += _pam_file(machine, match.group(3), kind, depth + 1)
+        else:
+            found.append(PamLine(name, match.group(2), os.path.basename(match.group(3))))
+    return found
+
+
+def _common_files(machine: Machine) -> list[str]:
+    return sorted(glob.glob(machine.path("/etc/pam.d/common-session*")))
+
+
+def pam_enabled(machine: Machine) -> bool:
+    """Say whether the stacks that distributions share have the module."""
+    shared = ["common-session", "common-session-noninteractive", "system-auth", "password-auth"]
+    found = [pam_stack(machine, name) for name in shared if machine.exists("/etc/pam.d/" + name)]
+    return bool(found) and all(any(p.module == MODULE for p in lines) for lines in found)
+
+
+def _pam_somewhere(machine: Machine) -> list[str]:
+    """Return the names of the files of PAM that name the module."""
+    found = []
+    for path in sorted(glob.glob(machine.path("/etc/pam.d/*"))):
+        try:
+            with open(path, "rb") as f:
+                text = f.read()
+        except OSError:
+            continue
+        if re.search(rb"^[^#\n]*\bpam_recuse\.so\b", text, re.MULTILINE):
+            found.append(os.path.basename(path))
+    return found
+
+
+def nss_enabled(machine: Machine) -> bool:
+    services = passwd_services(machine.read(NSSWITCH) or b"")
+    return bool(services) and services is not None and services[0] == "recuse"
+
+
+# Looking
+
+
+def doctor(machine: Machine) -> list[Check]:
+    """Look at everything that recording on this host depends on."""
+    enabled = (nss_enabled(machine), pam_enabled(machine))
+    found = [_check_enabled(machine, enabled)]
+    found += prerequisites(machine)
+    found += _check_state(machine)
+    if machine.is_real and machine.uid == 0 and enabled[0]:
+        found.append(_check_overlay(machine, None))
+    return found
+
+
+def prerequisites(machine: Machine) -> list[Check]:
+    """Look at what must hold before logins are changed."""
+    users, groups = machine.ids()
+    found = [
+        _check_users(users, groups),
+        _check_shell(machine, users, groups),
+        _check_etc_shells(machine),
+        _check_pam_module(machine),
+        _check_pam_stacks(machine),
+        _check_nss_library(machine),
+        _check_nsswitch(machine),
+        _check_name_cache(machine),
+    ]
+    found += _check_files(machine)
+    found += _check_agent(machine, groups)
+    found += _check_sshd(machine)
+    return found
+
+
+def _check_enabled(machine: Machine, enabled: tuple[bool, bool]) -> Check:
+    name = "enabled"
+    if machine.exists(DISABLED):
+        return Check(
+            name,
+            "warn",
+            "%s exists: no login is recorded or accounted for" % DISABLED,
+            "remove it when what was broken is repaired",
+        )
+    if all(enabled):
+        return Check(name, "ok", "logins go through recuse")
+    if not any(enabled) and not _pam_somewhere(machine):
+        return Check(
+            name, "warn", "recuse is not enabled: no login is recorded", "run: recuse enable"
+        )
+    missing = (
+        "PAM does not call %s" % MODULE
+        if enabled[0]
+        else "%s does not name recuse first" % NSSWITCH
+    )
+    return Check(
+        name,
+        "fail",
+        "recuse is half enabled: %s" % missing,
+        "run: recuse enable, or recuse disable",
+    )
+
+
+def _check_users(users: Mapping[str, int], groups: Mapping[str, int]) -> Check:
+    missing = [n for n in ("recuse", "recuse-ship") if n not in users or n not in groups]
+    if missing:
+        return Check(
+            "users",
+            "fail",
+            "no user and group %s" % " and ".join(missing),
+            "run: systemd-sysusers recuse.conf",
+            blocks=True,
+        )
+    if users["recuse"] == 0 or groups["recuse"] == 0:
+        return Check("users", "fail", "user or group recuse has id 0", blocks=True)
+    return Check("users", "ok", "users and groups recuse and recuse-ship exist")
+
+
+def _check_shell(machine: Machine, users: Mapping[str, int], groups: Mapping[str, int]) -> Check:
+    name, hint = "shell", "reinstall the package recuse"
+
+    def fail(words: str, hint: str = hint) -> Check:
+        return Check(name, "fail", words, hint, blocks=True)
+
+    path = machine.path(SHELL)
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return fail("%s is missing: every overlaid login would fail" % SHELL)
+    if not stat.S_ISREG(found.st_mode):
+        return fail("%s is no plain file" % SHELL)
+    if stat.S_IMODE(found.st_mode) != 0o6755:
+        return fail(
+            "%s has mode %04o, not 6755: it could not reach the agent or protect its recording"
+            % (SHELL, stat.S_IMODE(found.st_mode)),
+            "run: chown recuse:recuse %s && chmod 6755 %s" % (SHELL, SHELL),
+        )
+    if "recuse" in users and (found.st_uid, found.st_gid) != (
+        users["recuse"],
+        groups.get("recuse"),
+    ):
+        return fail(
+            "%s belongs to %d:%d, not recuse:recuse" % (SHELL, found.st_uid, found.st_gid),
+            "run: chown recuse:recuse %s && chmod 6755 %s" % (SHELL, SHELL),
+        )
+    flags = os.statvfs(path).f_flag
+    for flag, option in ((os.ST_NOSUID, "nosuid"), (os.ST_NOEXEC, "noexec")):
+        if flags & flag:
+            return fail(
+                "%s is on a file system mounted %s" % (SHELL, option),
+                "mount it without %s" % option,
+            )
+    directory = os.path.dirname(path)
+    while machine.is_real and directory != "/":
+        mode = os.stat(directory).st_mode
+        if mode & 0o022 or not mode & 0o001:
+            return fail("%s has mode %04o" % (directory, stat.S_IMODE(mode)), "set it to 0755")
+        directory = os.path.dirname(directory)
+    return Check(name, "ok", "%s is there, set-id recuse" % SHELL)
+
+
+def _check_etc_shells(machine: Machine) -> Check:
+    lines = (machine.read("/etc/shells") or b"").decode("utf-8", "replace").split("\n")
+    if SHELL in (line.strip() for line in lines):
+        return Check("etc-shells", "ok", "/etc/shells lists the recording shell")
+    users = [
+        service
+        for service in LOGIN_SERVICES
+        for kind in ("auth", "account")
+        if any(p.module == "pam_shells.so" for p in pam_stack(machine, service, kind))
+    ]
+    hint = "run: add-shell %s" % SHELL
+    if users:
+        words = "/etc/shells lacks %s, and pam_shells.so would refuse %s logins" % (SHELL, users[0])
+        return Check("etc-shells", "fail", words, hint, blocks=True)
+    return Check("etc-shells", "warn", "/etc/shells lacks %s" % SHELL, hint)
+
+
+def _loads(machine: Machine, path: str) -> Optional[str]:
+    """Load a library in a process of its own; None, or why it cannot be."""
+    script = "import ctypes, os, sys; ctypes.CDLL(sys.argv[1], os.RTLD_NOW)"
+    ran = machine.run(["/usr/bin/python3", "-I", "-c", script, path])
+    return None if ran.status == 0 else (ran.err.strip().split("\n") or [""])[-1]
+
+
+def _check_pam_module(machine: Machine) -> Check:
+    path = machine.find(PAM_DIRS, MODULE)
+    if path is None:
+        return Check(
+            "pam-module",
+            "fail",
+            "%s is in no directory of PAM modules" % MODULE,
+            "reinstall the package recuse",
+            blocks=True,
+        )
+    trouble = _loads(machine, path)
+    if trouble is not None:
+        return Check(
+            "pam-module",
+            "fail",
+            "%s cannot be loaded: %s" % (path, trouble),
+            "reinstall the package recuse",
+            blocks=True,
+        )
+    return Check("pam-module", "ok", "%s loads" % path)
+
+
+def _check_pam_stacks(machine: Machine) -> Check:
+    name = "pam-stacks"
+    if not machine.exists(PROFILE) and machine.find(("/usr/sbin",), "pam-auth-update"):
+        return Check(
+            name, "fail", "%s is missing" % PROFILE, "reinstall the package recuse", blocks=True
+        )
+    services = [s for s in LOGIN_SERVICES if machine.exists("/etc/pam.d/" + s)]
+    if not services:
+        return Check(name, "fail", "/etc/pam.d has no login service", blocks=True)
+    if not pam_enabled(machine):
+        here = _pam_somewhere(machine)
+        if here:
+            return Check(
+                name,
+                "fail",
+                "%s is called by %s, but not by all logins" % (MODULE, ", ".join(here)),
+                "run: recuse enable",
+            )
+        return Check(name, "ok", "no service calls %s yet" % MODULE)
+    bare, early = [], []
+    for service in services:
+        modules = [p.module for p in pam_stack(machine, service)]
+        if MODULE not in modules:
+            bare.append(service)
+            continue
+        at = modules.index(MODULE)
+        early += [
+            "%s in %s" % (m, service)
+            for m in ("pam_loginuid.so", "pam_systemd.so")
+            if m in modules[at:]
+        ]
+    if bare:
+        return Check(
+            name,
+            "fail" if {"sshd", "login"} & set(bare) else "warn",
+            "logins of %s do not call %s" % (", ".join(bare), MODULE),
+            "include common-session in /etc/pam.d/%s" % bare[0],
+        )
+    if early:
+        return Check(
+            name,
+            "warn",
+            "%s runs before %s: logins lack their audit id" % (MODULE, ", ".join(early)),
+            "run: recuse disable && recuse enable, or move the line",
+        )
+    return Check(name, "ok", "%s call %s, last" % (", ".join(services), MODULE))
+
+
+def _check_nss_library(machine: Machine) -> Check:
+    path = machine.find(LIB_DIRS, LIBRARY)
+    if path is None:
+        return Check(
+            "nss-library",
+            "fail",
+            "%s is in no library directory" % LIBRARY,
+            "reinstall the package recuse",
+            blocks=True,
+        )
+    # By name, as the C library looks for it; by path in a root that is not ours.
+    trouble = _loads(machine, LIBRARY if machine.is_real else path)
+    if trouble is not None:
+        return Check(
+            "nss-library",
+            "fail",
+            "%s cannot be loaded: %s" % (LIBRARY, trouble),
+            "run: ldconfig, or reinstall the package recuse",
+            blocks=True,
+        )
+    return Check("nss-library", "ok", "%s loads" % path)
+
+
+def _check_nsswitch(machine: Machine) -> Check:
+    text = machine.read(NSSWITCH)
+    name = "nsswitch"
+    if text is None:
+        return Check(name, "fail", "%s cannot be read" % NSSWITCH, blocks=True)
+    if os.path.islink(machine.path(NSSWITCH)) and "authselect" in os.path.realpath(
+        machine.path(NSSWITCH)
+    ):
+        return Check(
+            name,
+            "fail",
+            "%s is managed by authselect" % NSSWITCH,
+            "make a custom authselect profile with recuse first in passwd, and %s last in session"
+            % MODULE,
+            blocks=True,
+        )
+    services = passwd_services(text)
+    if not services or services == ["recuse"]:
+        return Check(
+            name,
+            "fail",
+            "%s has no service for passwd beside recuse" % NSSWITCH,
+            "write: passwd: files systemd",
+            blocks=True,
+        )
+    if "recuse" in services[1:]:
+        return Check(
+            name,
+            "fail",
+            "%s names recuse after %s, where it is never asked" % (NSSWITCH, services[0]),
+            "run: recuse enable",
+        )
+    if services[0] == "recuse":
+        return Check(name, "ok", "passwd: %s" % " ".join(services))
+    return Check(name, "ok", "passwd: %s, recuse not there yet" % " ".join(services))
+
+
+def _check_name_cache(machine: Machine) -> Check:
+    """nscd answers for others: it would give sshd the shell that it sees itself."""
+    name = "name-cache"
+    if not (machine.exists("/run/nscd/socket") or machine.exists("/var/run/nscd/socket")):
+        return Check(name, "ok", "no nscd is running")
+    config = (machine.read("/etc/nscd.conf") or b"").decode("utf-8", "replace")
+    match = re.search(r"^\s*enable-cache\s+passwd\s+(\w+)", config, re.MULTILINE)
+    if match and match.group(1) == "no":
+        return Check(name, "ok", "nscd runs, but leaves passwd alone")
+    return Check(
+        name,
+        "fail",
+        "nscd answers for passwd: login programs would see the real shells",
+        "set enable-cache passwd no in /etc/nscd.conf and restart nscd",
+        blocks=True,
+    )
+
+
+def _check_files(machine: Machine) -> list[Check]:
+    from recuse import config, policy
+
+    found = []
+    try:
+        config.load(machine.path("/etc/recuse/recuse.toml"))
+        found.append(Check("config", "ok", "configuration is valid"))
+    except ConfigError as e:
+        words = "; ".join(str(f) for f in e.faults) or e.message
+        found.append(Check("config", "fail", words, "see recuse.toml(5)", blocks=True))
+    try:
+        files = config.read_policy_dir(machine.path("/etc/recuse/policy.d"))
+        parsed = policy.parse_policy(files)
+        words = "policy is valid: %d files, %d rules" % (len(files), len(parsed.rules))
+        found.append(Check("policy", "ok", words))
+    except PolicyError as e:
+        words = "; ".join(str(f) for f in e.faults) or e.message
+        found.append(Check("policy", "fail", words, "run: recuse policy check", blocks=True))
+    return found
+
+
+def _check_socket(machine: Machine, path: str, mode: int, gid: Optional[int]) -> Check:
+    name = os.path.basename(path)
+    hint = "run: systemctl restart recuse-agent.socket recuse-control.socket"
+    try:
+        found = os.stat(machine.path(path))
+    except OSError:
+        return Check(
+            name, "fail", "%s is missing" % path, hint, blocks=machine.exists("/run/systemd/system")
+        )
+    if not stat.S_ISSOCK(found.st_mode):
+        return Check(name, "fail", "%s is no socket" % path, hint, blocks=True)
+    if stat.S_IMODE(found.st_mode) != mode or (gid is not None and found.st_gid != gid):
+        words = "%s has mode %04o and group %d" % (path, stat.S_IMODE(found.st_mode), found.st_gid)
+        return Check(name, "fail", words, hint, blocks=True)
+    return Check(name, "ok", "%s has mode %04o" % (path, mode))
+
+
+def _check_agent(machine: Machine, groups: Mapping[str, int]) -> list[Check]:
+    found = [
+        _check_socket(machine, "/run/recuse/host.sock", 0o660, groups.get("recuse")),
+        _check_socket(machine, "/run/recuse/control.sock", 0o666, None),
+    ]
+    booted = machine.exists("/run/systemd/system")
+    try:
+        machine.ask({"verb": "status"})
+    except RecuseError as e:
+        found.append(Check("agent", "fail" if booted else "warn", e.message, e.hint, blocks=booted))
+    else:
+        found.append(Check("agent", "ok", "agent answers"))
+    return found
+
+
+def _check_sshd(machine: Machine) -> list[Check]:
+    if machine.find(("/usr/sbin",), "sshd") is None:
+        return [Check("sshd", "ok", "no OpenSSH server here")]
+    ran = machine.run(["/usr/sbin/sshd", "-T"])
+    if ran.status != 0:
+        words = (ran.err.strip().split("\n") or [""])[-1]
+        return [Check("sshd", "warn", "sshd -T failed: %s" % words, "run it as root")]
+    values: dict[str, list[str]] = {}
+    for line in ran.out.split("\n"):
+        key, _, value = line.partition(" ")
+        values.setdefault(key, []).append(value)
+    found = []
+    if values.get("usepam") == ["yes"]:
+        found.append(Check("sshd", "ok", "sshd uses PAM"))
+    else:
+        found.append(
+            Check(
+                "sshd",
+                "fail",
+                "sshd does not use PAM: logins without a session would leave no trace",
+                "write UsePAM yes in /etc/ssh/sshd_config",
+            )
+        )
+    files = [machine.path("/etc/ssh/sshd_config")]
+    files += sorted(glob.glob(machine.path("/etc/ssh/sshd_config.d/*.conf")))
+    relative = [os.path.relpath(path, machine.root) for path in files]
+    text = b"\n".join(machine.read(path) or b"" for path in relative).decode("utf-8", "replace")
+
+    def set_to(key: str) -> list[str]:
+        lines = re.findall(r"^\s*%s[ \t=]+(.+?)\s*$" % key, text, re.MULTILINE | re.IGNORECASE)
+        return [value for value in lines if value.lower() != "none"]
+
+    chroots, forced = set_to("ChrootDirectory"), set_to("ForceCommand")
+    if [c for c in chroots] and not any("internal-sftp" in f for f in forced):
+        found.append(
+            Check(
+                "sshd-chroot",
+                "warn",
+                "ChrootDirectory %s: sessions there need %s inside" % (chroots[0], SHELL),
+                "exclude them with ForceCommand internal-sftp, or copy the shell into it",
+            )
+        )
+    if forced:
+        found.append(
+            Check(
+                "sshd-forced",
+                "ok",
+                "ForceCommand %s is run by the recording shell" % printable(forced[0]),
+            )
+        )
+    if any("internal-sftp" in v for v in values.get("subsystem", []) + forced):
+        found.append(
+            Check("sshd-sftp", "ok", "internal-sftp starts no shell: such logins get a stub")
+        )
+    return found
+
+
+def _check_state(machine: Machine) -> list[Check]:
+    """Look at keys, spool, ledger and shipping; each needs some privilege to be seen."""
+    if machine.is_real and machine.uid != 0:
+        return [
+            Check("state", "warn", "keys, spool and ledger were not looked at", "run it as root")
+        ]
+    found = [_check_host_key(machine)]
+    found += _check_spool(machine)
+    found.append(_check_clock(machine))
+    found += _check_shipping(machine)
+    return found
+
+
+def _check_host_key(machine: Machine) -> Check:
+    key = machine.path("/var/lib/recuse/host.key")
+    try:
+        found = os.stat(key)
+    except OSError:
+        return Check(
+            "host-key", "warn", "no host key yet", "it is made when the agent starts: recuse status"
+        )
+    if stat.S_IMODE(found.st_mode) & 0o077 or (machine.is_real and found.st_uid != 0):
+        return Check(
+            "host-key",
+            "fail",
+            "host key has mode %04o and owner %d" % (stat.S_IMODE(found.st_mode), found.st_uid),
+            "others may have read it: chmod 600, and start a new epoch",
+        )
+    if not machine.exists("/var/lib/recuse/host.pub"):
+        return Check("host-key", "fail", "host.pub is missing", "restart recuse-agent")
+    return Check("host-key", "ok", "host key is there, for root alone")
+
+
+def _append_only_works(directory: str) -> Optional[bool]:
+    """Say whether the file system there has the append-only attribute; None: cannot tell."""
+    try:
+        fd, path = tempfile.mkstemp(prefix=".doctor-", dir=directory)
+    except OSError:
+        return None
+    try:
+        (flags,) = struct.unpack("l", fcntl.ioctl(fd, _FS_IOC_GETFLAGS, struct.pack("l", 0)))
+        fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("l", flags | _FS_APPEND_FL))
+        fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("l", flags & ~_FS_APPEND_FL))
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+        os.unlink(path)
+
+
+def _spool_settings(machine: Machine) -> tuple[int, str]:
+    """Return min_free and the central URL of a configuration that may be broken."""
+    from recuse import config
+
+    try:
+        found: Any = config.load(machine.path("/etc/recuse/recuse.toml"))
+        return int(found.spool.min_free), str(found.central.url)
+    except (RecuseError, AttributeError, TypeError, ValueError):
+        return 64 * 1024 * 1024, ""
+
+
+def _check_spool(machine: Machine) -> list[Check]:
+    live = machine.path("/var/spool/recuse/live")
+    if not os.path.isdir(live):
+        return [
+            Check(
+                "spool",
+                "fail",
+                "%s is missing" % live,
+                "run: systemd-tmpfiles --create recuse.conf",
+            )
+        ]
+    found = []
+    if os.stat(live).st_mode & 0o077:
+        found.append(
+            Check("spool", "fail", "%s can be entered by others" % live, "run: chmod 700 %s" % live)
+        )
+    space = os.statvfs(live)
+    free = space.f_bavail * space.f_frsize
+    min_free, _ = _spool_settings(machine)
+    words = "%s free for recordings" % human_bytes(free)
+    if free < min_free:
+        found.append(
+            Check(
+                "spool-space", "fail", words + ", less than [spool] min_free", "make room in /var"
+            )
+        )
+    elif free < 4 * min_free:
+        found.append(Check("spool-space", "warn", words, "make room in /var"))
+    else:
+        found.append(Check("spool-space", "ok", words))
+    works = _append_only_works(live)
+    if works:
+        found.append(Check("append-only", "ok", "the spool's file system has append-only files"))
+    else:
+        found.append(
+            Check(
+                "append-only",
+                "warn",
+                "the spool's file system has no append-only files: "
+                "who gets hold of a recording's descriptor could change it",
+                "use ext4, xfs or btrfs for /var/spool",
+            )
+        )
+    set_aside = (
+        os.listdir(machine.path("/var/spool/recuse/quarantine"))
+        if machine.exists("/var/spool/recuse/quarantine")
+        else []
+    )
+    if set_aside:
+        found.append(
+            Check(
+                "quarantine",
+                "warn",
+                "%d damaged files were set aside" % len(set_aside),
+                "look at /var/spool/recuse/quarantine and at: recuse verify",
+            )
+        )
+    return found
+
+
+def _check_clock(machine: Machine) -> Check:
+    now = machine.now_ns()
+    newest = 0
+    for name in ("checkpoint",):
+        try:
+            newest = os.stat(machine.path("/var/lib/recuse/ledger/" + name)).st_mtime_ns
+        except OSError:
+            pass
+    if newest > now + 60 * 10**9:
+        return Check(
+            "clock",
+            "fail",
+            "the ledger is %d s ahead of the clock" % ((newest - now) // 10**9),
+            "set the clock; entries made meanwhile carry wrong times",
+        )
+    return Check("clock", "ok", "the clock agrees with the ledger")
+
+
+def _check_shipping(machine: Machine) -> list[Check]:
+    found = []
+    out = machine.path("/var/spool/recuse/out")
+    now = machine.now_ns()
+    count = size = oldest_ns = 0
+    for path in glob.glob(os.path.join(out, "*")):
+        try:
+            entry = os.stat(path)
+        except OSError:
+            continue
+        count, size = count + 1, size + entry.st_size
+        oldest_ns = max(oldest_ns, now - entry.st_mtime_ns)
+    age = oldest_ns // 10**9
+    if not count:
+        found.append(Check("backlog", "ok", "nothing waits to be shipped"))
+    else:
+        words = "%d segments (%s) wait to be shipped, the oldest since %s" % (
+            count,
+            human_bytes(size),
+            human_seconds(age),
+        )
+        late = age > BACKLOG_WARN_SECONDS or size > BACKLOG_WARN_BYTES
+        hint = "see: journalctl -u recuse-ship" if late else None
+        found.append(Check("backlog", "warn" if late else "ok", words, hint))
+    _, url = _spool_settings(machine)
+    if url.startswith("https:"):
+        trouble = machine.reach(url)
+        if trouble:
+            found.append(
+                Check(
+                    "collector",
+                    "warn",
+                    "%s cannot be reached: %s" % (url, trouble),
+                    "recordings wait in the spool; see: journalctl -u recuse-ship",
+                )
+            )
+        else:
+            found.append(Check("collector", "ok", "%s can be reached" % url))
+        if not machine.exists("/etc/recuse/collector.pub"):
+            found.append(
+                Check(
+                    "enrolment",
+                    "fail",
+                    "no collector key: no receipt can be believed",
+                    "run: recuse enroll",
+                )
+            )
+    elif url.startswith("dir:"):
+        path = machine.path(url[4:])
+        if os.path.isdir(path):
+            found.append(Check("collector", "ok", "central storage is %s" % path))
+        else:
+            found.append(
+                Check(
+                    "collector",
+                    "warn",
+                    "central storage %s is missing" % path,
+                    "see: journalctl -u recuse-ship",
+                )
+            )
+    try:
+        receipt = os.stat(machine.path("/var/lib/recuse-ship/receipts/checkpoint")).st_mtime_ns
+    except OSError:
+        found.append(Check("receipts", "ok" if not count else "warn", "no receipt yet"))
+    else:
+        age = max(0, now - receipt) // 10**9
+        found.append(Check("receipts", "ok", "last receipt %s ago" % human_seconds(age)))
+    return found
+
+
+# Lookups as login programs make them
+
+# In mounts of its own: another nsswitch.conf if given, and getent under the name of su, since the
+# overlay is for the executable that asks.
+_REHEARSAL = """
+set -e
+[ -z "$1" ] || mount --bind "$1" /etc/nsswitch.conf
+mount --bind /usr/bin/getent "$2"
+shift
+exec "$@"
+"""
+
+
+def _lookup_as_login(machine: Machine, nsswitch: Optional[str], name: str) -> Ran:
+    su = os.path.realpath("/bin/su")
+    return machine.run(
+        [
+            "/usr/bin/unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "--",
+            "/bin/sh",
+            "-c",
+            _REHEARSAL,
+            "sh",
+            nsswitch or "",
+            su,
+            "passwd",
+            name,
+        ]
+    )
+
+
+def _check_overlay(machine: Machine, nsswitch: Optional[str]) -> Check:
+    """Look root up as login programs do; `nsswitch`: with that file in place of the host's."""
+    name = "overlay"
+    plain = machine.run(["/usr/bin/getent", "passwd", "root"])
+    if plain.status != 0 or plain.out.count(":") != 6:
+        return Check(name, "fail", "getent passwd root fails", "look at %s" % NSSWITCH, blocks=True)
+    before = plain.out.strip().split(":")
+    seen = _lookup_as_login(machine, nsswitch, "root")
+    after = seen.out.strip().split(":")
+    if seen.status != 0 and ("unshare:" in seen.err or "mount:" in seen.err):
+        return Check(
+            name,
+            "warn",
+            "lookups of login programs could not be tried: %s" % seen.err.strip(),
+            "look at the shell that sshd gives root",
+        )
+    if seen.status != 0 or len(after) != 7:
+        return Check(
+            name,
+            "fail",
+            "login programs would not find root: %s" % (seen.err.strip() or "no entry"),
+            "reinstall the package recuse",
+            blocks=True,
+        )
+    if after[:6] != before[:6]:
+        return Check(name, "fail", "login programs would see another root", blocks=True)
+    listed = (machine.read("/etc/shells") or b"").decode("utf-8", "replace").split()
+    expected = SHELL if before[6] in listed and not machine.exists(DISABLED) else before[6]
+    if after[6] != expected:
+        return Check(
+            name,
+            "fail",
+            "login programs see shell %s of root, not %s" % (after[6], expected),
+            "look at %s and at: recuse doctor" % NSSWITCH,
+            blocks=True,
+        )
+    missing = _lookup_as_login(machine, nsswitch, "recuse-no-such-user")
+    if missing.status != 2:
+        return Check(
+            name,
+            "fail",
+            "looking up an unknown user fails instead of finding nobody",
+            "reinstall the package recuse",
+            blocks=True,
+        )
+    return Check(name, "ok", "login programs see %s of root" % after[6])
+
+
+# Changing
+
+
+def _replace(path: str, data: bytes) -> None:
+    """Replace a file at once, keeping its mode, owner and security attributes; durable."""
+    path = os.path.realpath(path)
+    old = os.stat(path)
+    fd, temporary = tempfile.mkstemp(prefix=os.path.basename(path) + ".", dir=os.path.dirname(path))
+    try:
+        with os.fdopen(fd, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fchown(f.fileno(), old.st_uid, old.st_gid)
+            os.fchmod(f.fileno(), stat.S_IMODE(old.st_mode))
+            for name in os.listxattr(path):
+                try:
+                    os.setxattr(f.fileno(), name, os.getxattr(path, name))
+                except OSError:
+                    pass  # a label that the kernel sets itself
+            os.fsync(f.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    _sync_directory(os.path.dirname(path))
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _snapshot(machine: Machine) -> dict[str, bytes]:
+    found = {}
+    for path in glob.glob(machine.path("/etc/pam.d/*")) + glob.glob(machine.path("/var/lib/pam/*")):
+        if os.path.isfile(path):
+            with open(path, "rb") as f:
+                found[path] = f.read()
+    return found
+
+
+def _restore(snapshot: Mapping[str, bytes]) -> None:
+    for path, data in snapshot.items():
+        try:
+            with open(path, "rb") as f:
+                same = f.read() == data
+        except OSError:
+            same = False
+        if same:
+            continue
+        if os.path.exists(path):
+            _replace(path, data)
+        else:
+            with open(path, "wb") as f:
+                f.write(data)
+
+
+def _pam_auth_update(machine: Machine, *options: str) -> Ran:
+    root = [] if machine.is_real else ["--root", machine.root]
+    return machine.run(["/usr/sbin/pam-auth-update", "--package"] + root + list(options))
+
+
+def _diff(path: str, old: bytes, new: bytes) -> str:
+    return "".join(
+        difflib.unified_diff(
+            old.decode("utf-8", "replace").splitlines(True),
+            new.decode("utf-8", "replace").splitlines(True),
+            path,
+            path,
+        )
+    )
+
+
+class _Lock:
+    """One change of the host's logins at a time."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._path = machine.path(LOCK)
+        self._fd = -1
+
+    def __enter__(self) -> None:
+        try:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a broken host must still be able to disable
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
+def _must_be_root(machine: Machine, what: str) -> None:
+    if machine.is_real and machine.uid != 0:
+        raise AccessDenied("only root can %s recording" % what, "run it with sudo")
+
+
+def enable(machine: Machine, dry_run: bool = False) -> Change:
+    """Make logins go through recuse; harmless if they do.
+
+    Nothing is changed unless all that logins will depend on is found in order, and everything is
+    put back if the result does not work.
+
+    Raises: DoctorFound if enabling would break logins or recording; AccessDenied.
+    """
+    _must_be_root(machine, "enable")
+    with _Lock(machine):
+        return _enable(machine, dry_run)
+
+
+def _enable(machine: Machine, dry_run: bool) -> Change:
+    checks = prerequisites(machine)
+    _refuse(checks)
+    old = machine.read(NSSWITCH)
+    assert old is not None  # a prerequisite
+    new = old if nss_enabled(machine) else add_service(old)
+    needs_pam = not pam_enabled(machine)
+    planned = ["pam-auth-update --package --enable recuse"] if needs_pam else []
+    if new != old:
+        planned.append("recuse first in passwd of %s" % NSSWITCH)
+    warnings = tuple(c.words for c in checks if c.state != "ok")
+    diff = _diff(NSSWITCH, old, new)
+    if machine.is_real and planned:
+        _refuse([_rehearse(machine, new)])
+    if dry_run or not planned:
+        return Change(tuple(planned), diff, warnings)
+
+    snapshot = _snapshot(machine)
+    try:
+        if needs_pam:
+            ran = _pam_auth_update(machine, "--enable", "recuse")
+            if ran.status != 0 or not pam_enabled(machine):
+                raise DoctorFound(
+                    "pam-auth-update did not enable recuse: %s"
+                    % (ran.err.strip().split("\n")[0] or "status %d" % ran.status),
+                    "undo local changes of /etc/pam.d/common-*, or run: pam-auth-update --force",
+                )
+        if new != old:
+            with open(machine.path(BACKUP), "wb") as f:
+                f.write(old)
+                os.fchmod(f.fileno(), 0o644)
+                os.fsync(f.fileno())
+            _replace(machine.path(NSSWITCH), new)
+        broken = [
+            c for c in (_check_pam_stacks(machine), _check_nsswitch(machine)) if c.state == "fail"
+        ]
+        if machine.is_real:
+            broken += [c for c in (_check_overlay(machine, None),) if c.state == "fail"]
+        if broken:
+            raise DoctorFound("enabling did not work: %s" % broken[0].words, broken[0].hint)
+    except BaseException:
+        # Also on ^C: half a change is worse than none.
+        if machine.read(NSSWITCH) != old:
+            _replace(machine.path(NSSWITCH), old)
+        _remove(machine.path(BACKUP))
+        if needs_pam:
+            _pam_auth_update(machine, "--disable", "recuse")
+            _restore(snapshot)
+        raise
+    return Change(tuple(planned), diff, warnings)
+
+
+def _rehearse(machine: Machine, nsswitch: bytes) -> Check:
+    with tempfile.NamedTemporaryFile(prefix="recuse-nsswitch-") as f:
+        f.write(nsswitch)
+        f.flush()
+        os.fchmod(f.fileno(), 0o644)
+        return _check_overlay(machine, f.name)
+
+
+def _refuse(checks: Sequence[Check]) -> None:
+    broken = [c for c in checks if c.blocks and c.state == "fail"]
+    if broken:
+        words = "; ".join("%s: %s" % (c.name, c.words) for c in broken)
+        raise DoctorFound("not enabled, since logins would break: %s" % words, broken[0].hint)
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def disable(machine: Machine, dry_run: bool = False) -> Change:
+    """Take recuse out of logins, whatever state the host is in; harmless if it is out.
+
+    Never needs the agent, and does all that it can before it complains.
+
+    Raises: DoctorFound if some of it is still in; AccessDenied.
+    """
+    _must_be_root(machine, "disable")
+    with _Lock(machine):
+        return _disable(machine, dry_run)
+
+
+def _disable(machine: Machine, dry_run: bool) -> Change:
+    done = []
+    warnings: list[str] = []
+    troubles: list[str] = []
+    old = machine.read(NSSWITCH) or b""
+    new = old
+    if "recuse" in (passwd_services(old) or []):
+        backup = machine.read(BACKUP)
+        # To the byte, unless somebody edited the file since.
+        new = backup if backup is not None and add_service(backup) == old else remove_service(old)
+        done.append("recuse out of passwd of %s" % NSSWITCH)
+    diff = _diff(NSSWITCH, old, new)
+    shared = [os.path.basename(p) for p in _common_files(machine)]
+    in_pam = [name for name in _pam_somewhere(machine) if name in shared]
+    if in_pam:
+        done.append("pam-auth-update --package --disable recuse")
+    if not dry_run:
+        if new != old:
+            try:
+                _replace(machine.path(NSSWITCH), new)
+            except OSError as e:
+                troubles.append("%s: %s" % (NSSWITCH, e))
+        if "recuse" not in (passwd_services(machine.read(NSSWITCH) or b"") or []):
+            _remove(machine.path(BACKUP))
+        if in_pam:
+            ran = _pam_auth_update(machine, "--disable", "recuse")
+            for name in [n for n in _pam_somewhere(machine) if n in shared]:
+                reason = ran.err.strip().split("\n")[0] or "status %d" % ran.status
+                warnings.append(
+                    "pam-auth-update left /etc/pam.d/%s as it was (%s), "
+                    "its line was taken out" % (name, reason)
+                )
+                try:
+                    _strip_module(machine.path("/etc/pam.d/" + name))
+                except OSError as e:
+                    troubles.append("/etc/pam.d/%s: %s" % (name, e))
+        for name in _pam_somewhere(machine):
+            if name not in shared:
+                warnings.append(
+                    "/etc/pam.d/%s calls %s by somebody else's hand: take it out before the "
+                    "package goes" % (name, MODULE)
+                )
+    if troubles:
+        raise DoctorFound("recuse could not be disabled: %s" % "; ".join(troubles))
+    return Change(tuple(done), diff, tuple(warnings))
+
+
+def _strip_module(path: str) -> None:
+    with open(path, "rb") as f:
+        lines = f.read().split(b"\n")
+    kept = [line for line in lines if not re.match(rb"[^#]*\bpam_recuse\.so\b", line)]
+    _replace(path, b"\n".join(kept))
+
+
+# Words
+
+
+def human_bytes(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return "%.0f %s" % (size, unit) if unit == "B" else "%.1f %s" % (size, unit)
+        size /= 1024
+    return "%.1f TiB" % size
+
+
+def human_seconds(seconds: float) -> str:
+    whole = int(seconds)
+    if whole < 60:
+        return "%d s" % whole
+    if whole < 3600:
+        return "%d min" % (whole // 60)
+    if whole < 2 * 86400:
+        return "%d h %d min" % (whole // 3600, whole % 3600 // 60)
+    return "%d days" % (whole // 86400)
+
+
+def checks_to_json(checks: Sequence[Check]) -> str:
+    worst = max((c.state for c in checks), key=("ok", "warn", "fail").index, default="ok")
+    return json.dumps({"checks": [c.to_json() for c in checks], "worst": worst}, indent=2)

@@ -1,0 +1,563 @@
+"""Wiring a host's logins and undoing it, in a made-up root with stand-ins for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import stat
+from pathlib import Path
+from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recuse import hostsetup
+from recuse.errors import AgentUnreachable, DoctorFound
+from recuse.hostsetup import Check, Machine, Ran, add_service, passwd_services, remove_service
+
+NSSWITCH = b"""# /etc/nsswitch.conf
+passwd:         files systemd   # local first
+group:          files systemd
+# passwd: recuse
+"""
+COMMON = """session\t[default=1]\t\t\tpam_permit.so
+session\trequisite\t\t\tpam_deny.so
+session\trequired\t\t\tpam_permit.so
+session\trequired\tpam_unix.so
+session\toptional\tpam_systemd.so
+"""
+OURS = "session\trequired\tpam_recuse.so\n"
+
+
+class FakeHost:
+    """A root directory, and programs that do what the real ones do to it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.ran: list[list[str]] = []
+        self.answers: dict[str, Ran] = {}
+        self.pam_fails = False
+        self.pam_half = False
+        self.agent_error: Optional[Exception] = None
+        self.sshd = "usepam yes\nsubsystem sftp /usr/lib/openssh/sftp-server\n"
+        self.unreachable: Optional[str] = None
+        uid, gid = os.getuid(), os.getgid()
+        # Not root's: its ids are refused. Files belong to whoever runs the tests.
+        self.uid, self.gid = (uid or 4242), (gid or 4242)
+        self.write(
+            "etc/passwd", "recuse:x:%d:%d::/:/x\nrecuse-ship:x:9:9::/:/x\n" % (self.uid, self.gid)
+        )
+        self.write("etc/group", "recuse:x:%d:\nrecuse-ship:x:9:\n" % self.gid)
+        self.write("etc/nsswitch.conf", NSSWITCH.decode())
+        self.write("etc/shells", "/bin/bash\n/usr/lib/recuse/recuse-shell\n")
+        self.write("etc/pam.d/common-session", COMMON)
+        self.write("etc/pam.d/common-session-noninteractive", COMMON)
+        self.write("etc/pam.d/sshd", "session required pam_loginuid.so\n@include common-session\n")
+        self.write("etc/pam.d/login", "session required pam_loginuid.so\n@include common-session\n")
+        self.write("etc/pam.d/sudo", "@include common-session-noninteractive\n")
+        self.write("usr/share/pam-configs/recuse", "Name: x\n")
+        self.write("usr/sbin/pam-auth-update", "")
+        self.write("usr/sbin/sshd", "")
+        self.write("lib/x86_64-linux-gnu/security/pam_recuse.so", "")
+        self.write("lib/x86_64-linux-gnu/libnss_recuse.so.2", "")
+        self.write("usr/lib/recuse/recuse-shell", "")
+        shell = root / "usr/lib/recuse/recuse-shell"
+        os.chown(shell, self.uid, self.gid)
+        shell.chmod(0o6755)
+        for directory in ("live", "out", "quarantine"):
+            (root / "var/spool/recuse" / directory).mkdir(parents=True)
+        (root / "var/spool/recuse/live").chmod(0o700)
+        (root / "run/recuse").mkdir(parents=True)
+        (root / "run/lock").mkdir(parents=True)
+        (root / "run/systemd/system").mkdir(parents=True)
+        (root / "etc/recuse/policy.d").mkdir(parents=True)
+        (root / "var/lib/recuse-central").mkdir(parents=True)
+        self.write("var/lib/recuse/host.key", "")
+        self.write("var/lib/recuse/host.pub", "")
+        (root / "var/lib/recuse/host.key").chmod(0o600)
+        self.sockets = [self._bind("host.sock", 0o660), self._bind("control.sock", 0o666)]
+        os.chown(root / "run/recuse/host.sock", -1, self.gid)
+
+    def _bind(self, name: str, mode: int) -> socket.socket:
+        bound = socket.socket(socket.AF_UNIX)
+        # The path of a socket is short; that of a test's directory may not be.
+        here = os.open(".", os.O_RDONLY)
+        try:
+            os.chdir(self.root / "run/recuse")
+            bound.bind(name)
+        finally:
+            os.fchdir(here)
+            os.close(here)
+        (self.root / "run/recuse" / name).chmod(mode)
+        return bound
+
+    def write(self, path: str, text: str) -> None:
+        target = self.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+
+    def read(self, path: str) -> str:
+        return (self.root / path).read_text()
+
+    def run(self, argv: Sequence[str]) -> Ran:
+        self.ran.append(list(argv))
+        name = os.path.basename(argv[0])
+        if name in self.answers:
+            return self.answers[name]
+        if name == "sshd":
+            return Ran(0, self.sshd, "")
+        if name == "pam-auth-update":
+            return self._pam(list(argv))
+        assert name == "python3"
+        return Ran(0, "", "")
+
+    def _pam(self, argv: list[str]) -> Ran:
+        assert argv[1:4] == ["--package", "--root", str(self.root)] and argv[5] == "recuse"
+        if self.pam_fails:  # as the real one does, with status 0, after local modifications
+            return Ran(0, "", "pam-auth-update: Local modifications, not updating.\n")
+        names = ["common-session"] + ([] if self.pam_half else ["common-session-noninteractive"])
+        for name in names:
+            text = self.read("etc/pam.d/" + name).replace(OURS, "")
+            self.write("etc/pam.d/" + name, text + (OURS if argv[4] == "--enable" else ""))
+        return Ran(0, "", "")
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if self.agent_error:
+            raise self.agent_error
+        return {"ok": True}
+
+    def machine(self, **more: Any) -> Machine:
+        given: dict[str, Any] = dict(
+            root=str(self.root),
+            run=self.run,
+            ask=self.ask,
+            reach=lambda url: self.unreachable,
+        )
+        return Machine(**{**given, **more})
+
+    def tree(self) -> dict[str, tuple[bytes, int]]:
+        return {
+            str(p.relative_to(self.root)): (p.read_bytes(), p.stat().st_mode)
+            for p in (self.root / "etc").rglob("*")
+            if p.is_file()
+        }
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[FakeHost]:
+    made = FakeHost(tmp_path)
+    yield made
+    for one in made.sockets:
+        one.close()
+
+
+def named(checks: Sequence[Check], name: str) -> Check:
+    (found,) = [c for c in checks if c.name == name]
+    return found
+
+
+# nsswitch.conf
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        (b"passwd: files\n", b"passwd: recuse files\n"),
+        (b"passwd:files sss", b"passwd:recuse files sss"),
+        (
+            b" passwd :\tfiles [NOTFOUND=return] sss\n",
+            b" passwd :\trecuse files [NOTFOUND=return] sss\n",
+        ),
+        (b"passwd: files # recuse\n", b"passwd: recuse files # recuse\n"),
+        (b"a: b\npasswd: x\nc: d\n", b"a: b\npasswd: recuse x\nc: d\n"),
+    ],
+)
+def test_adding_and_removing_the_service_are_inverse(before: bytes, after: bytes) -> None:
+    assert add_service(before) == after
+    assert add_service(after) == after
+    assert remove_service(after) == before
+    assert remove_service(before) == before
+
+
+def test_misplaced_service_is_moved_to_the_front() -> None:
+    assert add_service(b"passwd: files recuse [NOTFOUND=continue] sss\n") == (
+        b"passwd: recuse files sss\n"
+    )
+    assert passwd_services(b"passwd: files [SUCCESS=merge] sss # x\n") == ["files", "sss"]
+    assert passwd_services(b"group: files\n") is None
+
+
+@given(
+    st.lists(
+        st.sampled_from(["files", "sss", "systemd", "[NOTFOUND=return]", "recused", "ldap"]),
+        min_size=1,
+        max_size=4,
+    ).filter(lambda words: words[0][0] != "["),
+    st.sampled_from([" ", "\t", "        ", ""]),
+    st.sampled_from(["", "\n", " # recuse\n", "\ngroup: recuse files\n"]),
+)
+def test_any_line_comes_back_to_the_byte(words: list[str], gap: str, end: str) -> None:
+    text = ("passwd:%s%s%s" % (gap, " ".join(words), end)).encode()
+    wired = add_service(text)
+    assert passwd_services(wired) is not None and passwd_services(wired)[0] == "recuse"  # type: ignore[index]
+    assert remove_service(wired) == text
+
+
+# enable and disable
+
+
+def test_enable_wires_pam_then_names_and_disable_restores_every_byte(host: FakeHost) -> None:
+    before = host.tree()
+    change = hostsetup.enable(host.machine())
+    assert len(change.done) == 2
+    assert "passwd:         recuse files systemd   # local first\n" in host.read(
+        "etc/nsswitch.conf"
+    )
+    assert host.read("etc/pam.d/common-session").endswith(OURS)
+    assert host.read("etc/nsswitch.conf.before-recuse") == NSSWITCH.decode()
+    assert hostsetup.nss_enabled(host.machine()) and hostsetup.pam_enabled(host.machine())
+    hostsetup.disable(host.machine())
+    assert host.tree() == before
+
+
+def test_enable_and_disable_twice_change_nothing_more(host: FakeHost) -> None:
+    hostsetup.enable(host.machine())
+    wired = host.tree()
+    assert hostsetup.enable(host.machine()).done == ()
+    assert host.tree() == wired
+    hostsetup.disable(host.machine())
+    plain = host.tree()
+    assert hostsetup.disable(host.machine()).done == ()
+    assert host.tree() == plain
+
+
+def test_dry_run_shows_and_does_nothing(host: FakeHost) -> None:
+    before = host.tree()
+    change = hostsetup.enable(host.machine(), dry_run=True)
+    assert "+passwd:         recuse files systemd" in change.diff
+    assert "pam-auth-update --package --enable recuse" in change.done
+    assert host.tree() == before
+    hostsetup.enable(host.machine())
+    wired = host.tree()
+    assert "-passwd:         recuse files" in hostsetup.disable(host.machine(), dry_run=True).diff
+    assert host.tree() == wired
+
+
+def test_mode_of_nsswitch_is_kept(host: FakeHost) -> None:
+    (host.root / "etc/nsswitch.conf").chmod(0o640)
+    hostsetup.enable(host.machine())
+    assert stat.S_IMODE((host.root / "etc/nsswitch.conf").stat().st_mode) == 0o640
+
+
+def test_pam_refusing_leaves_the_host_as_it_was(host: FakeHost) -> None:
+    before = host.tree()
+    host.pam_fails = True
+    with pytest.raises(DoctorFound, match="Local modifications"):
+        hostsetup.enable(host.machine())
+    assert host.tree() == before
+
+
+def test_pam_doing_half_is_rolled_back(host: FakeHost) -> None:
+    before = host.tree()
+    host.pam_half = True
+    with pytest.raises(DoctorFound):
+        hostsetup.enable(host.machine())
+    assert host.tree() == before
+
+
+def test_failure_after_the_last_change_is_rolled_back(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = host.tree()
+    real: Callable[[Machine], Check] = hostsetup._check_nsswitch
+    calls = []
+
+    def second_time_bad(machine: Machine) -> Check:
+        calls.append(machine.read("/etc/nsswitch.conf"))
+        return real(machine) if len(calls) == 1 else Check("nsswitch", "fail", "it broke")
+
+    monkeypatch.setattr(hostsetup, "_check_nsswitch", second_time_bad)
+    with pytest.raises(DoctorFound, match="it broke"):
+        hostsetup.enable(host.machine())
+    assert calls[1] != NSSWITCH
+    assert host.tree() == before
+
+
+def test_disable_undoes_half_states(host: FakeHost) -> None:
+    before = host.tree()
+    host.write("etc/nsswitch.conf", add_service(NSSWITCH).decode())
+    assert hostsetup.disable(host.machine()).done == ("recuse out of passwd of /etc/nsswitch.conf",)
+    assert host.tree() == before
+    host.write("etc/pam.d/common-session", COMMON + OURS)
+    assert hostsetup.disable(host.machine()).done == ("pam-auth-update --package --disable recuse",)
+    assert host.tree() == before
+
+
+def test_disable_on_a_broken_host_takes_the_line_out_itself(host: FakeHost) -> None:
+    before = host.tree()
+    hostsetup.enable(host.machine())
+    host.pam_fails = True
+    host.agent_error = AgentUnreachable("no agent")
+    for path in ("usr/lib/recuse/recuse-shell", "lib/x86_64-linux-gnu/libnss_recuse.so.2"):
+        (host.root / path).unlink()
+    for one in (host.root / "run").rglob("*.sock"):
+        one.unlink()
+    change = hostsetup.disable(host.machine())
+    assert len(change.warnings) == 2 and "was taken out" in change.warnings[0]
+    assert host.tree() == before
+
+
+def test_disable_keeps_what_somebody_edited_meanwhile(host: FakeHost) -> None:
+    hostsetup.enable(host.machine())
+    host.write("etc/nsswitch.conf", host.read("etc/nsswitch.conf") + "hosts: files\n")
+    hostsetup.disable(host.machine())
+    assert host.read("etc/nsswitch.conf") == NSSWITCH.decode() + "hosts: files\n"
+
+
+def test_disable_names_a_module_called_by_hand(host: FakeHost) -> None:
+    host.write("etc/pam.d/vsftpd", OURS)
+    change = hostsetup.disable(host.machine())
+    assert "/etc/pam.d/vsftpd" in change.warnings[0]
+    assert host.read("etc/pam.d/vsftpd") == OURS
+
+
+def test_enable_only_for_root() -> None:
+    with pytest.raises(Exception, match="only root") as caught:
+        hostsetup.enable(Machine(uid=1000))
+    assert caught.value.exit_code == 7  # type: ignore[attr-defined]
+
+
+# What would break logins
+
+
+def _unlink(path: str) -> Callable[[FakeHost], None]:
+    return lambda h: (h.root / path).unlink()
+
+
+def _chmod(path: str, mode: int) -> Callable[[FakeHost], None]:
+    return lambda h: (h.root / path).chmod(mode)
+
+
+def _write(path: str, text: str) -> Callable[[FakeHost], None]:
+    return lambda h: h.write(path, text)
+
+
+def _no_agent(host: FakeHost) -> None:
+    host.agent_error = AgentUnreachable("agent does not answer", "look")
+
+
+def _unloadable(host: FakeHost) -> None:
+    host.answers["python3"] = Ran(1, "", "Traceback\nOSError: undefined symbol: x\n")
+
+
+def _authselect(host: FakeHost) -> None:
+    host.write("etc/authselect/nsswitch.conf", NSSWITCH.decode())
+    (host.root / "etc/nsswitch.conf").unlink()
+    (host.root / "etc/nsswitch.conf").symlink_to("authselect/nsswitch.conf")
+
+
+BREAKING: dict[str, tuple[Callable[[FakeHost], None], str, str]] = {
+    "no shell": (_unlink("usr/lib/recuse/recuse-shell"), "shell", "missing"),
+    "shell not set-id": (_chmod("usr/lib/recuse/recuse-shell", 0o755), "shell", "mode 0755"),
+    "shell of another": (
+        lambda h: (
+            os.chown(h.root / "usr/lib/recuse/recuse-shell", h.uid + 1, h.gid),
+            (h.root / "usr/lib/recuse/recuse-shell").chmod(0o6755),
+        )[0],
+        "shell",
+        "belongs to",
+    ),
+    "no user": (_write("etc/passwd", "root:x:0:0::/:/bin/sh\n"), "users", "no user"),
+    "no module": (
+        _unlink("lib/x86_64-linux-gnu/security/pam_recuse.so"),
+        "pam-module",
+        "no directory",
+    ),
+    "no library": (_unlink("lib/x86_64-linux-gnu/libnss_recuse.so.2"), "nss-library", "library"),
+    "unloadable": (_unloadable, "pam-module", "undefined symbol"),
+    "no profile": (_unlink("usr/share/pam-configs/recuse"), "pam-stacks", "missing"),
+    "no nsswitch": (_unlink("etc/nsswitch.conf"), "nsswitch", "cannot be read"),
+    "no passwd line": (_write("etc/nsswitch.conf", "group: files\n"), "nsswitch", "no service"),
+    "authselect": (_authselect, "nsswitch", "authselect"),
+    "nscd": (_write("run/nscd/socket", ""), "name-cache", "nscd"),
+    "pam_shells": (
+        lambda h: (
+            h.write("etc/shells", "/bin/bash\n"),
+            h.write("etc/pam.d/sshd", "account required pam_shells.so\n"),
+        )[0],
+        "etc-shells",
+        "pam_shells",
+    ),
+    "bad configuration": (_write("etc/recuse/recuse.toml", "[nonsense\n"), "config", "toml"),
+    "bad policy": (_write("etc/recuse/policy.d/x.toml", "[[rule]]\neffect='x'\n"), "policy", "x"),
+    "no agent": (_no_agent, "agent", "does not answer"),
+    "no socket": (_unlink("run/recuse/host.sock"), "host.sock", "missing"),
+    "open socket": (_chmod("run/recuse/host.sock", 0o666), "host.sock", "mode 0666"),
+}
+
+
+@pytest.mark.parametrize("case", BREAKING)
+def test_enable_refuses_what_would_break_logins(host: FakeHost, case: str) -> None:
+    spoil, name, words = BREAKING[case]
+    spoil(host)
+    before = host.tree()
+    found = named(hostsetup.prerequisites(host.machine()), name)
+    assert (found.state, found.blocks) == ("fail", True)
+    assert words in found.words
+    with pytest.raises(DoctorFound, match="logins would break.*%s: " % name) as caught:
+        hostsetup.enable(host.machine())
+    assert caught.value.exit_code == 11
+    assert host.tree() == before
+    assert not [argv for argv in host.ran if "pam-auth-update" in argv[0]]
+
+
+def test_nscd_that_leaves_passwd_alone_is_fine(host: FakeHost) -> None:
+    host.write("run/nscd/socket", "")
+    host.write("etc/nscd.conf", "\tenable-cache\t\tpasswd\t\tno\n")
+    assert hostsetup.enable(host.machine()).done
+
+
+def test_agent_is_not_needed_where_nothing_is_booted(host: FakeHost) -> None:
+    _no_agent(host)
+    (host.root / "run/systemd/system").rmdir()
+    assert hostsetup.enable(host.machine()).done
+
+
+# doctor
+
+
+def test_doctor_on_a_sound_host_has_nothing_to_say(host: FakeHost) -> None:
+    hostsetup.enable(host.machine())
+    checks = hostsetup.doctor(host.machine())
+    assert [c for c in checks if c.state == "fail"] == []
+    assert {c.name for c in checks if c.state == "warn"} <= {"append-only", "spool-space"}
+    assert named(checks, "enabled").state == "ok"
+
+
+def test_doctor_tells_disabled_from_half_enabled(host: FakeHost) -> None:
+    assert named(hostsetup.doctor(host.machine()), "enabled").state == "warn"
+    host.write("etc/nsswitch.conf", add_service(NSSWITCH).decode())
+    found = named(hostsetup.doctor(host.machine()), "enabled")
+    assert found.state == "fail" and "PAM" in found.words
+    host.write("etc/recuse/disabled", "")
+    assert "disabled exists" in named(hostsetup.doctor(host.machine()), "enabled").words
+
+
+@pytest.mark.parametrize(
+    "spoil, name, state, words",
+    [
+        (lambda h: setattr(h, "sshd", "usepam no\n"), "sshd", "fail", "does not use PAM"),
+        (
+            _write("etc/ssh/sshd_config", "Match Group x\n  ChrootDirectory /srv/%u\n"),
+            "sshd-chroot",
+            "warn",
+            "/srv/%u",
+        ),
+        (
+            lambda h: setattr(h, "sshd", "usepam yes\nsubsystem sftp internal-sftp\n"),
+            "sshd-sftp",
+            "ok",
+            "stub",
+        ),
+        (_write("var/spool/recuse/quarantine/x", ""), "quarantine", "warn", "1 damaged"),
+        (_chmod("var/lib/recuse/host.key", 0o644), "host-key", "fail", "0644"),
+        (_unlink("var/lib/recuse/host.pub"), "host-key", "fail", "host.pub"),
+        (_chmod("var/spool/recuse/live", 0o755), "spool", "fail", "others"),
+        (_write("etc/nsswitch.conf", "passwd: files recuse\n"), "nsswitch", "fail", "after files"),
+    ],
+)
+def test_doctor_names(
+    host: FakeHost, spoil: Callable[[FakeHost], None], name: str, state: str, words: str
+) -> None:
+    spoil(host)
+    found = named(hostsetup.doctor(host.machine()), name)
+    assert found.state == state and words in found.words
+
+
+def test_doctor_sees_stacks_that_miss_the_module_or_call_it_too_early(host: FakeHost) -> None:
+    hostsetup.enable(host.machine())
+    host.write("etc/pam.d/login", "session required pam_unix.so\n")
+    found = named(hostsetup.doctor(host.machine()), "pam-stacks")
+    assert found.state == "fail" and "login" in found.words
+    host.write("etc/pam.d/login", "@include common-session\nsession required pam_loginuid.so\n")
+    found = named(hostsetup.doctor(host.machine()), "pam-stacks")
+    assert found.state == "warn" and "pam_loginuid.so in login" in found.words
+
+
+def test_doctor_warns_of_an_old_backlog_and_a_collector_out_of_reach(host: FakeHost) -> None:
+    host.write("etc/recuse/recuse.toml", '[central]\nurl = "https://c.example:8443"\n')
+    host.write("etc/recuse/collector.pub", "")
+    host.write("var/spool/recuse/out/" + "a" * 64, "x" * 2048)
+    host.unreachable = "connection refused"
+    then = (host.root / "var/spool/recuse/out" / ("a" * 64)).stat().st_mtime_ns
+    checks = hostsetup.doctor(host.machine(now_ns=lambda: then + 7200 * 10**9))
+    assert named(checks, "backlog").words == (
+        "1 segments (2.0 KiB) wait to be shipped, the oldest since 2 h 0 min"
+    )
+    assert named(checks, "backlog").state == "warn"
+    assert named(checks, "collector").words.endswith("connection refused")
+
+
+def test_doctor_sees_a_clock_behind_the_ledger(host: FakeHost) -> None:
+    host.write("var/lib/recuse/ledger/checkpoint", "")
+    then = (host.root / "var/lib/recuse/ledger/checkpoint").stat().st_mtime_ns
+    found = named(hostsetup.doctor(host.machine(now_ns=lambda: then - 3600 * 10**9)), "clock")
+    assert found.state == "fail" and "3600 s" in found.words
+
+
+def test_checks_as_json(host: FakeHost) -> None:
+    found = json.loads(hostsetup.checks_to_json(hostsetup.doctor(host.machine())))
+    assert found["worst"] == "warn"
+    assert set(found["checks"][0]) == {"name", "state", "words", "hint", "blocks"}
+
+
+# Lookups as login programs make them
+
+
+class Overlay:
+    """Answers of getent, plain and under the name of su."""
+
+    def __init__(self) -> None:
+        self.plain = Ran(0, "root:x:0:0:root:/root:/bin/bash\n", "")
+        self.login = Ran(0, "root:x:0:0:root:/root:%s\n" % hostsetup.SHELL, "")
+        self.nobody = Ran(2, "", "")
+
+    def run(self, argv: Sequence[str]) -> Ran:
+        if argv[0].endswith("getent"):
+            return self.plain
+        assert argv[0].endswith("unshare")
+        return self.nobody if argv[-1] == "recuse-no-such-user" else self.login
+
+
+@pytest.mark.parametrize(
+    "spoil, state, words",
+    [
+        ({}, "ok", "recuse-shell"),
+        ({"login": Ran(0, "root:x:0:0:root:/root:/bin/bash\n", "")}, "fail", "/bin/bash"),
+        ({"login": Ran(0, "root:x:1:0:root:/root:/x\n", "")}, "fail", "another root"),
+        ({"login": Ran(2, "", "")}, "fail", "not find root"),
+        ({"login": Ran(1, "", "unshare: Operation not permitted")}, "warn", "not permitted"),
+        ({"nobody": Ran(0, "x", "")}, "fail", "unknown user"),
+        ({"plain": Ran(2, "", "")}, "fail", "getent"),
+    ],
+)
+def test_overlay_check(host: FakeHost, spoil: dict[str, Ran], state: str, words: str) -> None:
+    overlay = Overlay()
+    for key, value in spoil.items():
+        setattr(overlay, key, value)
+    found = hostsetup._check_overlay(host.machine(run=overlay.run), None)
+    assert found.state == state and words in found.words
+
+
+def test_lookup_as_login_runs_under_the_name_of_su() -> None:
+    """The real thing, where namespaces of mounts may be made: root, as the suite runs."""
+    ran = hostsetup._lookup_as_login(Machine(), None, "root")
+    assert ran.status == 0 and ran.out.startswith("root:x:0:0:"), ran.err
+
+
+def test_hash_names_are_words() -> None:
+    checks = [c for c in hostsetup.prerequisites(Machine(run=lambda a: Ran(-1, "", "no")))]
+    assert all(re.fullmatch(r"[a-z.-]+", c.name) for c in checks)
