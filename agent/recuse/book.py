@@ -1,0 +1,147 @@
+"""The agent's pen: enters into the ledger in order, many at once, and signs checkpoints.
+
+Part of the agent. Whatever asks within one turn of the loop shares one write and one fdatasync.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any, Callable, List, Optional, Tuple
+
+from .errors import LedgerError, RecuseError
+from .host import Kernel
+from .journal import Journal
+from .ledger import Ledger
+from .records import Host
+
+URGENT_SECONDS = 0.02  # a start or end: long enough to share a signature, no longer
+RELAXED_SECONDS = 5.0  # anything else
+
+Builder = Callable[..., bytes]
+Watcher = Callable[[int], None]
+
+
+class NotEntered(RecuseError):
+    """An entry could not be made durable; whoever asked must act as if the agent were not there."""
+
+    exit_code = LedgerError.exit_code
+
+
+@dataclass
+class _Waiting:
+    build: Builder
+    arguments: tuple  # type: ignore[type-arg]
+    options: dict  # type: ignore[type-arg]
+    urgent: bool
+    entered: "asyncio.Future[int]" = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class Book:
+    """Appends to one ledger."""
+
+    def __init__(self, ledger: Ledger, host: Host, kernel: Kernel, journal: Journal) -> None:
+        self.ledger = ledger
+        self.host = host
+        self.watchers: List[Watcher] = []
+        self.faulty: Optional[str] = None
+        self.on_fault: Callable[[], None] = lambda: None
+        self._kernel = kernel
+        self._journal = journal
+        self._waiting: List[_Waiting] = []
+        self._timer: Optional[asyncio.TimerHandle] = None
+
+    @property
+    def size(self) -> int:
+        return self.ledger.size
+
+    async def enter(
+        self, build: Builder, *arguments: Any, urgent: bool = True, **options: Any
+    ) -> int:
+        """Make an entry with one of the builders of records; durable on return. Gives its number.
+
+        Raises: NotEntered
+        """
+        waiting = _Waiting(build, arguments, options, urgent)
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._write)
+        self._waiting.append(waiting)
+        return await waiting.entered
+
+    def _write(self) -> None:
+        batch, self._waiting = self._waiting, []
+        entries: List[bytes] = []
+        written: List[_Waiting] = []
+        first, now_ns = self.ledger.size, self._kernel.now_ns()
+        for waiting in batch:
+            if waiting.entered.cancelled():
+                continue
+            try:
+                entry = waiting.build(
+                    self.host, first + len(entries), now_ns, *waiting.arguments, **waiting.options
+                )
+            except Exception as error:  # goes to whoever asked, and not to the others
+                waiting.entered.set_exception(error)
+                continue
+            entries.append(entry)
+            written.append(waiting)
+        if not entries:
+            return
+        entered, fault = self._append(entries)
+        for number, waiting in enumerate(written):
+            if waiting.entered.done():
+                continue
+            if number < entered:
+                waiting.entered.set_result(first + number)
+            else:
+                waiting.entered.set_exception(NotEntered(f"ledger cannot be written: {fault}"))
+        if fault is None:
+            self.faulty = None
+        elif self.faulty is None:
+            self.faulty = fault
+            self._journal.write("ledger-failed", fault=fault)
+        if entered:
+            urgent = any(waiting.urgent for waiting in written[:entered])
+            self.checkpoint_within(URGENT_SECONDS if urgent else RELAXED_SECONDS)
+
+    def _append(self, entries: List[bytes]) -> Tuple[int, Optional[str]]:
+        """Append what can be appended; give how many, and what stood in the way of the rest."""
+        first = self.ledger.size
+        try:
+            self.ledger.append(entries)
+            return len(entries), None
+        except RecuseError as error:
+            fault = error.message
+        entered = self.ledger.size - first
+        self.on_fault()  # gives up reserved space
+        try:
+            self.ledger.append(entries[entered:])
+            return len(entries), None
+        except RecuseError as error:
+            fault = error.message
+        return self.ledger.size - first, fault
+
+    def checkpoint_within(self, seconds: float) -> None:
+        """See to it that a checkpoint over everything so far is signed by then."""
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            if self._timer.when() <= loop.time() + seconds:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_later(seconds, self.checkpoint)
+
+    def checkpoint(self) -> None:
+        """Sign and publish a checkpoint now, and tell those who watch."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        try:
+            self.ledger.checkpoint()
+        except RecuseError as error:
+            self._journal.write("ledger-failed", fault=error.message)
+            self.checkpoint_within(RELAXED_SECONDS)
+            return
+        for watcher in list(self.watchers):
+            watcher(self.ledger.size)

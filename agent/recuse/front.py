@@ -1,0 +1,226 @@
+"""Answers control.sock: one line of JSON in, one line out; `watch` goes on.
+
+Part of the agent. Anybody may connect; what each may ask is in VERBS, by the uid that the kernel
+gives for the peer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pwd
+import socket
+import struct
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Set
+
+from . import __version__, records
+from .errors import AccessDenied, LedgerError, RecuseError, WireError
+from .receipts import Receipts
+
+if TYPE_CHECKING:
+    from .agent import Agent
+
+MAX_LINE_BYTES = 65536
+IDLE_SECONDS = 60.0
+MAX_CLIENTS = 256
+MAX_WATCHER_BYTES = 1 << 20  # unread news after which a watcher is dropped
+MAX_FOLDED = 20000  # newest entries that `sessions` with "ended" looks at
+MAX_ROWS = 1000
+
+# Verb -> who may: all, root, or ship (root and recuse-ship).
+VERBS: Mapping[str, str] = {
+    "status": "all",
+    "sessions": "all",
+    "reload": "root",
+    "sync": "root",
+    "watch": "ship",
+    "receipt": "ship",
+}
+
+
+class Front:
+    """The control socket."""
+
+    def __init__(self, agent: Agent, receipts: Receipts) -> None:
+        self._agent = agent
+        self._receipts = receipts
+        self._servers: List[asyncio.AbstractServer] = []
+        self._watchers: Set[asyncio.StreamWriter] = set()
+        self._clients: Set["asyncio.Task[Any]"] = set()
+        self._folding = asyncio.Lock()
+        agent.book.watchers.append(self._tell_size)
+        agent.on_reload.append(self._tell_reload)
+
+    async def listen(self, listener: socket.socket) -> None:
+        """Answer a listening stream socket from now on."""
+        listener.setblocking(False)
+        self._servers.append(
+            await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_LINE_BYTES)
+        )
+
+    async def close(self) -> None:
+        for server in self._servers:
+            server.close()
+        for task in list(self._clients):
+            task.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
+
+    def _news(self, news: Mapping[str, Any]) -> None:
+        line = json.dumps(news).encode() + b"\n"
+        for writer in list(self._watchers):
+            if writer.transport.get_write_buffer_size() > MAX_WATCHER_BYTES:
+                self._watchers.discard(writer)
+                writer.transport.abort()
+            else:
+                writer.write(line)
+
+    def _tell_size(self, size: int) -> None:
+        if self._watchers:
+            self._news({"size": size, "blobs": len(self._agent.sealer.entered)})
+
+    def _tell_reload(self) -> None:
+        self._news({"reload": True})
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._clients.add(task)
+        try:
+            if len(self._clients) <= MAX_CLIENTS:
+                await self._talk(reader, writer)
+        except (OSError, ValueError, asyncio.TimeoutError):
+            pass  # the client's affair
+        finally:
+            self._clients.discard(task)
+            self._watchers.discard(writer)
+            writer.close()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        size = struct.calcsize("3i")
+        sock = writer.get_extra_info("socket")
+        _, uid, _ = struct.unpack(
+            "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        )
+        while True:
+            watching = writer in self._watchers
+            line = await asyncio.wait_for(reader.readline(), None if watching else IDLE_SECONDS)
+            if not line:
+                return
+            try:
+                answer = await self._answer(line, uid, writer)
+            except RecuseError as error:
+                answer = {
+                    "ok": False, "error": error.message, "hint": error.hint,
+                    "exit": error.exit_code,
+                }  # fmt: skip
+            writer.write(json.dumps(answer).encode() + b"\n")
+            await writer.drain()
+
+    async def _answer(self, line: bytes, uid: int, writer: asyncio.StreamWriter) -> Dict[str, Any]:
+        try:
+            request = json.loads(line)
+            verb = request["verb"]
+            who = VERBS[verb]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise WireError("not a request this agent knows") from None
+        if uid != 0 and who != "all" and not (who == "ship" and uid == self._ship_uid()):
+            raise AccessDenied(f"uid {uid} may not ask for {verb}", "ask as root")
+        agent = self._agent
+        if verb == "status":
+            return {"ok": True, **self.status(uid)}
+        if verb == "sessions":
+            return {"ok": True, "sessions": await self._sessions(request, uid)}
+        if verb == "reload":
+            faults = await agent.reload()
+            return {"ok": not faults, "error": "; ".join(faults), "exit": 3} if faults else {
+                "ok": True, "policy": agent.policy.digest
+            }  # fmt: skip
+        if verb == "sync":
+            await agent.sealer.cut_all()
+            agent.book.checkpoint()
+            return {"ok": True, "size": agent.book.size}
+        if verb == "watch":
+            self._watchers.add(writer)
+            return {"ok": True, "size": agent.book.size, "blobs": len(agent.sealer.entered)}
+        return {"ok": True, "removed": self._receipts.check()}
+
+    def _ship_uid(self) -> int:
+        try:
+            return pwd.getpwnam("recuse-ship").pw_uid
+        except KeyError:
+            return 0
+
+    def status(self, uid: int) -> Dict[str, Any]:
+        """Say how things are; to root, more."""
+        agent = self._agent
+        by_label: Dict[str, int] = {}
+        for live in agent.sessions.values():
+            by_label[live.label] = by_label.get(live.label, 0) + 1
+        told: Dict[str, Any] = {
+            "version": __version__,
+            "host": agent.book.host.hostname,
+            "origin": agent.book.host.origin,
+            "pid": os.getpid(),
+            "started": records.format_time(agent.started_ns),
+            "live": by_label,
+            "disabled": agent.disabled,
+            "healthy": not (agent.full or agent.faults or agent.book.faulty),
+        }
+        if uid != 0:
+            return told
+        count, size = agent.spool.usage()
+        told.update(
+            logins=len(agent.logins),
+            ledger={
+                "size": agent.book.size,
+                "attested": self._receipts.attested,
+                "fault": agent.book.faulty,
+            },
+            spool={
+                "full": agent.full,
+                "free": agent.spool.free(),
+                "blobs": count,
+                "bytes": size,
+                "oldest_seconds": self._oldest(),
+            },
+            policy={"digest": agent.policy.digest, "rules": len(agent.policy.rules)},
+            central=agent.config.central.url,
+            faults=list(agent.faults.values()),
+        )
+        return told
+
+    def _oldest(self) -> Optional[float]:
+        agent = self._agent
+        now_ns = agent.kernel.now_ns()
+        ages = [agent.spool.blob_age_seconds(blob, now_ns) for blob in agent.spool.blobs()]
+        return round(max(ages), 1) if ages else None
+
+    async def _sessions(self, request: Mapping[str, Any], uid: int) -> List[Dict[str, Any]]:
+        """List live sessions, with "ended" also recent ones; own ones, but for root."""
+        agent = self._agent
+        async with self._folding:  # one at a time: anybody may ask
+            view = await asyncio.get_running_loop().run_in_executor(
+                None, self._fold, 0 if uid == 0 else uid, uid == 0, bool(request.get("ended"))
+            )
+        rows = [row for row in view.rows() if uid in (0, row.uid)]
+        if not request.get("ended"):
+            rows = [row for row in rows if row.session in agent.sessions]
+        return [row.to_json() for row in rows[-MAX_ROWS:]]
+
+    def _fold(self, uid: int, everybody: bool, ended: bool) -> records.View:
+        agent = self._agent
+        floor = max(0, agent.book.size - MAX_FOLDED)
+        if not ended:
+            live = [live.seq for live in agent.sessions.values()]
+            floor = min(live, default=agent.book.size)
+        view = records.View()
+        for raw in agent.book.ledger.entries(floor):
+            try:
+                entry = records.parse(raw)
+            except LedgerError:
+                continue
+            known = (entry.get("session") or "") in view.sessions
+            if everybody or known or entry.number("uid") == uid:
+                view.apply(entry)
+        return view

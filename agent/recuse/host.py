@@ -1,0 +1,538 @@
+"""Kernel facts: processes, terminals, connections, accounts.
+
+Whatever recuse says about who did something comes from here, never from a field
+the peer filled in. `Kernel` reads the running system; tests replace methods of it.
+"""
+from __future__ import annotations
+
+import array
+import fcntl
+import grp
+import importlib.machinery
+import importlib.util
+import os
+import pwd
+import select
+import signal
+import socket
+import stat as stat_module
+import struct
+import sys
+import time
+import types
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
+
+UNSET = 0xFFFFFFFF  # loginuid and sessionid of a process that never logged in
+UNIX98_PTY_SLAVE_MAJOR = 136  # Documentation/admin-guide/devices.txt: 136 to 143
+UNIX98_PTY_SLAVE_MAJORS = 8
+MAX_ANCESTORS = 64
+MAX_NAMED = 16  # processes named in one entry; more are counted
+SO_PEERPIDFD = 77  # include/uapi/asm-generic/socket.h, Linux 6.5
+TIOCGPTN = 0x80045430
+TTY_MAJORS = frozenset({4, 5, 204, 229} | set(range(136, 144)))
+TCP_ESTABLISHED = 1
+SSHD_NAMES = frozenset({b"sshd", b"sshd-session", b"sshd-auth", b"dropbear"})
+RELAY_NAMES = SSHD_NAMES | {b"sudo", b"su", b"recuse-shell"}  # end with their session
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The process at the other end of a connection, as SO_PEERCRED had it at connect(2)."""
+
+    pid: int
+    uid: int
+    gid: int
+    start: int  # of the process, in clock ticks since boot: (pid, start) never repeats
+
+
+@dataclass(frozen=True)
+class Stat:
+    """What /proc/PID/stat says; `tty` is a device number, 0 if there is none."""
+
+    pid: int
+    comm: bytes
+    state: str
+    ppid: int
+    pgrp: int
+    session: int
+    tty: int
+    tpgid: int
+    start: int
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a process is: real and effective uid, audit login uid and audit session."""
+
+    ruid: int
+    euid: int
+    auid: Optional[int]
+    audit_session: Optional[int]
+
+
+@dataclass(frozen=True)
+class Account:
+    """An entry of the user database, with the shell as it is without our overlay."""
+
+    name: str
+    uid: int
+    gid: int
+    shell: str
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """A terminal taken from its user; `handle` is O_PATH, which does not hold the line open."""
+
+    handle: int
+    rdev: int
+    uid: int
+    gid: int
+    mode: int
+
+
+class Kernel:
+    """The running system, read through /proc, ioctl and sock_diag."""
+
+    def __init__(self, proc: str = "/proc") -> None:
+        self.proc = proc
+        self._open_diag: Optional[Callable[[], Any]] = None
+
+    # -- time and machine ------------------------------------------------------------
+
+    def now_ns(self) -> int:
+        """Wall clock, UTC, nanoseconds since the epoch."""
+        return time.time_ns()
+
+    def mono_ns(self) -> int:
+        """CLOCK_MONOTONIC, the clock of the recordings."""
+        return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
+    def boot_id(self) -> str:
+        return self._text("sys/kernel/random/boot_id").strip()
+
+    def machine_id(self) -> str:
+        try:
+            with open("/etc/machine-id", encoding="ascii") as file:
+                return file.read().strip()
+        except (OSError, UnicodeDecodeError):
+            return ""
+
+    def hostname(self) -> str:
+        return os.uname().nodename
+
+    def os_name(self) -> str:
+        for path in ("/etc/os-release", "/usr/lib/os-release"):
+            try:
+                with open(path, encoding="utf-8", errors="replace") as file:
+                    for line in file:
+                        if line.startswith("PRETTY_NAME="):
+                            return line.split("=", 1)[1].strip().strip("\"'")
+            except OSError:
+                continue
+        return "Linux"
+
+    # -- processes -------------------------------------------------------------------
+
+    def peer(self, connection: socket.socket) -> Tuple[Peer, int]:
+        """Say who is at the other end, with a pidfd of it that the caller owns.
+
+        Raises: ProcessLookupError if that process is gone, so that its number is
+        never taken for another's.
+        """
+        size = struct.calcsize("3i")
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        pid, uid, gid = struct.unpack("3i", credentials)
+        if pid <= 0:
+            raise ProcessLookupError("the peer has no process here")
+        try:
+            pidfd = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+        except OSError:  # before Linux 6.5: open by number, then look whether it is still theirs
+            pidfd = self.pidfd_open(pid)
+        try:
+            start = self.stat(pid).start
+            if self.exited(pidfd) or self.identity(pid).euid != uid:
+                raise ProcessLookupError(f"process {pid} is gone")
+        except BaseException:
+            os.close(pidfd)
+            raise
+        return Peer(pid, uid, gid, start), pidfd
+
+    def pidfd_open(self, pid: int) -> int:
+        return os.pidfd_open(pid)
+
+    def exited(self, pidfd: int) -> bool:
+        """Say whether the process of a pidfd has ended."""
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def stat(self, pid: int) -> Stat:
+        """Read /proc/PID/stat. Raises: ProcessLookupError if there is no such process."""
+        try:
+            with open(f"{self.proc}/{pid}/stat", "rb") as file:
+                raw = file.read()
+        except (FileNotFoundError, ProcessLookupError) as error:
+            raise ProcessLookupError(f"no process {pid}") from error
+        head, _, tail = raw.rpartition(b")")  # the name may hold anything, ")" too
+        field = tail.split()
+        return Stat(
+            pid=pid,
+            comm=head.partition(b"(")[2],
+            state=field[0].decode("ascii"),
+            ppid=int(field[1]),
+            pgrp=int(field[2]),
+            session=int(field[3]),
+            tty=_device(int(field[4])),
+            tpgid=int(field[5]),
+            start=int(field[19]),
+        )
+
+    def identity(self, pid: int) -> Identity:
+        """Read the user and audit ids. Raises: ProcessLookupError if it is gone."""
+        try:
+            status = self._text(f"{pid}/status")
+        except (FileNotFoundError, ProcessLookupError) as error:
+            raise ProcessLookupError(f"no process {pid}") from error
+        uids = status.partition("\nUid:")[2].split(None, 2)
+        return Identity(
+            ruid=int(uids[0]),
+            euid=int(uids[1]),
+            auid=self._audit(pid, "loginuid"),
+            audit_session=self._audit(pid, "sessionid"),
+        )
+
+    def lineage(self, pid: int) -> Iterator[Stat]:
+        """Yield the process and its ancestors, nearest first, ending below init."""
+        for _ in range(MAX_ANCESTORS):
+            if pid <= 1:
+                return
+            try:
+                found = self.stat(pid)
+            except ProcessLookupError:
+                return
+            yield found
+            pid = found.ppid
+
+    def wake(self, pid: int) -> None:
+        """Send SIGCONT to the foreground processes of the terminals that children of `pid` lead."""
+        for child in self._children(pid):
+            groups = {child.pgrp}
+            if child.tpgid > 1 and child.tty:
+                groups.add(child.tpgid)
+            for group in groups - {0, 1}:
+                try:
+                    os.killpg(group, signal.SIGCONT)
+                except (ProcessLookupError, PermissionError):
+                    pass  # gone meanwhile
+
+    def _children(self, pid: int) -> List[Stat]:
+        found = []
+        for number in self.processes():
+            try:
+                candidate = self.stat(number)
+            except ProcessLookupError:
+                continue
+            if candidate.ppid == pid:
+                found.append(candidate)
+        return found
+
+    def processes(self) -> List[int]:
+        return [int(name) for name in os.listdir(self.proc) if name.isdigit()]
+
+    # -- accounts --------------------------------------------------------------------
+
+    def account(self, uid: int, name: Optional[str] = None) -> Optional[Account]:
+        """Look a user up, by name where that name has this uid (several may share one)."""
+        entry = None
+        try:
+            if name is not None:
+                entry = pwd.getpwnam(name)
+        except (KeyError, ValueError):
+            entry = None
+        if entry is None or (uid >= 0 and entry.pw_uid != uid):
+            try:
+                entry = pwd.getpwuid(uid) if uid >= 0 else None
+            except (KeyError, OverflowError):
+                entry = None
+        if entry is None:
+            return None
+        return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_shell)
+
+    def groups(self, account: Account) -> Tuple[str, ...]:
+        """Name the groups of a user; a group without a name is left as its number."""
+        names = []
+        for gid in os.getgrouplist(account.name, account.gid):
+            try:
+                names.append(grp.getgrgid(gid).gr_name)
+            except KeyError:
+                names.append(str(gid))
+        return tuple(names)
+
+    # -- terminals -------------------------------------------------------------------
+
+    def tty_name(self, rdev: int) -> str:
+        """Name a terminal as ps(1) does: pts/3, tty1."""
+        major, minor = os.major(rdev), os.minor(rdev)
+        block = major - UNIX98_PTY_SLAVE_MAJOR
+        if 0 <= block < UNIX98_PTY_SLAVE_MAJORS:
+            return f"pts/{(block << 20) + minor if block else minor}"
+        if major == 4:
+            return f"tty{minor}" if minor < 64 else f"ttyS{minor - 64}"
+        try:
+            return os.path.basename(os.readlink(f"/dev/char/{major}:{minor}"))
+        except OSError:
+            return f"{major}:{minor}"
+
+    def pty_slave(self, master: int) -> int:
+        """Say which terminal device a pty master drives. Raises: OSError if it is no master."""
+        number = array.array("I", [0])
+        fcntl.ioctl(master, TIOCGPTN, number)
+        return os.makedev(UNIX98_PTY_SLAVE_MAJOR, number[0])
+
+    def take_terminal(self, fd: int, expected: int, owners: FrozenSet[int]) -> Terminal:
+        """Make a terminal root's, so that its user cannot open it again.
+
+        Only the controlling terminal of the peer (`expected`), and only from one of `owners`.
+        Raises: PermissionError if it is another, OSError if the kernel refuses.
+        """
+        found = os.fstat(fd)
+        if (
+            not stat_module.S_ISCHR(found.st_mode)
+            or os.major(found.st_rdev) not in TTY_MAJORS
+            or found.st_rdev != expected
+        ):
+            raise PermissionError("the descriptor is not the peer's controlling terminal")
+        if found.st_uid not in owners:
+            raise PermissionError(f"the terminal belongs to uid {found.st_uid}")
+        # An ordinary descriptor would keep the line open after its session: sshd would wait.
+        handle = os.open(f"{self.proc}/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
+        try:
+            os.fchown(fd, 0, 0)
+            os.fchmod(fd, 0o600)
+        except OSError:
+            os.close(handle)
+            raise
+        mode = stat_module.S_IMODE(found.st_mode)
+        return Terminal(handle, found.st_rdev, found.st_uid, found.st_gid, mode)
+
+    def reopen_terminal(self, rdev: int, uid: int, gid: int, mode: int) -> Optional[Terminal]:
+        """Find a terminal taken before a restart, if it is still in the state it was left in."""
+        path = f"/dev/{self.tty_name(rdev)}"
+        try:
+            handle = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        found = os.fstat(handle)
+        if found.st_rdev != rdev or found.st_uid != 0:
+            os.close(handle)
+            return None
+        return Terminal(handle, rdev, uid, gid, mode)
+
+    def give_terminal_back(self, terminal: Terminal) -> None:
+        """Undo take_terminal() and close the handle; a terminal somebody changed since is left."""
+        path = f"{self.proc}/self/fd/{terminal.handle}"
+        try:
+            now = os.fstat(terminal.handle)
+            if (now.st_uid, stat_module.S_IMODE(now.st_mode)) == (0, 0o600):
+                os.chmod(path, terminal.mode)
+                os.chown(path, terminal.uid, terminal.gid)
+        except OSError:
+            pass  # the terminal is gone
+        finally:
+            os.close(terminal.handle)
+
+    def holders(self, rdev: int, uid: int, except_pids: FrozenSet[int]) -> Tuple[str, ...]:
+        """Name the processes of `uid` that have a terminal open. Slow: run it in a thread."""
+        found: List[str] = []
+        for pid in self.processes():
+            if pid in except_pids:
+                continue
+            try:
+                if os.stat(f"{self.proc}/{pid}").st_uid != uid and self.identity(pid).ruid != uid:
+                    continue
+                if any(_rdev(path) == rdev for path in self._descriptors(pid)):
+                    found.append(self._label(pid))
+            except OSError:
+                continue
+        return _limited(found)
+
+    def survivors(self, audit_session: Optional[int], ttys: FrozenSet[int]) -> Tuple[str, ...]:
+        """Name what outlived its session with a terminal of its own (tmux, screen, mosh-server).
+
+        Goes by the audit session, which follows a daemon that left its ancestors. `ttys` are
+        the session's own terminals. Slow: run it in a thread.
+        """
+        if audit_session is None:
+            return ()
+        found: List[str] = []
+        for pid in self.processes():
+            try:
+                if self._audit(pid, "sessionid") != audit_session:
+                    continue
+                process = self.stat(pid)
+                if process.tty:
+                    outlives = process.tty not in ttys
+                else:
+                    outlives = process.comm not in RELAY_NAMES and any(
+                        _is_master(path) for path in self._descriptors(pid)
+                    )
+                if outlives:
+                    found.append(self._label(pid))
+            except OSError:
+                continue
+        return _limited(found)
+
+    def _descriptors(self, pid: int) -> List[str]:
+        return [f"{self.proc}/{pid}/fd/{name}" for name in os.listdir(f"{self.proc}/{pid}/fd")]
+
+    def _label(self, pid: int) -> str:
+        name = self.stat(pid).comm.decode("utf-8", "backslashreplace")
+        return f"{pid}:" + "".join(c if c.isprintable() else "?" for c in name)
+
+    # -- connections -----------------------------------------------------------------
+
+    def peer_of(self, pid: int) -> Optional[str]:
+        """Say which address the TCP connection of a login server comes from, with its port.
+
+        The connection a server was started for is its lowest-numbered connected socket;
+        those it made itself (to a directory service) came later. None if it has none.
+        """
+        try:
+            if self.stat(pid).comm not in SSHD_NAMES:
+                return None
+            inodes = self._socket_inodes(pid)
+            found = self._connections(frozenset(inodes)) if inodes else {}
+        except OSError:
+            return None
+        for inode in inodes:
+            if inode in found:
+                return _address(*found[inode])
+        return None
+
+    def _socket_inodes(self, pid: int) -> List[int]:
+        inodes = []
+        directory = f"{self.proc}/{pid}/fd"
+        for name in sorted(os.listdir(directory), key=int):
+            try:
+                target = os.readlink(f"{directory}/{name}")
+            except OSError:
+                continue
+            if target.startswith("socket:["):
+                inodes.append(int(target[8:-1]))
+        return inodes
+
+    def _connections(self, inodes: FrozenSet[int]) -> Dict[int, Tuple[str, int]]:
+        if self._open_diag is None:
+            self._open_diag = _sock_diag(_import_diag())
+        found: Dict[int, Tuple[str, int]] = {}
+        with self._open_diag() as diag:
+            diag.marshal.wanted = inodes
+            diag.bind()
+            for family in (socket.AF_INET, socket.AF_INET6):
+                for message in diag.get_sock_stats(family=family, states=1 << TCP_ESTABLISHED):
+                    inode = message["idiag_inode"]
+                    found[inode] = (message["idiag_dst"], message["idiag_dport"])
+        return found
+
+    # -- helpers ---------------------------------------------------------------------
+
+    def _text(self, name: str) -> str:
+        with open(f"{self.proc}/{name}", encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+
+    def _audit(self, pid: int, name: str) -> Optional[int]:
+        try:
+            value = int(self._text(f"{pid}/{name}"))
+        except (OSError, ValueError):
+            return None  # a kernel without audit
+        return None if value == UNSET else value
+
+
+def _device(number: int) -> int:
+    """Turn the kernel's new_encode_dev() into dev_t as os.stat() gives it."""
+    number &= 0xFFFFFFFF
+    return os.makedev((number >> 8) & 0xFFF, (number & 0xFF) | ((number >> 12) & 0xFFF00))
+
+
+def _rdev(path: str) -> int:
+    try:
+        return os.stat(path).st_rdev
+    except OSError:
+        return 0
+
+
+def _is_master(path: str) -> bool:
+    try:
+        return os.readlink(path) in ("/dev/ptmx", "/dev/pts/ptmx")
+    except OSError:
+        return False
+
+
+def _limited(names: Sequence[str]) -> Tuple[str, ...]:
+    if len(names) <= MAX_NAMED:
+        return tuple(names)
+    return (*names[:MAX_NAMED], f"+{len(names) - MAX_NAMED}")
+
+
+def _address(host: str, port: int) -> str:
+    if host.startswith("::ffff:") and "." in host:
+        host = host[7:]  # IPv4 on a dual-stack socket
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _import_diag() -> Any:
+    """Import pyroute2's sock_diag alone.
+
+    `import pyroute2` loads every netlink family through entry points, 12 MB that nobody here
+    uses. A parent module with nothing but a search path lets the one submodule load itself;
+    should a later release not bear that, the ordinary import does.
+    """
+    if "pyroute2" not in sys.modules:
+        spec = importlib.util.find_spec("pyroute2")
+        if spec is not None and spec.submodule_search_locations is not None:
+            parent = types.ModuleType("pyroute2")
+            parent.__path__ = list(spec.submodule_search_locations)
+            parent.__spec__ = importlib.machinery.ModuleSpec("pyroute2", None, is_package=True)
+            sys.modules["pyroute2"] = parent
+            try:
+                return importlib.import_module("pyroute2.netlink.diag")
+            except Exception:  # whatever a foreign module raises when half loaded
+                for name in [n for n in sys.modules if n.split(".")[0] == "pyroute2"]:
+                    del sys.modules[name]
+    return importlib.import_module("pyroute2.netlink.diag")
+
+
+def _sock_diag(diag: Any) -> Callable[[], Any]:
+    """Make a DiagSocket that decodes only the connections asked for.
+
+    The kernel can only list all; decoding thousands of them takes longer than a login may.
+    """
+    inode_at = 84  # nlmsghdr 16, inet_diag_msg up to idiag_inode 68
+    done = 3  # NLMSG_DONE
+
+    class Marshal(diag.MarshalDiag):  # type: ignore[misc]
+        wanted: FrozenSet[int] = frozenset()
+
+        def parse(self, data: bytes, *args: Any, **kwargs: Any) -> Any:
+            kept = []
+            offset = 0
+            while offset + 16 <= len(data):
+                length, kind = struct.unpack_from("IH", data, offset)
+                if length < 16:
+                    break
+                whole = kind == done or length < inode_at + 4
+                if whole or struct.unpack_from("I", data, offset + inode_at)[0] in self.wanted:
+                    kept.append(bytes(data[offset : offset + length]))
+                offset += (length + 3) & ~3
+            return super().parse(b"".join(kept), *args, **kwargs)
+
+    class Socket(diag.DiagSocket):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.marshal = Marshal()
+
+    return Socket
+
+

@@ -1,0 +1,296 @@
+"""Journal events: one fixed MESSAGE_ID per kind, the same fields everywhere.
+
+The journal is an index for people and programs on this host; the ledger is the evidence. So
+nothing here fails or waits: an event that journald does not take is dropped and counted.
+Fields: RECUSE_ and the name in capitals, for example RECUSE_SESSION, RECUSE_VERDICT.
+packaging/catalog/recuse.catalog explains each kind to `journalctl -x`.
+"""
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass
+from typing import Callable, Dict, Mapping, Optional, Union
+
+ALERT, CRIT, ERR, WARNING, NOTICE, INFO = 1, 2, 3, 4, 5, 6  # syslog(3)
+IDENTIFIER = "recuse-agent"
+MAX_VALUE = 2048  # characters of one field; a user chooses some of them
+MAX_WAITING = 1000  # events journald has not taken yet
+
+Value = Union[str, int, None]
+Sink = Callable[[Mapping[str, str]], None]
+
+
+@dataclass(frozen=True)
+class Event:
+    """A kind of event; `text` names fields in braces."""
+
+    kind: str
+    message_id: str
+    priority: int
+    text: str
+
+
+EVENTS: Mapping[str, Event] = {
+    event.kind: event
+    for event in (
+        Event(
+            "started",
+            "4a078007ac4e45e4a3cadd6b22388d8b",
+            INFO,
+            "recuse-agent {version} is ready, ledger {origin} at entry {seq}",
+        ),
+        Event(
+            "stopped",
+            "52b18a4b4d9a4d9f8601e1aeb597c952",
+            INFO,
+            "recuse-agent stops, {live} sessions go on",
+        ),
+        Event(
+            "reloaded",
+            "fea0d09eead24cc7b240f1ab911e4a4a",
+            INFO,
+            "configuration and policy are loaded again, policy {policy}",
+        ),
+        Event(
+            "config-bad",
+            "2ef858c671024c2eaa4f6a093b80a838",
+            ERR,
+            "bad configuration, proceeding with {proceeding}: {fault}",
+        ),
+        Event(
+            "policy-bad",
+            "63ee2676f5744ecdb3247b6be7cb4946",
+            ERR,
+            "bad policy, proceeding with {proceeding}: {fault}",
+        ),
+        Event(
+            "policy-changed",
+            "3d96b7a252d14b84ae7f65f0ad3e6ecc",
+            NOTICE,
+            "policy {policy} is in force, {rules} rules",
+        ),
+        Event(
+            "login",
+            "d8c42436542a4768bf1ce52f5315d72a",
+            INFO,
+            "login {login} of {user} by {service} from {source}",
+        ),
+        Event("logout", "f23a77072e174692be1772df110402fe", INFO, "login {login} of {user} ended"),
+        Event(
+            "recorded",
+            "2b63dc1961934593b7f28008f56d771f",
+            INFO,
+            "session {session} of {user} is recorded",
+        ),
+        Event(
+            "exempt",
+            "a17a38ccabb84248b7f2f47c0b610160",
+            NOTICE,
+            "session {session} of {user} is exempt from recording by rule {rule}: {reason}",
+        ),
+        Event(
+            "nested",
+            "1c7906453c9d4e0ebb98ff98465df88b",
+            INFO,
+            "session {session} of {user} runs inside recording {outer}",
+        ),
+        Event(
+            "transfer",
+            "2230ff46e5054b4a92670772fb3335cc",
+            INFO,
+            "session {session} of {user} is a file transfer, content is not kept",
+        ),
+        Event(
+            "refused",
+            "a47425568e184ebd84088b53d0634904",
+            WARNING,
+            "{what} of {user} is refused by rule {rule}",
+        ),
+        Event(
+            "unrecorded",
+            "b3602edabf024d788eef1e9b6e5941cd",
+            ERR,
+            "session {session} of {user} is not recorded, proceeding: {fault}",
+        ),
+        Event(
+            "closed",
+            "c28e52cb85d34cc6a6f9aa9ad59284c2",
+            INFO,
+            "session {session} of {user} ended: {outcome}",
+        ),
+        Event(
+            "interrupted",
+            "a2a2c0c731ca4b0594a1f397f83d56e0",
+            WARNING,
+            "session {session} of {user} ended without its recorder's last word: {outcome}",
+        ),
+        Event(
+            "tty-held",
+            "85af13ae14704bedaf8b3c02cce50557",
+            WARNING,
+            "the terminal of session {session} is also open in {processes}, proceeding",
+        ),
+        Event(
+            "tty-not-taken",
+            "1b34ffba34544f269bccce7cb8c2295c",
+            WARNING,
+            "the terminal of session {session} stays with {user}, proceeding: {fault}",
+        ),
+        Event(
+            "outlived",
+            "047a2a4387b84500b1135650462ad344",
+            NOTICE,
+            "{processes} outlive session {session} with a terminal of their own",
+        ),
+        Event(
+            "spool-full",
+            "05d4c60546274ebd8bfb895363a72828",
+            ALERT,
+            "the spool has {free} bytes free, fewer than min_free: {proceeding}",
+        ),
+        Event(
+            "spool-free",
+            "d8bfc15d9ee845fe91069a07fe387965",
+            NOTICE,
+            "the spool has room again, {free} bytes",
+        ),
+        Event(
+            "spool-fault",
+            "e6bf7f7c5aa44205b26783d6e86f2bb7",
+            ERR,
+            "file {file} of the spool is set aside: {fault}",
+        ),
+        Event(
+            "adopted",
+            "ab8a70713441475297aae6157a2ffa3d",
+            WARNING,
+            "session {session} of {user}, begun without the agent, is adopted",
+        ),
+        Event(
+            "ledger-failed",
+            "a3ba9fc6b19f44f691e99ecef1c5c4c6",
+            CRIT,
+            "the ledger cannot be written: {fault}",
+        ),
+        Event(
+            "ledger-renewed",
+            "d0e0b3f1d14242da81bb1d3bd00741e5",
+            CRIT,
+            "the ledger was damaged, {origin} begins: {fault}",
+        ),
+        Event(
+            "ledger-recovered",
+            "c9cf431e1b6847afab282e4692d94c48",
+            WARNING,
+            "the ledger had a torn end, {fault}",
+        ),
+        Event(
+            "peer-refused",
+            "2a8114b29a7c4d048d90e6a8cb7cb9dd",
+            WARNING,
+            "process {pid} of uid {uid} is hung up on: {fault}",
+        ),
+        Event(
+            "receipt-bad",
+            "a30f1b95fe134e11b2fedc582cde9e11",
+            ERR,
+            "receipt {file} does not verify, ignoring: {fault}",
+        ),
+        Event(
+            "disabled",
+            "beedef1f08094662afbabd1139b02208",
+            WARNING,
+            "/etc/recuse/disabled exists, logins pass without recuse",
+        ),
+        Event(
+            "enabled",
+            "d2acee679bdd427abeb287711dfb50c9",
+            NOTICE,
+            "/etc/recuse/disabled is gone, logins are accounted for again",
+        ),
+        Event(
+            "fault",
+            "9e192a9ff95f4406ade7f37d29606463",
+            ERR,
+            "internal fault, proceeding: {fault}",
+        ),
+    )
+}
+
+
+def clean(value: str) -> str:
+    """Escape what could forge a line, steer a terminal or is no text at all."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
+    return text if len(text) <= MAX_VALUE else text[:MAX_VALUE] + "…"
+
+
+def compose(kind: str, fields: Mapping[str, Value]) -> Dict[str, str]:
+    """Build the journal fields of one event. Raises: KeyError for a kind that does not exist."""
+    event = EVENTS[kind]
+    values = {name: clean(str(value)) for name, value in fields.items() if value is not None}
+    entry = {
+        "MESSAGE": event.text.format_map(_Dashes(values)),
+        "MESSAGE_ID": event.message_id,
+        "PRIORITY": str(event.priority),
+        "SYSLOG_IDENTIFIER": IDENTIFIER,
+    }
+    for name, value in values.items():
+        entry["OBJECT_PID" if name == "pid" else "RECUSE_" + name.upper()] = value
+    return entry
+
+
+class _Dashes(Dict[str, str]):
+    def __missing__(self, key: str) -> str:
+        return "-"
+
+
+class Journal:
+    """Writes events to a sink; by default journald, from a thread, since that may block."""
+
+    def __init__(self, sink: Optional[Sink] = None) -> None:
+        self._sink = sink if sink is not None else Sender()
+
+    def write(self, kind: str, **fields: Value) -> None:
+        self._sink(compose(kind, fields))
+
+
+class Sender:
+    """Hands events to journald without ever making the caller wait."""
+
+    def __init__(self) -> None:
+        self.dropped = 0
+        self._waiting: "queue.Queue[Optional[Mapping[str, str]]]" = queue.Queue(MAX_WAITING)
+        self._thread: Optional[threading.Thread] = None
+
+    def __call__(self, entry: Mapping[str, str]) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+            self._thread.start()
+        try:
+            self._waiting.put_nowait(entry)
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self, timeout_seconds: float = 1.0) -> None:
+        """Give journald a moment to take what is waiting."""
+        if self._thread is not None:
+            try:
+                self._waiting.put_nowait(None)
+            except queue.Full:
+                return
+            self._thread.join(timeout_seconds)
+            self._thread = None
+
+    def _run(self) -> None:
+        from systemd import journal
+
+        while True:
+            entry = self._waiting.get()
+            if entry is None:
+                return
+            fields = dict(entry)
+            try:
+                journal.send(fields.pop("MESSAGE"), **fields)
+            except OSError:
+                self.dropped += 1

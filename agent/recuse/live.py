@@ -1,0 +1,139 @@
+"""Logins and sessions that have not ended, and the files that keep them over a restart.
+
+sessions/ID.json is written before a session's program starts and removed after its end is in the
+ledger. It is not made durable: a crash of the host ends all sessions, and then the ledger says
+which of them had begun.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+
+from .host import Terminal
+from .records import Grounds, Login, Session, Source
+from .spool import Recording
+
+MAX_STATE_BYTES = 1 << 20
+
+
+@dataclass(eq=False)
+class LiveLogin:
+    """A login between PAM's open and close; `pid` and `start` name its process for good."""
+
+    login: Login
+    grounds: Grounds
+    verdict: str
+    pid: int
+    start: int
+    boot_id: str
+    seq: int = -1
+    sessions: int = 0
+    outer_label: Optional[str] = None  # how the enclosing session ran
+    covered: bool = False  # what it shows is seen in the enclosing recording
+    implied: bool = False  # PAM told nothing; it lives as long as its one session
+    pidfd: int = -1
+    ended: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.login.id
+
+
+@dataclass(eq=False)
+class LiveSession:
+    """A session whose program runs.
+
+    `label` is how: record, exempt, nested, transfer, or stub (should be recorded, cannot be).
+    """
+
+    session: Session
+    grounds: Grounds
+    verdict: str
+    label: str
+    pid: int
+    start: int
+    boot_id: str
+    seq: int = -1
+    outer: Optional[str] = None
+    inner_tty: int = 0  # device of the terminal that the relay gives to the user's program
+    taken: Optional[Tuple[int, int, int, int]] = None  # outer terminal: rdev, uid, gid, mode
+    flags: List[str] = field(default_factory=list)
+    pidfd: int = -1
+    recording: Optional[Recording] = None
+    terminal: Optional[Terminal] = None
+    ended: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.session.id
+
+
+Live = Union[LiveLogin, LiveSession]
+_RUNTIME = ("pidfd", "recording", "terminal", "ended")
+
+
+class LiveFiles:
+    """The directory of state files."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def save(self, live: Live) -> None:
+        """Write the state of a login or session, whole or not at all."""
+        kind = "login" if isinstance(live, LiveLogin) else "session"
+        fields = {
+            f.name: _plain(getattr(live, f.name))
+            for f in dataclasses.fields(live)
+            if f.name not in _RUNTIME
+        }
+        path = self.directory / f"{live.id}.json"
+        temporary = self.directory / f".{live.id}.new"
+        temporary.write_text(json.dumps({"is": kind, **fields}, ensure_ascii=True))
+        os.rename(temporary, path)
+
+    def remove(self, live: Live) -> None:
+        try:
+            os.unlink(self.directory / f"{live.id}.json")
+        except FileNotFoundError:
+            pass
+
+    def load(self) -> Iterator[Tuple[Path, Optional[Live]]]:
+        """Read all of them; None for a file that makes no sense."""
+        for path in sorted(self.directory.iterdir()):
+            if path.name.startswith(".") or path.suffix != ".json":
+                continue
+            try:
+                if path.stat().st_size > MAX_STATE_BYTES:
+                    raise ValueError("too large")
+                yield path, _restore(json.loads(path.read_text()))
+            except (OSError, ValueError, KeyError, TypeError):
+                yield path, None
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore
+
+
+def _restore(state: Dict[str, Any]) -> Live:
+    kind = state.pop("is")
+    grounds = Grounds(**state.pop("grounds"))
+    if kind == "login":
+        return LiveLogin(login=_restore_login(state.pop("login")), grounds=grounds, **state)
+    told = state.pop("session")
+    told["login"] = _restore_login(told["login"])
+    for name in ("claimed_tags", "notes"):
+        told[name] = tuple(told[name])
+    taken = state.pop("taken")
+    return LiveSession(
+        session=Session(**told), grounds=grounds, taken=tuple(taken) if taken else None, **state
+    )
+
+
+def _restore_login(told: Dict[str, Any]) -> Login:
+    told["source"] = Source(**told["source"])
+    return Login(**told)

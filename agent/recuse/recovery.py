@@ -1,0 +1,557 @@
+"""How the agent starts: configuration, policy, key, ledger, and what was live before.
+
+Part of the agent. Nothing here may keep it from starting: each thing that is broken has its
+fallback, and is loud in the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+
+from . import __version__, keys, records
+from .agent import Agent, Connection, Notifier
+from .book import Book
+from .checkpoint import Checkpoint, Note
+from .config import Config, Paths, load, read_policy_dir
+from .errors import ConfigError, CryptoError, LedgerError, PolicyError, RecuseError, SpoolError
+from .front import Front
+from .host import Kernel
+from .journal import Journal, Sender
+from .ledger import Ledger
+from .live import LiveLogin, LiveSession
+from .orphan import adopt_orphans
+from .policy import Policy, parse_policy
+from .receipts import Receipts
+from .spool import Reserve
+
+FAULTS_SHOWN = 5
+
+
+@dataclass
+class Inherited:
+    """Descriptors that systemd handed over: sockets to listen on, and those we left with it."""
+
+    host: List[socket.socket] = field(default_factory=list)
+    control: List[socket.socket] = field(default_factory=list)
+    stored: Dict[str, int] = field(default_factory=dict)  # FDNAME -> descriptor
+
+
+# -- configuration and policy ---------------------------------------------------------
+
+
+def say_faults(error: RecuseError) -> str:
+    """Word every fault with file and line, the first few at length."""
+    faults = [str(fault) for fault in getattr(error, "faults", ())]
+    if not faults:
+        return error.message
+    more = len(faults) - FAULTS_SHOWN
+    return "; ".join(faults[:FAULTS_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
+def check(paths: Paths, config: Optional[Path]) -> int:
+    """Say what is wrong with configuration and policy; the exit status is the error's."""
+    status = 0
+    try:
+        load(config or paths.config)
+        load_policy(paths)
+    except (ConfigError, PolicyError) as error:
+        for fault in error.faults:
+            print(f"recuse-agent: error: {fault}", file=sys.stderr)
+        status = error.exit_code
+    return status
+
+
+def load_policy(paths: Paths) -> Policy:
+    """Read the policy in /etc. Raises: PolicyError"""
+    return parse_policy(read_policy_dir(paths.policy_dir))
+
+
+def boot_config(path: Path, journal: Journal) -> Config:
+    """Read the configuration; a bad one means the defaults."""
+    try:
+        return load(path)
+    except ConfigError as error:
+        journal.write("config-bad", fault=say_faults(error), proceeding="the defaults")
+        return Config()
+
+
+def boot_policy(paths: Paths, journal: Journal) -> Policy:
+    """Read the policy; a bad one means the last good one, else that everybody is recorded."""
+    try:
+        policy = load_policy(paths)
+    except PolicyError as error:
+        fault = say_faults(error)
+    else:
+        keep_policy(paths)
+        return policy
+    try:
+        last = parse_policy(read_policy_dir(_last(paths)))
+        journal.write("policy-bad", fault=fault, proceeding="the last good policy")
+        return last
+    except PolicyError:
+        journal.write("policy-bad", fault=fault, proceeding="recording everybody")
+        return parse_policy([])
+
+
+def keep_policy(paths: Paths) -> None:
+    """Copy the policy, which was good, for a start that finds it broken."""
+    new, old = _last(paths).with_name("policy.new"), _last(paths).with_name("policy.old")
+    try:
+        for directory in (new, old):
+            shutil.rmtree(directory, ignore_errors=True)
+        new.mkdir(mode=0o700)
+        for name, content in read_policy_dir(paths.policy_dir):
+            (new / os.path.basename(name)).write_bytes(content)
+        if _last(paths).exists():
+            os.rename(_last(paths), old)
+        os.rename(new, _last(paths))
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, PolicyError):
+        pass  # the copy is a convenience; what is in force is in memory
+
+
+def _last(paths: Paths) -> Path:
+    return paths.state / "policy.last"
+
+
+# -- ledger ---------------------------------------------------------------------------
+
+
+def _origin_name(text: str) -> str:
+    kept = (c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text)
+    return "".join(kept) or "host"
+
+
+def open_ledger(
+    paths: Paths, config: Config, kernel: Kernel, journal: Journal
+) -> Tuple[Ledger, Optional[Mapping[str, Any]], str]:
+    """Open the ledger; also say what the one before it was, if a new epoch begins, and why.
+
+    The name is kept once it is chosen: a host that is renamed does not begin anew unless
+    recuse.toml says so.
+    """
+    name = config.host.name or _origin_name(kernel.hostname())
+    epoch, known = _read_epoch(paths)
+    prefix = f"{config.host.org}/recuse/host/{name}"
+    if known and not config.host.name and known.startswith(f"{config.host.org}/recuse/host/"):
+        prefix = known
+    why = "" if not known or known == prefix else "the host has another name"
+    if not why:
+        try:
+            ledger = _open(paths, f"{prefix}/{epoch}", kernel)
+            _write_epoch(paths, epoch, prefix)
+            return ledger, None, "started"
+        except LedgerError as error:
+            why = error.message
+    previous = _previous(paths, f"{known or prefix}/{epoch}")
+    aside = paths.ledger.with_name(f"ledger.{epoch}")
+    while aside.exists():
+        aside = aside.with_name(aside.name + "+")
+    if paths.ledger.exists():
+        os.rename(paths.ledger, aside)
+    _write_epoch(paths, epoch + 1, prefix)
+    journal.write("ledger-renewed", origin=f"{prefix}/{epoch + 1}", fault=why)
+    return _open(paths, f"{prefix}/{epoch + 1}", kernel), previous, why
+
+
+def _open(paths: Paths, origin: str, kernel: Kernel) -> Ledger:
+    signer = keys.load_or_create(paths.host_key, origin)
+    try:
+        written = keys.read_vkey(paths.host_pub).vkey
+    except RecuseError:
+        written = ""
+    if written != signer.vkey:
+        keys.write_vkey(paths.host_pub, signer)
+    paths.ledger.mkdir(exist_ok=True)
+    return Ledger.open(str(paths.ledger), signer, kernel.now_ns())
+
+
+def _previous(paths: Paths, origin: str) -> Mapping[str, Any]:
+    try:
+        note = (paths.ledger / "checkpoint").read_bytes()
+        found = Checkpoint.parse(Note.parse(note).text)
+        return {"origin": found.origin, "size": found.size, "root": found.root.hex()}
+    except (OSError, CryptoError):
+        return {"origin": origin, "size": None, "root": None}
+
+
+def _read_epoch(paths: Paths) -> Tuple[int, str]:
+    try:
+        number = int(paths.epoch.read_text().strip())
+    except (OSError, ValueError):
+        number = 1
+    try:
+        return number, paths.epoch.with_name("origin").read_text().strip()
+    except (OSError, ValueError):
+        return number, ""
+
+
+def _write_epoch(paths: Paths, epoch: int, prefix: str) -> None:
+    for path, text in ((paths.epoch, str(epoch)), (paths.epoch.with_name("origin"), prefix)):
+        with contextlib.suppress(OSError):
+            if path.read_text().strip() == text:
+                continue
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.write_text(f"{text}\n")
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+        keys.sync_directory(str(path.parent))
+
+
+# -- what was live before -------------------------------------------------------------
+
+
+def live_floor(paths: Paths) -> int:
+    """Say from which entry on the ledger may speak of sessions that had not ended."""
+    try:
+        return int((paths.state / "live-from").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def keep_floor(agent: Agent) -> None:
+    """Note from where the next start has to read the ledger."""
+    entered = [login.seq for login in agent.logins.values()]
+    entered += [session.seq for session in agent.sessions.values()]
+    floor = min([seq for seq in entered if seq >= 0], default=agent.book.size)
+    temporary = agent.paths.state / ".live-from.new"
+    try:
+        temporary.write_text(str(floor))
+        os.rename(temporary, agent.paths.state / "live-from")
+    except OSError:
+        pass  # the next start reads more than it needs
+
+
+class Recovery:
+    """Takes up logins and sessions after a restart, crash or reboot."""
+
+    def __init__(self, agent: Agent, stored: Dict[str, int]) -> None:
+        self.agent = agent
+        self.stored = stored
+        self.view = records.View()
+        for raw in agent.book.ledger.entries(live_floor(agent.paths)):
+            with contextlib.suppress(LedgerError):
+                entry = records.parse(raw)
+                self.view.apply(entry)
+
+    async def run(self) -> None:
+        """Resume what lives, close what does not."""
+        agent = self.agent
+        blobs = set(agent.spool.blobs())
+        size = agent.book.size
+        agent.sealer.entered.update(dict.fromkeys(blobs, size - 1))
+        for row in self.view.sessions.values():
+            for segment in row.segments:
+                if segment.blob in blobs:
+                    agent.sealer.entered[segment.blob] = segment.seq
+        found = list(agent.files.load())
+        lives = [live for _, live in found if live is not None]
+        for path, live in found:
+            if live is None:
+                agent.journal.write("spool-fault", file=str(path), fault="not readable")
+                path.unlink()
+        ended_logins: List[LiveLogin] = []
+        ended: List[LiveSession] = []
+        for live in lives:
+            if isinstance(live, LiveLogin):
+                self._login(live, ended_logins)
+        for live in lives:
+            if isinstance(live, LiveSession):
+                self._session(live, ended)
+        known = {live.id for live in lives}
+        ended += [s for s in self._forgotten_sessions() if s.id not in known]
+        ended_logins += [one for one in self._forgotten_logins() if one.id not in known]
+        for session in ended:
+            await agent.end_session(session, "agent-was-down")
+        for login in ended_logins:
+            await agent.end_login(login)
+        for session_id in agent.spool.live_sessions():
+            if session_id not in agent.sessions:
+                agent.spool.forget(session_id)
+        for fd in self.stored.values():
+            os.close(fd)
+        self.stored.clear()
+
+    def _pidfd(self, kept: Optional[int], pid: int, start: int, boot_id: str) -> int:
+        """Get hold of a process again; -1 if it has ended."""
+        kernel = self.agent.kernel
+        if kept is not None:
+            return kept
+        if boot_id != self.agent.boot_id:
+            return -1
+        try:
+            pidfd = kernel.pidfd_open(pid)
+        except OSError:
+            return -1
+        try:
+            if kernel.stat(pid).start == start and not kernel.exited(pidfd):
+                return pidfd
+        except ProcessLookupError:
+            pass
+        os.close(pidfd)
+        return -1
+
+    def _login(self, live: LiveLogin, ended: List[LiveLogin]) -> None:
+        row = self.view.logins.get(live.id)
+        if row is None:  # never entered: nobody was let in
+            self.agent.files.remove(live)
+            return
+        live.seq = row.seq
+        live.sessions = max(live.sessions, len(row.sessions))
+        if row.closed_seq is not None:
+            self.agent.files.remove(live)
+            return
+        kept = self.stored.pop(f"l-{live.id}", None)
+        if live.implied:
+            self.agent.logins[live.id] = live
+            return
+        live.pidfd = self._pidfd(kept, live.pid, live.start, live.boot_id)
+        if live.pidfd < 0:
+            ended.append(live)
+        else:
+            self.agent.follow_login(live, keep=kept is None)
+
+    def _session(self, live: LiveSession, ended: List[LiveSession]) -> None:
+        agent = self.agent
+        row = self.view.sessions.get(live.id)
+        kept = self.stored.pop(f"p-{live.id}", None)
+        connection = self.stored.pop(f"c-{live.id}", None)
+        if row is None or row.closed_seq is not None:
+            for fd in (kept, connection):
+                if fd is not None:
+                    os.close(fd)
+            agent.files.remove(live)
+            if row is None and live.label == "record":
+                agent.spool.forget(live.id)
+            return
+        live.seq = row.seq
+        if live.label == "record":
+            self._recording(live, row)
+        live.pidfd = self._pidfd(kept, live.pid, live.start, live.boot_id)
+        if live.pidfd < 0:
+            if connection is not None:
+                os.close(connection)
+            ended.append(live)
+            return
+        if live.taken is not None:
+            live.terminal = agent.kernel.reopen_terminal(*live.taken)
+        agent.follow_session(live, keep=kept is None)
+        if connection is not None:
+            self._connection(live, connection)
+
+    def _recording(self, live: LiveSession, row: records.SessionRow) -> None:
+        offset = sum(segment.plain_size for segment in row.segments)
+        try:
+            live.recording = self.agent.spool.adopt(live.id, offset, len(row.segments))
+        except SpoolError as error:
+            live.flags.append("recording-missing")
+            self.agent.journal.write("spool-fault", file=f"live/{live.id}.cast", fault=str(error))
+            return
+        if live.pidfd < 0:
+            self.agent.sealer.follow(live.recording)
+
+    def _connection(self, live: LiveSession, fd: int) -> None:
+        sock = socket.socket(fileno=fd)
+        sock.setblocking(False)
+        try:
+            peer, pidfd = self.agent.kernel.peer(sock)
+        except (OSError, ValueError):
+            sock.close()
+            return
+        self.agent.adopt_connection(Connection(sock, peer, pidfd, relay=live))
+
+    def _forgotten_sessions(self) -> Iterator[LiveSession]:
+        """Give sessions the ledger has open that no state file speaks of."""
+        for row in self.view.sessions.values():
+            if row.closed_seq is not None or row.session in self.agent.sessions:
+                continue
+            login = _login_from(row)
+            session = records.Session(
+                id=row.session, login=login, kind=row.kind, tty=row.tty, command=row.command,
+                command_cut=row.command_cut, shell=row.shell or "", pid=0,
+                started_ns=_time(row.started), mono_ns=0,
+            )  # fmt: skip
+            verdict = row.verdict or "record"
+            label = "exempt" if verdict == "exempt" else row.kind
+            live = LiveSession(
+                session, _grounds(row), verdict, label if label in ("nested", "transfer", "exempt")
+                else "record", 0, 0, "", row.seq,
+            )  # fmt: skip
+            if live.label == "record":
+                if "spool-full" in row.notes:
+                    live.label = "stub"
+                else:
+                    self._recording(live, row)
+            yield live
+
+    def _forgotten_logins(self) -> Iterator[LiveLogin]:
+        for row in self.view.logins.values():
+            if row.closed_seq is None and row.login not in self.agent.logins:
+                yield LiveLogin(
+                    _login_from(row), _grounds(row), row.verdict or "record", 0, 0, "", row.seq,
+                    len(row.sessions),
+                )  # fmt: skip
+
+
+def _time(text: Optional[str]) -> int:
+    return records.parse_time(text) if text else 0
+
+
+def _login_from(row: Any) -> records.Login:
+    return records.Login(
+        id=row.login or "", user=row.user or "", uid=-1 if row.uid is None else row.uid,
+        auid=row.auid, audit_session=None, service=row.service or "",
+        source=records.Source(row.source, row.source_claimed), tty=row.tty, ruser=None, pid=0,
+        started_ns=_time(row.started), outer=row.outer,
+    )  # fmt: skip
+
+
+def _grounds(row: Any) -> records.Grounds:
+    return records.Grounds(
+        rule=row.rule, effect=None, reason=row.reason, owner=row.owner, expires=row.expires,
+        policy=row.policy, grant=row.grant,
+    )  # fmt: skip
+
+
+# -- the whole ------------------------------------------------------------------------
+
+
+def inherit() -> Inherited:
+    """Sort what systemd handed over; what makes no sense is closed."""
+    from systemd import daemon
+
+    found = Inherited()
+    for fd, name in daemon.listen_fds_with_names(unset_environment=True).items():
+        if name[:2] in ("p-", "c-", "l-"):
+            found.stored[name] = fd
+            continue
+        try:
+            sock = socket.socket(fileno=fd)
+            is_control = sock.type & 0xF == socket.SOCK_STREAM
+        except OSError:
+            os.close(fd)
+            continue
+        (found.control if is_control else found.host).append(sock)
+    return found
+
+
+def make_sockets(paths: Paths) -> Inherited:
+    """Make the sockets that systemd did not."""
+    paths.run.mkdir(parents=True, exist_ok=True)
+    found = Inherited()
+    for path, kind, mode, listed in (
+        (paths.host_socket, socket.SOCK_SEQPACKET, 0o660, found.host),
+        (paths.control_socket, socket.SOCK_STREAM, 0o666, found.control),
+    ):
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        sock = socket.socket(socket.AF_UNIX, kind)
+        sock.bind(str(path))
+        os.chmod(path, mode)
+        if kind == socket.SOCK_SEQPACKET and os.geteuid() == 0:
+            with contextlib.suppress(LookupError, OSError):
+                shutil.chown(path, group="recuse")
+        sock.listen(128)
+        listed.append(sock)
+    return found
+
+
+async def make_agent(
+    paths: Paths,
+    config_path: Path,
+    recuse_uid: int,
+    kernel: Kernel,
+    journal: Journal,
+    notifier: Notifier,
+) -> Agent:
+    """Load and open everything, and enter the start. Raises: RecuseError if that cannot be."""
+    for directory in (paths.sessions,):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    config = boot_config(config_path, journal)
+    policy = boot_policy(paths, journal)
+    ledger, previous, why = open_ledger(paths, config, kernel, journal)
+    host = records.Host(
+        origin=ledger.origin,
+        hostname=config.host.name or kernel.hostname(),
+        machine_id=kernel.machine_id(),
+        boot_id=kernel.boot_id(),
+        os_name=kernel.os_name(),
+        version=__version__,
+    )
+    book = Book(ledger, host, kernel, journal)
+    agent = Agent(paths, config, policy, kernel, journal, notifier, book, recuse_uid)
+    agent.config_path = config_path
+    agent.spool.prepare()
+    agent.reserve = Reserve(str(paths.spool / "reserve"), config.spool.reserve)
+    agent.reserve.hold()
+    seq = await book.enter(
+        records.start_entry, previous, why, heartbeat_seconds=config.ledger.heartbeat_seconds
+    )
+    if ledger.recovery is not None:
+        await book.enter(records.recovered_entry, "ledger", ledger.recovery.to_json())
+        journal.write("ledger-recovered", fault="; ".join(ledger.recovery.notes))
+    await agent.enter_policy()
+    agent.set_fallback()
+    await agent.look_at_disabled()
+    journal.write("started", version=__version__, origin=ledger.origin, seq=seq)
+    return agent
+
+
+async def run(paths: Paths, config_path: Optional[Path], recuse_uid: int) -> None:
+    """Be the agent until SIGTERM."""
+    sender = Sender()
+    journal, kernel, notifier = Journal(sender), Kernel(), Notifier()
+    inherited = inherit()
+    if not inherited.host and not inherited.control:
+        made = make_sockets(paths)
+        inherited.host, inherited.control = made.host, made.control
+    agent = await make_agent(
+        paths, config_path or paths.config, recuse_uid, kernel, journal, notifier
+    )
+    await serve(agent, inherited)
+    sender.close()
+
+
+async def serve(agent: Agent, inherited: Inherited) -> None:
+    """Recover, answer, and stop when told."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: agent.spawn(agent.reload()))
+    await Recovery(agent, inherited.stored).run()
+    keep_floor(agent)
+    await adopt_orphans(agent)
+    receipts = Receipts(agent)
+    receipts.check()
+    agent.book.watchers.append(lambda _: keep_floor(agent))
+    front = Front(agent, receipts)
+    for listener in inherited.host:
+        agent.listen(listener)
+    for listener in inherited.control:
+        await front.listen(listener)
+    background = [loop.create_task(agent.beat()), loop.create_task(agent.feed_watchdog())]
+    agent.notifier.notify("READY=1")
+    try:
+        await stop.wait()
+    finally:
+        for task in background:
+            task.cancel()
+        await front.close()
+        for listener in inherited.host:
+            loop.remove_reader(listener)
+            listener.close()
+        await agent.stop()
+        agent.book.ledger.close()
+
+

@@ -1,0 +1,462 @@
+"""The spool: recordings while they are written, segments until central storage has them.
+
+Below one directory: live/ (a recording per live session, append-only), out/ (sealed segments,
+each named by the SHA-256 of its bytes), orphan/ (recordings begun without the agent), quarantine/
+(what could not be read) and `reserve`, space held back so that a full disk can still be reported.
+
+A recording is cut at line ends, never inside an event's line. What a cut took is handed out again
+until done() says that its segment is durable, so that a failing disk delays and loses nothing.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import gzip
+import hashlib
+import os
+import re
+import stat as stat_module
+from dataclasses import dataclass, field
+from typing import Any, Iterator, List, Optional, Tuple
+
+from .cast import MAX_LINE_BYTES
+from .errors import SpoolError
+from .records import Gap
+
+FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h, 64-bit long
+FS_IOC_SETFLAGS = 0x40086602
+FS_APPEND_FL = 0x20
+COMPRESSION = 6
+MAX_GAPS = 100  # listed in one close entry; more are joined by stream and cause
+
+_EVENT = re.compile(rb'^\[\s*([0-9]+(?:\.[0-9]+)?)\s*,\s*"(.)"', re.MULTILINE)
+_EXIT = re.compile(rb'^\[[^,]*,\s*"x"\s*,\s*"(-?[0-9]{1,5})"\s*\]$', re.MULTILINE)
+_GAP = re.compile(
+    rb'^\[[^,]*,\s*"g"\s*,\s*"stream=([oie]+) bytes=([0-9]{1,19})'
+    rb'(?: sha256=([0-9a-f]{64}))? cause=(limit|fault|pause)"\s*\]$',
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Lines taken from a recording that become one segment; times in seconds since its start."""
+
+    session: str
+    n: int
+    plain: bytes
+    t0: float
+    t1: float
+    events: int
+    replaced: int  # events whose exact bytes are in a line of their own
+    gaps: Tuple[Gap, ...]
+
+
+@dataclass
+class Recording:
+    """A recording being written by a relay and cut by us."""
+
+    session: str
+    path: str
+    fd: int
+    append_only: bool = False
+    n: int = 0  # segments taken
+    offset: int = 0  # bytes in them
+    t1: float = 0.0
+    last_cut_ns: int = 0
+    gaps: List[Gap] = field(default_factory=list)
+    exit_status: Optional[int] = None
+    torn: int = 0  # bytes after the last complete line, once finished
+    pending: Optional[Cut] = None
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def size(self) -> int:
+        return os.fstat(self.fd).st_size
+
+
+class Spool:
+    """The spool directory of this host."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.live = os.path.join(root, "live")
+        self.out = os.path.join(root, "out")
+        self.orphan = os.path.join(root, "orphan")
+        self.quarantined = os.path.join(root, "quarantine")
+
+    def prepare(self) -> None:
+        """Make the directories that are not there; tmpfiles(5) gives them their owners."""
+        for path, mode in ((self.live, 0o700), (self.out, 0o750), (self.quarantined, 0o700)):
+            os.makedirs(path, mode, exist_ok=True)
+        for name in os.listdir(self.out):
+            if name.startswith("."):
+                os.unlink(os.path.join(self.out, name))  # a segment that was never finished
+
+    # -- recordings ------------------------------------------------------------------
+
+    def create(self, session: str, header: bytes) -> Tuple[Recording, int]:
+        """Begin a recording; also give a descriptor for the relay, which can only append.
+
+        Raises: SpoolError
+        """
+        path = self._live_path(session)
+        flags = os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        relay = -1
+        try:
+            relay = os.open(path, flags | os.O_WRONLY, 0o600)
+            if os.write(relay, header) != len(header):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            recording = Recording(session, path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            recording.append_only = _set_append_only(relay, True)
+            return recording, relay
+        except OSError as error:
+            if relay >= 0:
+                os.close(relay)
+                _unlink(path)
+            raise SpoolError(f"recording {session}: {error.strerror}") from error
+
+    def adopt(self, session: str, offset: int, segments: int) -> Recording:
+        """Take up a recording after a restart; `offset` bytes are in the ledger as segments.
+
+        Raises: SpoolError if it is not there or shorter than what is in the ledger.
+        """
+        path = self._live_path(session)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            raise SpoolError(f"recording {session}: {error.strerror}") from error
+        recording = Recording(session, path, fd, n=segments)
+        try:
+            while recording.offset < offset:
+                part = os.pread(fd, min(1 << 20, offset - recording.offset), recording.offset)
+                if not part:
+                    raise SpoolError(f"recording {session} is shorter than its segments")
+                recording.offset += len(part)
+                recording.digest.update(part)
+                _note_marks(recording, part)
+        except (OSError, SpoolError):
+            os.close(fd)
+            raise
+        return recording
+
+    def adopt_orphan(self, session: str, fd: int) -> Recording:
+        """Copy an orphan recording into live/, where nobody else can reach it.
+
+        Raises: SpoolError
+        """
+        recording, relay = self.create(session, b"")
+        try:
+            offset = 0
+            while True:
+                part = os.pread(fd, 1 << 20, offset)
+                if not part:
+                    break
+                offset += os.write(relay, part)
+            os.fdatasync(relay)
+        except OSError as error:
+            self.drop(recording)
+            raise SpoolError(f"recording {session}: {error.strerror}") from error
+        finally:
+            os.close(relay)
+        return recording
+
+    def live_sessions(self) -> List[str]:
+        """Name the sessions that have a recording in live/."""
+        return [name[:-5] for name in os.listdir(self.live) if name.endswith(".cast")]
+
+    def is_due(self, recording: Recording, mono_ns: int, seconds: float, size: int) -> bool:
+        """Say whether a cut is worth making now."""
+        if recording.pending is not None:
+            return True
+        waiting = recording.size() - recording.offset
+        age_ns = mono_ns - recording.last_cut_ns
+        return waiting >= size or (waiting > 0 and age_ns >= seconds * 1e9)
+
+    def cut(self, recording: Recording, mono_ns: int, size: int) -> Optional[Cut]:
+        """Take at most about `size` bytes of whole lines; None if there are none.
+
+        Gives the same cut again until done().  Raises: SpoolError
+        """
+        if recording.pending is not None:
+            return recording.pending
+        try:
+            plain = _read_lines(recording.fd, recording.offset, size)
+        except OSError as error:
+            raise SpoolError(f"recording {recording.session}: {error.strerror}") from error
+        if not plain:
+            return None
+        recording.digest.update(plain)
+        recording.offset += len(plain)
+        recording.last_cut_ns = mono_ns
+        times, replaced, gaps = _note_marks(recording, plain)
+        t0, t1 = (times[0], times[-1]) if times else (recording.t1, recording.t1)
+        recording.t1 = t1
+        recording.pending = Cut(
+            recording.session, recording.n, plain, t0, t1, len(times), replaced, gaps
+        )
+        recording.n += 1
+        return recording.pending
+
+    def seal(self, cut: Cut) -> Tuple[str, int]:
+        """Write a cut as a segment; durable on return.  Gives the name and size of the blob.
+
+        Meant for a thread: compressing, hashing and writing all let go of the interpreter.
+        Raises: SpoolError
+        """
+        data = gzip.compress(cut.plain, COMPRESSION, mtime=0)
+        name = hashlib.sha256(data).hexdigest()
+        path = os.path.join(self.out, name)
+        temporary = os.path.join(self.out, f".{cut.session}.{cut.n}")
+        try:
+            fd = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o640)
+            try:
+                os.fchown(fd, -1, os.stat(self.out).st_gid)  # recuse-ship reads it
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(fd, view) :]
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(temporary, path)
+            _sync_directory(self.out)
+        except OSError as error:
+            _unlink(temporary)
+            raise SpoolError(f"segment {cut.n} of {cut.session}: {error.strerror}") from error
+        return name, len(data)
+
+    def done(self, recording: Recording) -> None:
+        """Forget the pending cut: its segment is durable and in the ledger."""
+        recording.pending = None
+
+    def finish(self, recording: Recording) -> None:
+        """Note what follows the last complete line, which never becomes a segment."""
+        recording.torn = recording.size() - recording.offset
+
+    def sync(self, recording: Recording) -> None:
+        """Make what the relay wrote survive a crash of the host."""
+        try:
+            os.fdatasync(recording.fd)
+        except OSError as error:
+            raise SpoolError(f"recording {recording.session}: {error.strerror}") from error
+
+    def drop(self, recording: Recording) -> None:
+        """Remove a recording whose segments are all durable, and its descriptor."""
+        try:
+            _set_append_only(recording.fd, False)
+            _unlink(recording.path)
+        finally:
+            os.close(recording.fd)
+
+    def forget(self, session: str) -> None:
+        """Remove a recording that is sealed already, left over from a crash."""
+        path = self._live_path(session)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return
+        self.drop(Recording(session, path, fd))
+
+    def _live_path(self, session: str) -> str:
+        return os.path.join(self.live, f"{session}.cast")
+
+    # -- segments --------------------------------------------------------------------
+
+    def blobs(self) -> List[str]:
+        """Name the segments that wait for a receipt."""
+        return [name for name in os.listdir(self.out) if len(name) == 64]
+
+    def blob_age_seconds(self, blob: str, now_ns: int) -> float:
+        try:
+            return now_ns / 1e9 - os.stat(os.path.join(self.out, blob)).st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def remove(self, blob: str) -> None:
+        """Remove a segment.  The caller holds a verified receipt for it."""
+        _unlink(os.path.join(self.out, blob))
+
+    # -- orphans and damage ----------------------------------------------------------
+
+    def orphans(self, owner: int) -> Iterator[Tuple[str, Optional[int], str]]:
+        """Open the files of orphan/ whose writer is gone.
+
+        Yields name, descriptor (None if it must not be read) and what is wrong with it. The
+        writer holds an exclusive flock(2) while it lives; such files are left alone.
+        """
+        try:
+            names = sorted(os.listdir(self.orphan))
+        except FileNotFoundError:
+            return
+        for name in names:
+            path = os.path.join(self.orphan, name)
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError as error:
+                yield name, None, error.strerror or "cannot be opened"
+                continue
+            found = os.fstat(fd)
+            if not stat_module.S_ISREG(found.st_mode) or found.st_nlink != 1:
+                os.close(fd)
+                yield name, None, "not a plain file"
+            elif found.st_uid != owner:
+                os.close(fd)
+                yield name, None, f"written by uid {found.st_uid}"
+            else:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except OSError:
+                    os.close(fd)
+                    continue
+                yield name, fd, ""
+
+    def remove_orphan(self, name: str) -> None:
+        _unlink(os.path.join(self.orphan, name))
+
+    def quarantine(self, path: str) -> str:
+        """Set a file aside and say where it is now."""
+        target = os.path.join(self.quarantined, os.path.basename(path))
+        number = 0
+        while os.path.lexists(target):
+            number += 1
+            target = os.path.join(self.quarantined, f"{os.path.basename(path)}.{number}")
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            fd = -1
+        try:
+            if fd >= 0:
+                _set_append_only(fd, False)
+            os.rename(path, target)
+        except OSError as error:
+            raise SpoolError(f"{path} cannot be set aside: {error.strerror}") from error
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        return target
+
+    # -- space -----------------------------------------------------------------------
+
+    def free(self) -> int:
+        """Say how many bytes unprivileged writers, such as the relays, have left."""
+        found = os.statvfs(self.root)
+        return found.f_bavail * found.f_frsize
+
+    def usage(self) -> Tuple[int, int]:
+        """Say how many segments wait and how many bytes they have."""
+        count = size = 0
+        with os.scandir(self.out) as entries:
+            for entry in entries:
+                try:
+                    size += entry.stat(follow_symlinks=False).st_size
+                    count += 1
+                except FileNotFoundError:
+                    continue
+        return count, size
+
+
+class Reserve:
+    """Allocated space that can be given up in need, on the file system of its path."""
+
+    def __init__(self, path: str, size: int) -> None:
+        self.path = path
+        self.size = size
+
+    @property
+    def held(self) -> bool:
+        try:
+            return os.stat(self.path).st_size >= self.size
+        except OSError:
+            return False
+
+    def hold(self) -> bool:
+        """Allocate the space if it is not; False if there is not enough."""
+        if self.held:
+            return True
+        fd = -1
+        try:
+            fd = os.open(self.path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+            os.posix_fallocate(fd, 0, max(self.size, 1))
+        except OSError:
+            self.release()
+            return False
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        return True
+
+    def release(self) -> None:
+        """Give the space up."""
+        _unlink(self.path)
+
+
+def _read_lines(fd: int, offset: int, size: int) -> bytes:
+    """Read whole lines, at least one however long, else at most `size` bytes."""
+    data = os.pread(fd, size, offset)
+    while True:
+        end = data.rfind(b"\n") + 1
+        if end or len(data) < size or len(data) > MAX_LINE_BYTES:
+            return data[:end]
+        size *= 2
+        data += os.pread(fd, size - len(data), offset + len(data))
+
+
+def _note_marks(recording: Recording, plain: bytes) -> Tuple[List[float], int, Tuple[Gap, ...]]:
+    """Take exit status and gaps over; give the times of the events, replaced ones and gaps."""
+    times: List[float] = []
+    gaps: List[Gap] = []
+    replaced = marked = 0
+    for match in _EVENT.finditer(plain):
+        code = match.group(2)
+        if code == b"b":
+            replaced += 1
+            continue
+        times.append(float(match.group(1)))
+        marked += code == b"g"
+    if marked:
+        for match in _GAP.finditer(plain):
+            stream, size, digest, cause = (part.decode() for part in match.groups(b""))
+            gaps.append(Gap(cause, stream, int(size), digest))
+            _add_gap(recording.gaps, gaps[-1])
+    for match in _EXIT.finditer(plain):
+        recording.exit_status = int(match.group(1))
+    return times, replaced, tuple(gaps[:MAX_GAPS])
+
+
+def _add_gap(gaps: List[Gap], gap: Gap) -> None:
+    if len(gaps) < MAX_GAPS:
+        gaps.append(gap)
+        return
+    for at, other in enumerate(gaps):
+        if (other.cause, other.stream) == (gap.cause, gap.stream):
+            gaps[at] = Gap(gap.cause, gap.stream, other.bytes + gap.bytes, "")
+            return
+    gaps.append(gap)
+
+
+def _set_append_only(fd: int, wanted: bool) -> bool:
+    """Set or clear the append-only attribute; False where the file system has none."""
+    flags = array.array("L", [0])
+    try:
+        fcntl.ioctl(fd, FS_IOC_GETFLAGS, flags)
+        flags[0] = flags[0] | FS_APPEND_FL if wanted else flags[0] & ~FS_APPEND_FL
+        fcntl.ioctl(fd, FS_IOC_SETFLAGS, flags)
+    except OSError:
+        return False
+    return True
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass

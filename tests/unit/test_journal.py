@@ -1,0 +1,99 @@
+"""Journal events and their catalog."""
+from __future__ import annotations
+
+import re
+import string
+import subprocess
+import threading
+from pathlib import Path
+from typing import Dict, List, Mapping
+
+import pytest
+
+from recuse import journal
+from recuse.journal import EVENTS, Journal, Sender, clean, compose
+
+CATALOG = Path(__file__).parents[2] / "packaging" / "catalog" / "recuse.catalog"
+
+
+def catalog() -> Dict[str, str]:
+    parts = re.split(r"^-- ([0-9a-f]{32})\n", CATALOG.read_text(), flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
+def test_catalog_and_code_name_the_same_events() -> None:
+    assert set(catalog()) == {event.message_id for event in EVENTS.values()}
+    assert len({event.message_id for event in EVENTS.values()}) == len(EVENTS)
+
+
+def test_catalog_entries_have_a_subject_and_use_known_fields_only() -> None:
+    known = {
+        "RECUSE_" + name.upper()
+        for event in EVENTS.values()
+        for _, name, _, _ in string.Formatter().parse(event.text)
+        if name
+    } | {"OBJECT_PID", "RECUSE_SEQ", "RECUSE_OUTCOME", "RECUSE_RULE", "RECUSE_REASON"}
+    for text in catalog().values():
+        assert text.startswith("Subject: ")
+        assert set(re.findall(r"@([A-Z_]+)@", text)) <= known
+
+
+def test_catalog_compiles(tmp_path: Path) -> None:
+    target = tmp_path / "usr/lib/systemd/catalog"
+    target.mkdir(parents=True)
+    (target / CATALOG.name).write_bytes(CATALOG.read_bytes())
+    (tmp_path / "var/lib/systemd/catalog").mkdir(parents=True)
+    done = subprocess.run(
+        ["journalctl", "--update-catalog", f"--root={tmp_path}"], capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    listed = subprocess.run(
+        ["journalctl", "--list-catalog", f"--root={tmp_path}"], capture_output=True, check=True
+    )
+    assert EVENTS["exempt"].message_id.encode() in listed.stdout
+
+
+@pytest.mark.parametrize("kind", sorted(EVENTS))
+def test_compose_leaves_no_placeholder_open(kind: str) -> None:
+    entry = compose(kind, {})
+    assert "{" not in entry["MESSAGE"]
+    assert entry["MESSAGE_ID"] == EVENTS[kind].message_id
+    assert entry["SYSLOG_IDENTIFIER"] == "recuse-agent"
+
+
+def test_compose_keeps_a_user_from_forging_lines_and_fields() -> None:
+    entry = compose("exempt", {"user": "eve\nRECUSE_VERDICT=record\x1b[2J", "pid": 7, "rule": None})
+    assert "\n" not in entry["MESSAGE"] and "\x1b" not in entry["MESSAGE"]
+    assert entry["RECUSE_USER"] == "eve\\nRECUSE_VERDICT=record\\x1b[2J"
+    assert entry["OBJECT_PID"] == "7"
+    assert "RECUSE_RULE" not in entry
+
+
+def test_clean_bounds_what_a_user_chooses() -> None:
+    assert len(clean("x" * 100_000)) == journal.MAX_VALUE + 1
+    assert clean("\udcff") == "\\udcff"
+
+
+def test_journal_hands_the_entry_to_its_sink() -> None:
+    got: List[Mapping[str, str]] = []
+    Journal(got.append).write("login", user="alice", seq=3)
+    assert got[0]["RECUSE_SEQ"] == "3"
+
+
+def test_sender_does_not_wait_for_a_journald_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    hang, sent = threading.Event(), []
+
+    def send(message: str, **fields: str) -> None:
+        hang.wait()
+        sent.append(message)
+
+    monkeypatch.setattr("systemd.journal.send", send)
+    sender = Sender()
+    for _ in range(journal.MAX_WAITING + 10):
+        sender(compose("fault", {"fault": "x"}))
+    assert sender.dropped >= 9
+    hang.set()
+    while sender._waiting.qsize() > 10:
+        pass
+    sender.close()
+    assert sent
