@@ -1,0 +1,440 @@
+/*
+ * cast.c - writing a recording
+ *
+ * Nothing here allocates or blocks longer than the write(2) of an event does.
+ */
+#define _GNU_SOURCE 1
+#include "cast.h"
+
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define RETRY_NS 1000000000u    /* between attempts to write after a fault */
+
+static const char STREAM_CODES[RECUSE_STREAMS] = {
+    [RECUSE_OUTPUT] = 'o',
+    [RECUSE_ERROR] = 'e',
+    [RECUSE_INPUT] = 'i',
+};
+
+void
+recuse_text_add(struct recuse_text *t, const void *data, size_t len)
+{
+    if (len > t->size - t->len)
+        return;
+    memcpy(t->data + t->len, data, len);
+    t->len += len;
+}
+
+void
+recuse_text_string(struct recuse_text *t, const char *s)
+{
+    recuse_text_add(t, s, strlen(s));
+}
+
+void
+recuse_text_number(struct recuse_text *t, uint64_t n)
+{
+    char digits[20];
+    size_t i = sizeof digits;
+
+    do
+        digits[--i] = (char) ('0' + n % 10);
+    while ((n /= 10) > 0);
+    recuse_text_add(t, digits + i, sizeof digits - i);
+}
+
+/* Seconds with six decimals, as "%.6f" would. */
+static void
+add_time(struct recuse_text *t, uint64_t time_us)
+{
+    char fraction[7] = ".";
+    uint64_t us = time_us % 1000000;
+
+    for (unsigned i = 6; i > 0; i--, us /= 10)
+        fraction[i] = (char) ('0' + us % 10);
+    recuse_text_number(t, time_us / 1000000);
+    recuse_text_add(t, fraction, sizeof fraction);
+}
+
+static void
+add_base64(struct recuse_text *t, const uint8_t *data, size_t len)
+{
+    static const char digits[] =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+    for (; len > 0; len -= len < 3 ? len : 3, data += 3) {
+        uint32_t x = (uint32_t) data[0] << 16
+            | (uint32_t) (len > 1 ? data[1] : 0) << 8
+            | (len > 2 ? data[2] : 0);
+        char quantum[4] = {
+            digits[x >> 18],
+            digits[x >> 12 & 63],
+            len > 1 ? digits[x >> 6 & 63] : '=',
+            len > 2 ? digits[x & 63] : '=',
+        };
+
+        recuse_text_add(t, quantum, sizeof quantum);
+    }
+}
+
+/*
+ * Measure the UTF-8 character at p (The Unicode Standard, table 3-7: no
+ * overlong forms, no surrogates, nothing above U+10FFFF).
+ * Returns its length, 0 if it is valid so far but not all here, or -1.
+ */
+static int
+measure_character(const uint8_t *p, size_t len)
+{
+    uint8_t low = 0x80, high = 0xbf;
+    int size;
+
+    if (p[0] < 0x80)
+        return 1;
+    if (p[0] >= 0xc2 && p[0] <= 0xdf)
+        size = 2;
+    else if (p[0] >= 0xe0 && p[0] <= 0xef)
+        size = 3;
+    else if (p[0] >= 0xf0 && p[0] <= 0xf4)
+        size = 4;
+    else
+        return -1;
+    if (p[0] == 0xe0)
+        low = 0xa0;
+    else if (p[0] == 0xed)
+        high = 0x9f;
+    else if (p[0] == 0xf0)
+        low = 0x90;
+    else if (p[0] == 0xf4)
+        high = 0x8f;
+    for (int i = 1; i < size; i++) {
+        if ((size_t) i == len)
+            return 0;
+        if (p[i] < low || p[i] > high)
+            return -1;
+        low = 0x80;
+        high = 0xbf;
+    }
+    return size;
+}
+
+/* Add a character below 0x80 that JSON wants escaped (RFC 8259 section 7). */
+static void
+add_escape(struct recuse_text *t, uint8_t c)
+{
+    static const char letters[] = "btn?fr";     /* 0x08 to 0x0d */
+    static const char hex[] = "0123456789abcdef";
+    char escape[6] = { '\\', 'u', '0', '0', hex[c >> 4], hex[c & 15] };
+
+    if (c == '"' || c == '\\')
+        escape[1] = (char) c;
+    else if (c >= 0x08 && c <= 0x0d && c != 0x0b)
+        escape[1] = letters[c - 0x08];
+    recuse_text_add(t, escape, escape[1] == 'u' ? 6 : 2);
+}
+
+/*
+ * Add bytes as the inside of a JSON string; up to an incomplete character at
+ * the end, unless `final`.  Returns the number of bytes taken and tells
+ * whether any of them were not UTF-8.
+ */
+static size_t
+add_json(struct recuse_text *t, const uint8_t *data, size_t len, bool final,
+         bool *ret_invalid)
+{
+    size_t i = 0;
+    bool in_run = false;
+
+    *ret_invalid = false;
+    while (i < len) {
+        size_t plain = i;
+        int n;
+
+        while (plain < len && data[plain] >= 0x20 && data[plain] < 0x80
+               && data[plain] != '"' && data[plain] != '\\')
+            plain++;
+        if (plain > i) {
+            recuse_text_add(t, data + i, plain - i);
+            i = plain;
+            in_run = false;
+            continue;
+        }
+        n = measure_character(data + i, len - i);
+        if (n == 0 && !final)
+            break;
+        if (n > 0) {
+            if (n == 1)
+                add_escape(t, data[i]);
+            else
+                recuse_text_add(t, data + i, (size_t) n);
+            in_run = false;
+            i += (size_t) n;
+            continue;
+        }
+        if (!in_run)
+            recuse_text_add(t, "\xef\xbf\xbd", 3);
+        in_run = *ret_invalid = true;
+        i++;
+    }
+    return i;
+}
+
+void
+recuse_text_json(struct recuse_text *t, const void *data, size_t len)
+{
+    bool invalid;
+
+    add_json(t, data, len, true, &invalid);
+}
+
+static void
+open_event(struct recuse_text *t, uint64_t time_us, char code)
+{
+    char middle[] = ",\"?\",\"";
+
+    middle[2] = code;
+    recuse_text_add(t, "[", 1);
+    add_time(t, time_us);
+    recuse_text_string(t, middle);
+}
+
+static void
+close_event(struct recuse_text *t)
+{
+    recuse_text_string(t, "\"]\n");
+}
+
+size_t
+recuse_cast_encode(char *line, uint64_t time_us, char code,
+                   const uint8_t *data, size_t len, bool final,
+                   size_t *ret_taken)
+{
+    struct recuse_text t = { line, 0, RECUSE_CAST_LINE };
+    bool invalid;
+
+    if (len > RECUSE_CAST_EVENT) {
+        len = RECUSE_CAST_EVENT;
+        final = false;
+    }
+    open_event(&t, time_us, code);
+    *ret_taken = add_json(&t, data, len, final, &invalid);
+    if (*ret_taken == 0)
+        return 0;
+    close_event(&t);
+    if (invalid) {
+        open_event(&t, time_us, 'b');
+        add_base64(&t, data, *ret_taken);
+        close_event(&t);
+    }
+    return t.len;
+}
+
+static uint64_t
+now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t) now.tv_sec * 1000000000 + (uint64_t) now.tv_nsec;
+}
+
+static uint64_t
+event_time(const struct recuse_cast *c, uint64_t now)
+{
+    return now > c->start_ns ? (now - c->start_ns) / 1000 : 0;
+}
+
+/*
+ * Write [c->torn, c->torn_end) of the line.  A write can end in the midst of
+ * it, on a full disk for one, and a file that is append-only cannot be put
+ * back: then the rest stays where it is, to be written first later on.
+ * Returns 0 or -errno.
+ */
+static int
+write_line(struct recuse_cast *c)
+{
+    while (c->torn < c->torn_end) {
+        ssize_t n = write(c->fd, c->line + c->torn, c->torn_end - c->torn);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return n < 0 ? -errno : -EIO;
+        c->torn += (size_t) n;
+    }
+    c->torn = c->torn_end = 0;
+    return 0;
+}
+
+/*
+ * Write the first `len` bytes of the line as an event.
+ * Returns whether it is, or once the fault is over will be, on the record.
+ */
+static bool
+emit(struct recuse_cast *c, size_t len, uint64_t now)
+{
+    c->torn = 0;
+    c->torn_end = len;
+    c->fault = write_line(c);
+    if (c->fault == 0)
+        return true;
+    c->retry_ns = now + RETRY_NS;
+    if (c->torn > 0)
+        return true;
+    c->torn_end = 0;
+    return false;
+}
+
+static void
+count(struct recuse_gap *gap, const uint8_t *data, size_t len)
+{
+    if (gap->bytes == 0)
+        recuse_sha256_begin(&gap->hash);
+    gap->bytes += len;
+    recuse_sha256_add(&gap->hash, data, len);
+}
+
+/* Record a gap, if there is one; then it is over. */
+static void
+emit_gap(struct recuse_cast *c, enum recuse_stream stream,
+         struct recuse_gap *gap, const char *cause, uint64_t now)
+{
+    static const char hex[] = "0123456789abcdef";
+    struct recuse_text t = { c->line, 0, sizeof c->line };
+    struct recuse_sha256 hash = gap->hash;
+    uint8_t digest[RECUSE_SHA256_SIZE];
+
+    if (gap->bytes == 0 || c->fault)
+        return;
+    recuse_sha256_end(&hash, digest);
+    open_event(&t, event_time(c, now), 'g');
+    recuse_text_string(&t, "stream=");
+    recuse_text_add(&t, &STREAM_CODES[stream], 1);
+    recuse_text_string(&t, " bytes=");
+    recuse_text_number(&t, gap->bytes);
+    recuse_text_string(&t, " sha256=");
+    for (unsigned i = 0; i < sizeof digest; i++) {
+        recuse_text_add(&t, &hex[digest[i] >> 4], 1);
+        recuse_text_add(&t, &hex[digest[i] & 15], 1);
+    }
+    recuse_text_string(&t, " cause=");
+    recuse_text_string(&t, cause);
+    close_event(&t);
+    if (emit(c, t.len, now))
+        gap->bytes = 0;
+}
+
+/*
+ * After a fault, try to write again, if it is time: the rest of a torn event,
+ * then what there is to say about what is missing.
+ * Returns whether the recording works.
+ */
+static bool
+is_working(struct recuse_cast *c, uint64_t now)
+{
+    if (c->fault == 0)
+        return true;
+    if (now < c->retry_ns)
+        return false;
+    c->fault = write_line(c);
+    for (unsigned i = 0; i < RECUSE_STREAMS; i++)
+        emit_gap(c, i, &c->streams[i].fault, "fault", now);
+    if (c->fault)
+        c->retry_ns = now + RETRY_NS;
+    return c->fault == 0;
+}
+
+void
+recuse_cast_begin(struct recuse_cast *c, int fd, uint64_t start_ns,
+                  uint64_t capture_bytes)
+{
+    c->fd = fd;
+    c->fault = 0;
+    c->start_ns = start_ns;
+    c->torn = c->torn_end = 0;
+    for (unsigned i = 0; i < RECUSE_STREAMS; i++) {
+        c->streams[i].left = capture_bytes;
+        c->streams[i].limit.bytes = c->streams[i].fault.bytes = 0;
+    }
+}
+
+/* Record one event's worth of a stream; returns the number of bytes taken. */
+static size_t
+put_event(struct recuse_cast *c, enum recuse_stream stream,
+          const uint8_t *data, size_t len, bool final)
+{
+    uint64_t now = now_ns(), left = c->streams[stream].left;
+    size_t taken, line_len;
+
+    if (left == 0) {
+        count(&c->streams[stream].limit, data, len);
+        return len;
+    }
+    if (len > left) {           /* no character reaches over the limit */
+        len = (size_t) left;
+        final = true;
+    }
+    if (!is_working(c, now)) {
+        count(&c->streams[stream].fault, data, len);
+        return len;
+    }
+    line_len = recuse_cast_encode(c->line, event_time(c, now),
+                                  STREAM_CODES[stream], data, len, final,
+                                  &taken);
+    if (line_len == 0)
+        return 0;
+    if (emit(c, line_len, now))
+        c->streams[stream].left -= taken;
+    else
+        count(&c->streams[stream].fault, data, taken);
+    return taken;
+}
+
+size_t
+recuse_cast_put(struct recuse_cast *c, enum recuse_stream stream,
+                const uint8_t *data, size_t len, bool final)
+{
+    size_t taken = 0;
+
+    while (taken < len) {
+        size_t n = put_event(c, stream, data + taken, len - taken, final);
+
+        if (n == 0)
+            break;
+        taken += n;
+    }
+    return taken;
+}
+
+bool
+recuse_cast_note(struct recuse_cast *c, char code, const char *text)
+{
+    struct recuse_text t = { c->line, 0, sizeof c->line };
+    uint64_t now = now_ns();
+
+    if (!is_working(c, now))
+        return false;
+    open_event(&t, event_time(c, now), code);
+    recuse_text_json(&t, text, strlen(text));
+    close_event(&t);
+    return emit(c, t.len, now);
+}
+
+void
+recuse_cast_end(struct recuse_cast *c, int status)
+{
+    char digits[24];
+    struct recuse_text t = { digits, 0, sizeof digits - 1 };
+    uint64_t now = now_ns();
+
+    c->retry_ns = 0;            /* the last chance is not put off */
+    if (is_working(c, now)) {
+        for (unsigned i = 0; i < RECUSE_STREAMS; i++)
+            emit_gap(c, i, &c->streams[i].limit, "limit", now);
+    }
+    recuse_text_number(&t, (uint64_t) status);
+    digits[t.len] = 0;
+    recuse_cast_note(c, 'x', digits);
+}
