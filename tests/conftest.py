@@ -1,0 +1,62 @@
+"""What every test of the Python parts runs with: the package on the path, and nothing left over."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Dict, Iterator, Set
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "agent"))
+sys.path.insert(0, str(ROOT / "tests"))
+
+# Opened once by the interpreter or a library and kept for the life of the process.
+_SHARED = ("/dev/urandom", "/dev/null", "/etc/localtime", "/usr/share/zoneinfo")
+
+
+def _descriptors() -> Dict[int, str]:
+    found: Dict[int, str] = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue
+        if not target.startswith(_SHARED) and not target.endswith((".py", ".so", ".pyc")):
+            found[int(name)] = target
+    return found
+
+
+def _children() -> Set[int]:
+    found: Set[int] = set()
+    for task in os.listdir("/proc/self/task"):
+        try:
+            found.update(
+                int(pid) for pid in Path(f"/proc/self/task/{task}/children").read_text().split()
+            )
+        except FileNotFoundError:
+            continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over() -> Iterator[None]:
+    """Fail a test that leaves descriptors, threads or children behind."""
+    descriptors, children = _descriptors(), _children()
+    threads = set(threading.enumerate())
+    yield
+    for collect in (False, True):
+        if collect:
+            gc.collect()
+        left = {
+            fd: target for fd, target in _descriptors().items() if descriptors.get(fd) != target
+        }
+        if not left:
+            break
+    assert not left, f"descriptors left open: {left}"
+    assert not set(threading.enumerate()) - threads, "threads left running"
+    assert not _children() - children, "children left behind"
