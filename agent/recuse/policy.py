@@ -582,21 +582,26 @@ class Role:
 
     def has(self, subject: _Subject) -> Optional[bool]:
         """Say whether the user has this role; None if that cannot be known."""
-        user, uid = subject.facts.user, subject.facts.uid
-        groups = None if subject.facts.groups is None else subject.groups
-        if user in self.not_users or uid in self.not_uids:
+        bad = self._listed(subject, self.not_users, self.not_uids, self.not_groups)
+        if self.users or self.uids or self.groups:
+            good = self._listed(subject, self.users, self.uids, self.groups)
+        else:
+            good = True
+        if bad is True or good is False:
             return False
-        if groups is not None and not groups.isdisjoint(self.not_groups):
-            return False
-        if (not user and self.not_users) or (groups is None and self.not_groups):
-            return None
-        if user in self.users or uid in self.uids or not (self.users or self.uids or self.groups):
+        return None if bad is None or good is None else True
+
+    @staticmethod
+    def _listed(
+        subject: _Subject, users: FrozenSet[str], uids: FrozenSet[int], groups: FrozenSet[str]
+    ) -> Optional[bool]:
+        facts = subject.facts
+        if facts.uid in uids or (facts.user and facts.user in users):
             return True
-        if groups is not None and not groups.isdisjoint(self.groups):
+        if not groups.isdisjoint(subject.groups):
             return True
-        if (not user and self.users) or (groups is None and self.groups):
-            return None
-        return False
+        doubtful = (users and not facts.user) or (groups and facts.groups is None)
+        return None if doubtful else False
 
     def index_keys(self) -> Iterator[Hashable]:
         for name in self.users:
@@ -950,7 +955,7 @@ class _Parser:
         table = file.table(key, value)
         if not isinstance(value, dict):
             return
-        file.check_keys(key, table, (*_RULE_KEYS, *_MATCHERS))
+        mistyped = not file.check_keys(key, table, (*_RULE_KEYS, *_MATCHERS))
         name = self._rule_name(file, key, table)
         effect = self._effect(file, key, table)
         texts = {part: _text(file, key + (part,), table) for part in ("reason", "owner", "message")}
@@ -961,7 +966,7 @@ class _Parser:
                 if part not in table:
                     file.fault(key, f"exempt rule {name!r} has no {part}")
         present = [part for part in _MATCHERS if part in table]
-        if not present and effect in ("deny", "exempt"):
+        if not present and not mistyped and effect in ("deny", "exempt"):
             hint = 'write hosts = ["*"] if that is meant'
             file.fault(key, f"{effect} rule {name!r} would match every session: {hint}")
         matchers = [
@@ -1280,7 +1285,7 @@ def _days(file: TomlFile, key: Key, value: object) -> FrozenSet[int]:
         for number, day in enumerate(_DAYS)
         if day not in none_of and (not any_of or day in any_of)
     )
-    if not days and values.texts:
+    if not days and any_of | none_of and any_of | none_of <= set(_DAYS):
         file.fault(key, "'days' leaves no day")
     return days
 

@@ -206,12 +206,13 @@ class TomlFile:
     def fault(self, key: Key, message: str) -> None:
         self.faults.append(Fault(self.path, self.line(key), message))
 
-    def check_keys(self, key: Key, table: Mapping[str, object], known: Iterable[str]) -> None:
-        """Add a fault for every key of a table that is not known."""
+    def check_keys(self, key: Key, table: Mapping[str, object], known: Iterable[str]) -> bool:
+        """Add a fault for every key of a table that is not known; say whether all are."""
         known = list(known)
-        for name in table:
-            if name not in known:
-                self.fault(key + (name,), f"unknown key {name!r}{did_you_mean(name, known)}")
+        unknown = [name for name in table if name not in known]
+        for name in unknown:
+            self.fault(key + (name,), f"unknown key {name!r}{did_you_mean(name, known)}")
+        return not unknown
 
     def table(self, key: Key, value: object) -> Dict[str, object]:
         """Take a table; anything else is a fault, and taken for an empty one."""

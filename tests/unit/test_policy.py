@@ -1,0 +1,1103 @@
+"""Policy: what matches, what wins, what is reported, and what is said about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import ipaddress
+import itertools
+import json
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Tuple
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recuse.errors import PolicyError
+from recuse.policy import (
+    EFFECTS,
+    UNKNOWN_SOURCE,
+    Decision,
+    Facts,
+    Grant,
+    Policy,
+    decide,
+    explain,
+    facts_to_json,
+    parse_policy,
+)
+
+NOW = datetime(2026, 3, 4, 12, 0, tzinfo=timezone.utc)  # a Wednesday
+REPOSITORY = Path(__file__).parents[2]
+GROUNDS = 'reason = "because"\nowner = "owner@example.org"\nexpires = 2031-12-31\n'
+
+ALICE = Facts(
+    user="alice",
+    uid=1000,
+    groups=("staff", "legal"),
+    service="sshd",
+    host="Web1.example.org",
+    host_tags=frozenset({"production", "pci"}),
+    source="192.0.2.7",
+    claimed_source="203.0.113.9",
+    ruser=None,
+    tty=True,
+    command=None,
+    login_shell=True,
+    tags=frozenset(),
+    claimed_tags=frozenset(),
+    outer=None,
+)
+
+
+def facts(**changes: Any) -> Facts:
+    return dataclasses.replace(ALICE, **changes)
+
+
+def at_login(**changes: Any) -> Facts:
+    return facts(tty=None, command=None, login_shell=None, **changes)
+
+
+def policy(*texts: str) -> Policy:
+    return parse_policy([(f"{n}.toml", text.encode()) for n, text in enumerate(texts)])
+
+
+def rule(name: str, effect: str, *lines: str) -> str:
+    grounds = GROUNDS if effect == "exempt" else ""
+    return f'[[rule]]\nname = "{name}"\neffect = "{effect}"\n{grounds}' + "\n".join(lines) + "\n"
+
+
+def faults_of(*texts: str) -> List[str]:
+    with pytest.raises(PolicyError) as caught:
+        policy(*texts)
+    return [str(fault) for fault in caught.value.faults]
+
+
+# -----------------------------------------------------------------------------
+# Matchers
+
+MATCHES = [
+    # users
+    ('users = ["alice"]', {}, True),
+    ('users = ["bob"]', {}, False),
+    ('users = ["Alice"]', {}, False),
+    ('users = ["bob", "alice"]', {}, True),
+    ('users = ["#1000"]', {}, True),
+    ('users = ["#1001"]', {}, False),
+    ('users = ["#01000"]', {}, True),
+    ('users = ["!alice"]', {}, False),
+    ('users = ["!bob"]', {}, True),
+    ('users = ["!#1000"]', {}, False),
+    ('users = ["!bob", "!#1"]', {}, True),
+    ('users = ["alice", "!#1000"]', {}, False),
+    ('users = ["bob", "!carol"]', {}, False),
+    ('users = ["alice", "!carol"]', {}, True),
+    # groups, roles
+    ('groups = ["legal"]', {}, True),
+    ('groups = ["wheel"]', {}, False),
+    ('groups = ["wheel", "staff"]', {}, True),
+    ('groups = ["legal", "!staff"]', {}, False),
+    ('groups = ["!wheel"]', {}, True),
+    ('groups = ["domain users"]', {"groups": ("domain users",)}, True),
+    ('groups = ["legal"]', {"groups": ()}, False),
+    ('groups = ["!legal"]', {"groups": ()}, True),
+    ('roles = ["counsel"]', {}, True),
+    ('roles = ["counsel"]', {"user": "trainee"}, False),
+    ('roles = ["counsel"]', {"groups": ("staff",)}, False),
+    ('roles = ["counsel"]', {"groups": (), "user": "gc"}, True),
+    ('roles = ["!counsel"]', {}, False),
+    ('roles = ["everybody-but"]', {}, True),
+    ('roles = ["everybody-but"]', {"uid": 0}, False),
+    ('roles = ["numbered"]', {}, True),
+    ('roles = ["counsel", "!everybody-but"]', {}, False),
+    # services, outer
+    ('services = ["sshd"]', {}, True),
+    ('services = ["su", "sudo"]', {}, False),
+    ('services = ["!su"]', {}, True),
+    ('outer = ["none"]', {}, True),
+    ('outer = ["exempt"]', {}, False),
+    ('outer = ["exempt"]', {"outer": "exempt"}, True),
+    ('outer = ["!exempt"]', {"outer": "exempt"}, False),
+    ('outer = ["!exempt"]', {"outer": "record"}, True),
+    # hosts
+    ('hosts = ["web1.example.org"]', {}, True),
+    ('hosts = ["WEB*.Example.ORG"]', {}, True),
+    ('hosts = ["web1"]', {}, False),
+    ('hosts = ["*.example.org"]', {}, True),
+    ('hosts = ["*web*"]', {}, True),
+    ('hosts = ["web[0-9].*"]', {}, True),
+    ('hosts = ["web[!0-9].*"]', {}, False),
+    ('hosts = ["web?.example.org"]', {}, True),
+    ('hosts = ["web*", "!*1.*"]', {}, False),
+    ('hosts = ["!db*"]', {}, True),
+    ('hosts = ["*"]', {}, True),
+    # host_tags
+    ('host_tags = ["pci"]', {}, True),
+    ('host_tags = ["test", "pci"]', {}, True),
+    ('host_tags = ["test"]', {}, False),
+    ('host_tags = ["production", "!pci"]', {}, False),
+    ('host_tags = ["!test"]', {"host_tags": frozenset()}, True),
+    # sources
+    ('sources = ["192.0.2.0/24"]', {}, True),
+    ('sources = ["192.0.2.7"]', {}, True),
+    ('sources = ["192.0.2.8"]', {}, False),
+    ('sources = ["203.0.113.9"]', {}, False),  # claimed only
+    ('sources = ["0.0.0.0/0"]', {}, True),
+    ('sources = ["::/0"]', {}, False),
+    ('sources = ["192.0.2.0/24"]', {"source": "::ffff:192.0.2.7"}, True),
+    ('sources = ["::ffff:192.0.2.0/120"]', {}, True),
+    ('sources = ["::ffff:192.0.2.0/120"]', {"source": "192.0.3.1"}, False),
+    ('sources = ["2001:db8::/32"]', {"source": "2001:db8:1::5"}, True),
+    ('sources = ["2001:db8::/32"]', {"source": "2001:db9::5"}, False),
+    ('sources = ["fe80::/10"]', {"source": "fe80::1%eth0"}, True),
+    ('sources = ["10.0.0.0/8", "192.0.2.0/24", "!192.0.2.7"]', {}, False),
+    ('sources = ["!10.0.0.0/8"]', {}, True),
+    ('sources = ["local"]', {}, False),
+    ('sources = ["local"]', {"source": None}, True),
+    ('sources = ["local", "192.0.2.0/24"]', {"source": None}, True),
+    ('sources = ["192.0.2.0/24"]', {"source": None}, False),
+    ('sources = ["0.0.0.0/0", "::/0"]', {"source": None}, False),
+    ('sources = ["!local"]', {"source": None}, False),
+    ('sources = ["!local"]', {}, True),
+    ('sources = ["!192.0.2.0/24"]', {"source": None}, True),
+    # tty, login_shell
+    ("tty = true", {}, True),
+    ("tty = false", {}, False),
+    ("tty = false", {"tty": False}, True),
+    ("login_shell = true", {}, True),
+    ("login_shell = false", {}, False),
+    ("login_shell = false", {"login_shell": False}, True),
+    # commands
+    ('commands = ["uptime"]', {"command": "uptime"}, True),
+    ('commands = ["uptime"]', {"command": "uptime -p"}, False),
+    ('commands = ["uptime"]', {}, False),
+    ('commands = ["*"]', {}, False),
+    ('commands = ["*"]', {"command": ""}, True),
+    ('commands = ["!rm *"]', {}, True),
+    ('commands = ["!rm *"]', {"command": "rm -r x"}, False),
+    ('commands = ["*secret*"]', {"command": "cat\n/secret/x"}, True),
+    ('commands = ["git-*-pack *"]', {"command": "git-upload-pack 'x'"}, True),
+    ('commands = ["a?c"]', {"command": "a\nc"}, True),
+    ('commands = ["[[]x]"]', {"command": "[x]"}, True),
+    ('commands = ["X*"]', {"command": "xx"}, False),
+    ('commands = ["ab*ba"]', {"command": "aba"}, False),
+    # several keys: all of them
+    ('users = ["alice"]\nservices = ["sshd"]', {}, True),
+    ('users = ["alice"]\nservices = ["su"]', {}, False),
+]
+
+ROLES = """
+[roles.counsel]
+groups = ["legal"]
+users = ["gc", "!trainee"]
+[roles.everybody-but]
+users = ["!#0"]
+[roles.numbered]
+users = ["#1000"]
+"""
+
+
+@pytest.mark.parametrize("effect", EFFECTS)
+@pytest.mark.parametrize("lines, changes, matches", MATCHES, ids=str)
+def test_matcher(lines: str, changes: Dict[str, Any], matches: bool, effect: str) -> None:
+    one = policy(ROLES + rule("r", effect, lines))
+    (trace,) = explain(facts(**changes), one, NOW)
+    assert trace.matched is matches
+    assert decide(facts(**changes), one, NOW).rule == ("r" if matches else None)
+
+
+def local(zone: str, *when: int, fold: int = 0) -> datetime:
+    return datetime(*when, tzinfo=ZoneInfo(zone), fold=fold).astimezone(timezone.utc)  # type: ignore[misc,arg-type]
+
+
+BERLIN = "Europe/Berlin"
+WORK = (
+    'days = ["mon","tue","wed","thu","fri"], from = "08:00", to = "18:00", zone = "Europe/Berlin"'
+)
+NIGHT = 'days = ["fri"], from = "22:00", to = "06:00", zone = "Europe/Berlin"'
+HOUR2 = 'from = "02:00", to = "03:00", zone = "Europe/Berlin"'
+LATE2 = 'from = "02:30", to = "04:00", zone = "Europe/Berlin"'
+
+TIMES = [
+    (WORK, local(BERLIN, 2026, 3, 4, 8, 0), True),
+    (WORK, local(BERLIN, 2026, 3, 4, 7, 59, 59), False),
+    (WORK, local(BERLIN, 2026, 3, 4, 17, 59, 59), True),
+    (WORK, local(BERLIN, 2026, 3, 4, 18, 0), False),
+    (WORK, local(BERLIN, 2026, 3, 7, 12, 0), False),
+    (WORK, local(BERLIN, 2026, 7, 1, 8, 0), True),  # in summer that is another hour of UTC
+    (WORK, datetime(2026, 7, 1, 17, 0, tzinfo=timezone.utc), False),
+    (NIGHT, local(BERLIN, 2026, 3, 6, 22, 0), True),
+    (NIGHT, local(BERLIN, 2026, 3, 7, 5, 59), True),
+    (NIGHT, local(BERLIN, 2026, 3, 7, 6, 0), False),
+    (NIGHT, local(BERLIN, 2026, 3, 6, 5, 0), False),
+    (NIGHT, local(BERLIN, 2026, 3, 7, 22, 0), False),
+    ('days = ["wed"]', NOW, True),
+    ('days = ["!wed"]', NOW, False),
+    ('days = ["!sat", "!sun"]', NOW, True),
+    ('to = "12:00"', NOW, False),
+    ('from = "12:00"', NOW, True),
+    ('from = "22:00", to = "00:00"', NOW.replace(hour=23), True),
+    ('from = "22:00", to = "00:00"', NOW.replace(hour=0), False),
+    ('days = ["wed"], zone = "Pacific/Kiritimati"', NOW, False),  # Thursday there already
+    # The gap of 2026-03-29: 02:00 to 03:00 does not exist.
+    (HOUR2, local(BERLIN, 2026, 3, 29, 1, 59, 59), False),
+    (HOUR2, local(BERLIN, 2026, 3, 29, 1, 59, 59) + timedelta(seconds=1), False),
+    (LATE2, local(BERLIN, 2026, 3, 29, 1, 59, 59), False),
+    (LATE2, local(BERLIN, 2026, 3, 29, 1, 59, 59) + timedelta(seconds=1), True),
+    (LATE2, local(BERLIN, 2026, 3, 29, 4, 0), False),
+    # The fold of 2026-10-25: 02:00 to 03:00 comes twice.
+    (HOUR2, local(BERLIN, 2026, 10, 25, 2, 30), True),
+    (HOUR2, local(BERLIN, 2026, 10, 25, 2, 30, fold=1), True),
+    (HOUR2, local(BERLIN, 2026, 10, 25, 3, 0), False),
+]
+
+
+@pytest.mark.parametrize("window, now, matches", TIMES, ids=str)
+def test_time_window(window: str, now: datetime, matches: bool) -> None:
+    one = policy(rule("r", "deny", f"times = [{{ {window} }}]"))
+    assert (decide(facts(), one, now).rule == "r") is matches
+
+
+def test_the_two_hours_of_the_fold_are_two_hours() -> None:
+    first, second = (local(BERLIN, 2026, 10, 25, 2, 30, fold=fold) for fold in (0, 1))
+    assert second - first == timedelta(hours=1)
+
+
+def test_of_several_windows_one_is_enough() -> None:
+    one = policy(rule("r", "deny", 'times = [{ days = ["mon"] }, { days = ["wed"] }]'))
+    assert decide(facts(), one, NOW).verdict == "refuse"
+
+
+def test_a_time_without_zone_is_refused() -> None:
+    with pytest.raises(ValueError, match="time zone"):
+        decide(facts(), policy(), datetime(2026, 1, 1))
+
+
+@pytest.mark.parametrize("effect", EFFECTS)
+def test_a_rule_matches_to_the_end_of_its_last_day_in_utc(effect: str) -> None:
+    text = rule("r", effect, 'users = ["alice"]').replace("expires = 2031-12-31\n", "")
+    one = policy(text + "expires = 2026-06-30\n")
+    last = datetime(2026, 6, 30, 23, 59, 59, tzinfo=timezone.utc)
+    assert decide(facts(), one, last).rule == "r"
+    assert decide(facts(), one, last + timedelta(seconds=1)).rule is None
+    assert decide(facts(), one, last.astimezone(ZoneInfo("Asia/Tokyo"))).rule == "r"
+
+
+# -----------------------------------------------------------------------------
+# What is not known
+
+UNKNOWN = [
+    # deny takes the unknown for none of those listed; exempt never matches, require-record always
+    ('users = ["alice"]', {"user": ""}, False),
+    ('users = ["!alice"]', {"user": ""}, True),
+    ('groups = ["legal"]', {"groups": None}, False),
+    ('groups = ["!legal"]', {"groups": None}, True),
+    ('groups = ["staff", "!legal"]', {"groups": None}, False),
+    ('roles = ["counsel"]', {"groups": None}, False),
+    ('roles = ["!counsel"]', {"groups": None}, True),
+    ('services = ["sshd"]', {"service": ""}, False),
+    ('services = ["!su"]', {"service": ""}, True),
+    ('hosts = ["*"]', {"host": ""}, False),
+    ('hosts = ["!db*"]', {"host": ""}, True),
+    ('sources = ["192.0.2.0/24"]', {"source": UNKNOWN_SOURCE}, False),
+    ('sources = ["!10.0.0.0/8"]', {"source": UNKNOWN_SOURCE}, True),
+    ('sources = ["!local"]', {"source": ""}, True),
+    ('sources = ["local"]', {"source": "no address"}, False),
+    ('sources = ["0.0.0.0/0", "::/0", "local"]', {"source": UNKNOWN_SOURCE}, False),
+    ("login_shell = true", {"login_shell": None}, False),
+    ("tty = true", {"tty": None, "command": "x"}, False),
+    # padding a command beyond what is sent gets it past neither a denial nor a requirement
+    ('commands = ["*rm*"]', {"command": "x", "command_cut": True}, True),
+    ('commands = ["!*rm*"]', {"command": "x", "command_cut": True}, True),
+]
+
+
+@pytest.mark.parametrize("lines, changes, denied", UNKNOWN, ids=str)
+def test_the_unknown_never_widens_an_exemption(
+    lines: str, changes: Dict[str, Any], denied: bool
+) -> None:
+    doubtful = facts(**changes)
+    verdicts = {
+        effect: decide(doubtful, policy(ROLES + rule("r", effect, lines)), NOW).rule == "r"
+        for effect in EFFECTS
+        if effect != "record"
+    }
+    assert verdicts == {"deny": denied, "require-record": True, "exempt": False}
+
+
+@pytest.mark.parametrize(
+    "changes, matches",
+    [({"user": "gc"}, True), ({"user": "trainee"}, False), ({"groups": None}, False)],
+    ids=str,
+)
+def test_a_role_settled_by_the_user_needs_no_groups(changes: Dict[str, Any], matches: bool) -> None:
+    one = policy(ROLES + rule("r", "exempt", 'roles = ["counsel"]'))
+    doubtful = dataclasses.replace(facts(groups=None), **changes)
+    assert (decide(doubtful, one, NOW).rule == "r") is matches
+
+
+@pytest.mark.parametrize("effect", ("deny", "require-record", "exempt"))
+@pytest.mark.parametrize(
+    "lines",
+    ["tty = true", "tty = false", "login_shell = true", 'commands = ["*"]', 'commands = ["!x"]'],
+)
+def test_at_login_rules_for_terminal_or_command_do_not_match_and_explain_says_so(
+    lines: str, effect: str
+) -> None:
+    one = policy(rule("r", effect, lines))
+    assert decide(at_login(), one, NOW).rule is None
+    (trace,) = explain(at_login(), one, NOW)
+    assert not trace.matched
+    assert "not known before a session starts" in trace.why
+
+
+def test_deny_is_final_at_login_where_it_asks_for_nothing_of_the_session() -> None:
+    one = policy(rule("out", "deny", 'users = ["alice"]', 'message = "go away"'))
+    decision = decide(at_login(), one, NOW)
+    assert (decision.verdict, decision.message) == ("refuse", "go away")
+
+
+# -----------------------------------------------------------------------------
+# What wins
+
+
+def grant(**changes: Any) -> Grant:
+    hour = timedelta(hours=1)
+    return dataclasses.replace(
+        Grant("g-1", "incident", "boss@example.org", NOW - hour, NOW + hour), **changes
+    )
+
+
+ALL = 'hosts = ["*"]'
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(EFFECTS)), ids="-".join)
+@pytest.mark.parametrize("with_grant", [False, True], ids=["", "grant"])
+def test_the_strongest_effect_decides_whatever_the_order(
+    order: Tuple[str, ...], with_grant: bool
+) -> None:
+    grants = [grant()] if with_grant else []
+    for length in range(len(order) + 1):
+        texts = [rule(effect, effect, ALL) for effect in order[:length]]
+        expected = min(order[:length], key=EFFECTS.index, default="record")
+        if with_grant and expected in ("exempt", "record"):
+            expected = "grant"
+        for parts in (texts, ["".join(texts)]):
+            assert decide(facts(), policy(*parts), NOW, grants).effect == expected
+
+
+@pytest.mark.parametrize(
+    "effect, verdict",
+    [("deny", "refuse"), ("require-record", "record"), ("exempt", "exempt"), ("record", "record")],
+)
+def test_verdict_of_an_effect(effect: str, verdict: str) -> None:
+    assert decide(facts(), policy(rule("r", effect, ALL)), NOW).verdict == verdict
+
+
+def test_without_a_rule_everybody_is_recorded() -> None:
+    decision = decide(facts(), policy(), NOW)
+    assert decision == Decision(
+        "record", None, "record", None, None, None, None, policy().digest, (), facts()
+    )
+
+
+def test_a_decision_names_its_grounds() -> None:
+    one = policy(
+        rule("b", "exempt", ALL) + rule("a", "exempt", ALL, 'message = "hi"'),
+        rule("c", "exempt", ALL) + rule("not", "exempt", 'users = ["bob"]') + rule("z", "record"),
+    )
+    assert decide(facts(), one, NOW) == Decision(
+        verdict="exempt",
+        rule="a",
+        effect="exempt",
+        reason="because",
+        owner="owner@example.org",
+        expires="2031-12-31",
+        message="hi",
+        policy=one.digest,
+        matched=("a", "b", "c"),
+        facts=facts(),
+    )
+
+
+@pytest.mark.parametrize(
+    "changes, exempt",
+    [
+        ({}, True),
+        ({"not_before": NOW}, True),
+        ({"not_before": NOW + timedelta(seconds=1)}, False),
+        ({"expires": NOW}, False),
+    ],
+    ids=str,
+)
+def test_a_grant_counts_in_its_hours(changes: Dict[str, Any], exempt: bool) -> None:
+    decision = decide(facts(), policy(), NOW, [grant(**changes)])
+    assert (decision.verdict == "exempt") is exempt
+
+
+def test_of_several_grants_the_one_that_ends_last_counts() -> None:
+    grants = [grant(), grant(id="g-2", expires=NOW + timedelta(hours=2)), grant(id="g-3")]
+    for order in itertools.permutations(grants):
+        decision = decide(facts(), policy(rule("r", "exempt", ALL)), NOW, order)
+        assert (decision.grant, decision.rule) == ("g-2", None)
+        assert decision.expires == "2026-03-04T14:00:00Z"
+        assert (decision.reason, decision.owner) == ("incident", "boss@example.org")
+
+
+# -----------------------------------------------------------------------------
+# Digest, files
+
+
+def test_the_digest_depends_on_names_and_bytes_only() -> None:
+    a, b = ("/etc/a.toml", b"# 1\n"), ("/etc/b.toml", b"# 2\n")
+    digest = parse_policy([a, b]).digest
+    assert len(digest) == 64
+    assert parse_policy([b, a]).digest == digest
+    assert parse_policy([("/tmp/x/b.toml", b[1]), ("a.toml", a[1])]).digest == digest
+    others = [
+        [a], [], [a, ("b.toml", b"# 3\n")], [a, ("c.toml", b[1])],
+        [("a.toml", b[1]), ("b.toml", a[1])], [("a.toml", b"# 1\n# 2\n")],
+    ]  # fmt: skip
+    digests = [parse_policy(files).digest for files in others]
+    assert len({digest, *digests}) == len(others) + 1
+
+
+def test_rules_say_where_they_are() -> None:
+    one = policy("# first\n" + rule("b", "deny", ALL), "\n\n" + rule("a", "deny", ALL))
+    assert [(r.name, r.file, r.line) for r in one.rules] == [("a", "1.toml", 3), ("b", "0.toml", 2)]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *sorted((REPOSITORY / "contrib/policies").glob("*.toml")),
+        REPOSITORY / "packaging/etc/policy.d/00-default.toml",
+    ],
+    ids=lambda path: path.name,
+)
+def test_shipped_policies_hold(path: Path) -> None:
+    assert parse_policy([(str(path), path.read_bytes())]).rules
+
+
+def test_example_policies_go_together() -> None:
+    paths = list((REPOSITORY / "contrib/policies").glob("*.toml"))
+    assert len(paths) >= 5
+    one = parse_policy([(str(path), path.read_bytes()) for path in paths])
+    deploy = facts(user="ci-deploy", source="203.0.113.70", tty=False, command="rsync --server .")
+    assert decide(deploy, one, NOW).rule == "ci-deploy"
+    assert decide(dataclasses.replace(deploy, tty=True, command=None), one, NOW).rule is None
+    assert decide(dataclasses.replace(deploy, source="203.0.113.80"), one, NOW).verdict == "refuse"
+    assert decide(facts(user="breakglass1", source=UNKNOWN_SOURCE), one, NOW).verdict == "refuse"
+    assert decide(facts(user="breakglass1", source=None), one, NOW).verdict == "record"
+
+
+def test_the_default_policy_records_everybody_by_name() -> None:
+    path = REPOSITORY / "packaging/etc/policy.d/00-default.toml"
+    decision = decide(facts(), parse_policy([(path.name, path.read_bytes())]), NOW)
+    assert (decision.verdict, decision.rule) == ("record", "everybody")
+
+
+# -----------------------------------------------------------------------------
+# Faults
+
+HEAD = '[[rule]]\nname = "x"\neffect = "deny"\n'  # three lines: the next is 4
+
+FAULTS = [
+    ('users = "alice"', 4, "'users' must be a list of strings, not a string: write ['alice']"),
+    ("users = 3", 4, "'users' must be a list of strings, not an integer"),
+    ('users = [\n "a",\n 3,\n]', 6, "an item of 'users' must be a string, not an integer"),
+    ("users = []", 4, "'users' is empty: leave it out to match everything"),
+    ('users = ["!"]', 4, "'!' is no value for 'users'"),
+    ('users = [""]', 4, "'' is no value for 'users'"),
+    ('users = [" a"]', 4, "' a' is no value for 'users'"),
+    ('users = ["a\\u0000"]', 4, "'a\\x00' is no value for 'users'"),
+    ('users = ["*"]', 4, "'*': globs are for hosts and commands, not for users"),
+    ('users = ["#abc"]', 4, "'#abc' is no user's number, which is written as in '#1000'"),
+    ('users = ["#4294967295"]', 4, "'#4294967295' is no user's number"),
+    ('groups = ["#10"]', 4, "'#10' is no name of a group: numbers are for users only"),
+    ('services = ["ssh*"]', 4, "'ssh*': globs are for hosts and commands, not for services"),
+    ('user = ["alice"]', 4, "unknown key 'user'; did you mean 'users'?"),
+    ('zzz = 1', 4, "unknown key 'zzz'"),
+    ('roles = ["op"]', 4, "unknown role 'op'"),
+    ('[roles.ops]\nusers = ["a"]\n' + HEAD.replace('"x"', '"y"') + 'roles = ["!opss"]', 9,
+     "unknown role 'opss'; did you mean 'ops'?"),
+    ('hosts = ["web[1"]', 4, "bad glob 'web[1': '[' is never closed (a plain one is '[[]')"),
+    ('hosts = ["web[9-1]"]', 4, "bad glob 'web[9-1]': the range 9-1 is empty"),
+    ('commands = ["[!]x"]', 4, "bad glob '[!]x': '[' is never closed"),
+    ('sources = ["10.0.0.0/33"]', 4, "'10.0.0.0/33' is neither an address, nor a network"),
+    ('sources = ["10.0.0.1/8"]', 4, "did you mean 10.0.0.0/8?"),
+    ('sources = ["2001:db8::1/32"]', 4, "did you mean 2001:db8::/32?"),
+    ('sources = ["fe80::1%eth0"]', 4, "is neither an address, nor a network"),
+    ('sources = ["host.example.org"]', 4, "is neither an address, nor a network"),
+    ('sources = [\n"10.0.0.0/8",\n\n"!nowhere"]', 7, "'nowhere' is neither an address"),
+    ('outer = ["recorded"]', 4, "'recorded' is no value for 'outer': one of record, exempt, none"),
+    ('tty = "yes"', 4, "'tty' must be true or false, not a string"),
+    ("login_shell = 1", 4, "'login_shell' must be true or false, not an integer"),
+    ('times = "always"', 4, "'times' must be a list of tables, not a string"),
+    ("times = []", 4, "'times' is empty"),
+    ("times = [3]", 4, "an item of 'times' must be a table, not an integer"),
+    ('times = [{ zone = "UTC" }]', 4, "a time window needs days, from or to"),
+    ('times = [{ form = "08:00", to = "09:00" }]', 4, "unknown key 'form'; did you mean 'from'?"),
+    ('times = [{ days = ["monday"] }]', 4, "unknown day 'monday'; did you mean 'mon'?"),
+    ('times = [{ days = ["xyz"] }]', 4, "unknown day 'xyz': one of mon, tue"),
+    ('times = [{ days = ["mon", "!mon"] }]', 4, "'days' leaves no day"),
+    ("times = [{ days = [] }]", 4, "'days' is empty"),
+    ('times = [{ from = "8:00" }]', 4, "'8:00' is no time of day: 00:00 to 23:59"),
+    ('times = [{ from = "24:00" }]', 4, "'24:00' is no time of day: 00:00 to 23:59"),
+    ('times = [{ to = "24:01" }]', 4, "'24:01' is no time of day: 00:00 to 24:00"),
+    ("times = [{ from = 08:00:00 }]", 4, "'from' must be a string such as \"08:00\", not a time"),
+    ('times = [{ from = "08:00", to = "08:00" }]', 4, "from and to are the same"),
+    ('times = [\n{ to = "08:00", zone = "Europe/Berln" }]', 5,
+     "unknown time zone 'Europe/Berln'; did you mean 'Europe/Berlin'?"),
+    ('times = [{ to = "08:00", zone = "../etc" }]', 4, "unknown time zone '../etc'"),
+    ('times = [{ to = "08:00", zone = "Europe" }]', 4, "unknown time zone 'Europe'"),
+    ('times = [{ to = "08:00", zone = "" }]', 4, "unknown time zone ''"),
+    ('[[rule.times]]\nto = "08:00"\n[[rule.times]]\nto = 8', 7, "'to' must be a string"),
+    ('tty = true\nexpires = "2031-01-01"', 5, "'expires' must be a date, not a string"),
+    ("tty = true\nexpires = 2031-01-01T00:00:00Z", 5, "must be a date, not a date and time"),
+    ('tty = true\nreason = "."', 5, "'.' says no reason"),
+    ('tty = true\nowner = 3', 5, "'owner' must be a string, not an integer"),
+    ('tty = true\nmessage = "\\u001b[2J"', 5, "message has control characters in it"),
+    ("tty = true\nmessage = '" + "x" * 8193 + "'", 5, "message is longer than 8192 bytes"),
+    ("", 1, 'deny rule \'x\' would match every session: write hosts = ["*"] if that is meant'),
+    ('tty = true\n[[rule]]\neffect = "record"', 5, "rule without a name"),
+    ('tty = true\n[[rule]]\nname = "y"', 5, "rule without an effect"),
+    ('tty = true\n[[rule]]\nname = "y"\neffect = "exempted"', 7,
+     "unknown effect 'exempted'; did you mean 'exempt'?"),
+    ('tty = true\n[[rule]]\nname = "y"\neffect = "no"', 7,
+     "unknown effect 'no': one of deny, require-record, exempt, record"),
+    ('tty = true\n[[rule]]\nname = " "\neffect = "record"', 6, "' ' is no name for a rule"),
+    ('tty = true\n[[rule]]\neffect = "record"\nname = "x"', 7,
+     "rule 'x' is there already, at 0.toml:2"),
+    ("tty = true\n[roles.empty]", 5, "role 'empty' has neither users nor groups"),
+    ('tty = true\n[roles]\nops = ["a"]', 6, "'ops' must be a table, not a list"),
+    ('tty = true\n[roles.r]\nuser = ["a"]\ngroups = ["g"]', 6, "unknown key 'user'; did you mean"),
+    ('tty = true\n[roles.r]\nusers = []', 6, "'users' is empty"),
+    ('tty = true\n[roles."!r"]\nusers = ["a"]', 5, "'!r' is no name for a role"),
+    ("tty = true\n[[rules]]", 5, "unknown key 'rules'; did you mean 'rule'?"),
+    ("tty = true\n[role.x]", 5, "unknown key 'role'; did you mean"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, line, words", FAULTS, ids=[text for text, _, _ in FAULTS])
+def test_fault(text: str, line: int, words: str) -> None:
+    text = text if text.startswith("[roles.ops]") else HEAD + text
+    if text.startswith("[roles.ops]"):
+        line -= 3
+    (fault,) = faults_of(text)
+    assert fault.startswith(f"0.toml:{line}: ")
+    assert words in fault
+
+
+def test_an_exempt_rule_needs_reason_owner_and_expiry() -> None:
+    text = '\n[[rule]]\nname = "x"\neffect = "exempt"\nusers = ["a"]\n'
+    assert faults_of(text) == [
+        "0.toml:2: exempt rule 'x' has no reason",
+        "0.toml:2: exempt rule 'x' has no owner",
+        "0.toml:2: exempt rule 'x' has no expires",
+    ]
+
+
+def test_names_are_unique_over_all_files_and_both_places_are_named() -> None:
+    text = rule("x", "deny", ALL) + '[roles.r]\nusers = ["a"]\n'
+    assert faults_of("# c\n" + text, text) == [
+        "1.toml:2: rule 'x' is there already, at 0.toml:3",
+        "1.toml:5: role 'r' is there already, at 0.toml:6",
+    ]
+
+
+def test_a_single_bracket_rule_is_explained() -> None:
+    assert faults_of('[rule]\nname = "x"\n') == [
+        "0.toml:1: 'rule' must be a list of tables: write [[rule]]"
+    ]
+
+
+def test_all_faults_of_all_files_are_reported_in_order() -> None:
+    bad = HEAD + 'users = []\nhots = ["*"]\n' + HEAD.replace('"x"', '"y"') + 'tty = "no"\n'
+    expected = ["a.toml:2: not valid TOML: invalid value, column 5"]
+    expected += ["b.toml:4: 'users' is empty: leave it out to match everything"]
+    expected += ["b.toml:5: unknown key 'hots'; did you mean 'hosts'?"]
+    expected += ["b.toml:9: 'tty' must be true or false, not a string"]
+    expected += ["c.toml:2: rule 'x' is there already, at b.toml:2"]
+    expected += ["c.toml:4: unknown role 'none'"]
+    files = [
+        ("c.toml", (HEAD + 'roles = ["none"]\n').encode()),
+        ("a.toml", b"x = 1\ny = \n"),
+        ("b.toml", bad.encode()),
+    ]
+    for order in itertools.permutations(files):
+        with pytest.raises(PolicyError) as caught:
+            parse_policy(order)
+        assert [str(fault) for fault in caught.value.faults] == expected
+        assert caught.value.message == "6 faults in the policy"
+
+
+# -----------------------------------------------------------------------------
+# Explain
+
+
+def test_explain_says_of_every_rule_why() -> None:
+    one = policy(
+        rule("no-lawyers", "deny", 'groups = ["wheel"]', "tty = true"),
+        rule("pci", "require-record", 'host_tags = ["pci"]', 'sources = ["192.0.2.0/24"]'),
+        rule("also-pci", "require-record", 'host_tags = ["pci", "!test"]'),
+        rule("alice", "exempt", 'users = ["alice", "#7"]'),
+        rule("old", "exempt", 'users = ["alice"]').replace("2031-12-31", "2026-03-03"),
+        rule("night", "exempt", f"times = [{{ {NIGHT} }}]"),
+        rule("bob", "exempt", 'users = ["bob"]', "tty = false", 'commands = ["x*"]'),
+        rule("everybody", "record"),
+    )
+    traces = {trace.rule: trace for trace in explain(facts(), one, NOW)}
+    assert [name for name, trace in traces.items() if trace.decided] == ["also-pci"]
+    assert {name: trace.why for name, trace in traces.items()} == {
+        "no-lawyers": "groups: 'legal', 'staff' does not fit wheel",
+        "also-pci": "host_tags: 'pci', 'production' fits pci, !test",
+        "pci": "host_tags: 'pci', 'production' fits pci; sources: 192.0.2.7 fits 192.0.2.0/24; "
+        "rule 'also-pci' of the same effect comes first by name",
+        "alice": "users: 'alice' (uid 1000) fits alice, #7; "
+        "require-record rule 'also-pci' is stronger",
+        "bob": "users: 'alice' (uid 1000) does not fit bob; tty: true does not fit false; "
+        "commands: no command does not fit x*",
+        "night": "times: wed 13:00 Europe/Berlin does not fit fri 22:00-06:00 Europe/Berlin",
+        "old": "expired: its last day was 2026-03-03, today is 2026-03-04 (UTC)",
+        "everybody": "asks for nothing: matches every session; "
+        "require-record rule 'also-pci' is stronger",
+    }
+    assert traces["pci"].where == "1.toml:1"
+
+
+def test_explain_says_what_is_not_known() -> None:
+    lines = 'sources = ["!10.0.0.0/8"]'
+    one = policy(*(rule(effect, effect, lines) for effect in ("exempt", "require-record")))
+    why = {trace.rule: trace.why for trace in explain(facts(source="?"), one, NOW)}
+    assert why["exempt"] == (
+        "sources: the address is not known, does not match (wanted: !10.0.0.0/8)"
+    )
+    assert why["require-record"] == (
+        "sources: the address is not known, require-record rules match then (wanted: !10.0.0.0/8)"
+    )
+
+
+def test_explain_names_the_grant_that_goes_before() -> None:
+    one = policy(rule("r", "exempt", ALL))
+    (trace,) = explain(facts(), one, NOW, [grant()])
+    assert trace.matched and not trace.decided
+    assert trace.why.endswith("grant g-1 goes before it")
+
+
+def test_facts_become_json() -> None:
+    values = json.loads(json.dumps(facts_to_json(facts(groups=None, claimed_tags=frozenset("ba")))))
+    assert set(values) == {field.name for field in dataclasses.fields(Facts)}
+    assert values["host_tags"] == ["pci", "production"]
+    assert values["claimed_tags"] == ["a", "b"]
+    assert values["groups"] is None
+
+
+# -----------------------------------------------------------------------------
+# Properties.  The reference below is written from the manual, without index or parser.
+
+USERS = {"alice": 1000, "bob": 1001, "root": 0}
+GROUPS = ["staff", "legal", "wheel"]
+ROLE_NAMES = ["counsel", "ops"]
+VALUES: Dict[str, List[str]] = {
+    "users": [*USERS, "#1000", "#0", "#5"],
+    "groups": GROUPS,
+    "roles": ROLE_NAMES,
+    "services": ["sshd", "su"],
+    "outer": ["none", "record", "exempt"],
+    "hosts": ["web1", "WEB2", "web*", "*1", "[wd]*", "d?1", "*"],
+    "host_tags": ["pci", "test"],
+    "sources": ["192.0.2.0/24", "192.0.2.7", "10.0.0.0/8", "2001:db8::/32", "::/0", "local"],
+    "commands": ["uptime", "rsync *", "*secret*", "[ru]*", "*"],
+}
+
+_signed = st.sampled_from(["", "!"])
+
+
+def _lists(name: str) -> st.SearchStrategy[List[str]]:
+    item = st.tuples(_signed, st.sampled_from(VALUES[name])).map("".join)
+    return st.lists(item, min_size=1, max_size=3)
+
+
+_time = st.fixed_dictionaries(
+    {"from": st.sampled_from(["00:00", "11:00", "23:00"])},
+    optional={
+        "to": st.sampled_from(["06:00", "13:00", "24:00"]),
+        "days": st.lists(st.sampled_from(["tue", "wed", "!wed", "thu"]), min_size=1, max_size=1),
+        "zone": st.sampled_from(["UTC", "Europe/Berlin", "Pacific/Kiritimati"]),
+    },
+)
+_matchers = st.fixed_dictionaries(
+    {},
+    optional={
+        **{name: _lists(name) for name in VALUES},
+        "tty": st.booleans(),
+        "login_shell": st.booleans(),
+        "times": st.lists(_time, min_size=1, max_size=2),
+    },
+)
+_rule = st.tuples(
+    st.sampled_from(EFFECTS), _matchers, st.sampled_from(["2026-03-03", "2026-03-04"])
+).filter(lambda parts: bool(parts[1]) or parts[0] in ("record", "require-record"))
+_role = st.fixed_dictionaries({"groups": _lists("groups")}, optional={"users": _lists("users")})
+_roles = st.fixed_dictionaries({name: _role for name in ROLE_NAMES})
+
+AnyRule = Tuple[str, Dict[str, Any], str]
+
+
+def _account(name: str) -> st.SearchStrategy[Tuple[str, int]]:
+    return st.just((name, USERS.get(name, 4000)))
+
+
+_facts = st.builds(
+    lambda account, tty, **rest: Facts(
+        user=account[0],
+        uid=account[1],
+        claimed_source="192.0.2.7",
+        ruser=None,
+        tags=frozenset(),
+        claimed_tags=frozenset(["pci"]),
+        tty=tty,
+        **rest,
+    ),
+    st.sampled_from([*USERS, "guest", ""]).flatmap(_account),
+    st.sampled_from([True, False, None]),
+    groups=st.one_of(st.none(), st.sets(st.sampled_from(GROUPS)).map(lambda s: tuple(sorted(s)))),
+    service=st.sampled_from(["sshd", "su", "login", ""]),
+    host=st.sampled_from(["web1", "Web2", "db1", ""]),
+    host_tags=st.frozensets(st.sampled_from(["pci", "test"])),
+    source=st.sampled_from(
+        ["192.0.2.7", "192.0.2.8", "::ffff:10.1.1.1", "2001:db8::1", "fd00::1", None, "unknown"]
+    ),
+    command=st.sampled_from([None, "uptime", "rsync --server .", "cat secret.txt"]),
+    login_shell=st.sampled_from([True, False, None]),
+    outer=st.sampled_from([None, "record", "exempt"]),
+    command_cut=st.booleans(),
+)
+
+
+def toml_of(rules: Sequence[Tuple[str, AnyRule]], roles: Dict[str, Any]) -> str:
+    def inline(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{key} = {inline(item)}" for key, item in value.items()) + "}"
+        if isinstance(value, list):
+            return "[" + ", ".join(inline(item) for item in value) + "]"
+        return json.dumps(value)
+
+    text = ""
+    for name, (effect, matchers, expires) in rules:
+        text += f'[[rule]]\nname = "{name}"\neffect = "{effect}"\nexpires = {expires}\n'
+        text += 'reason = "because"\nowner = "owner"\n'
+        for key, value in matchers.items():
+            text += f"{key} = {inline(value)}\n"
+    for name, role in roles.items():
+        text += f"[roles.{name}]\n"
+        for key, value in role.items():
+            text += f"{key} = {inline(value)}\n"
+    return text
+
+
+def named(rules: Sequence[AnyRule]) -> List[Tuple[str, AnyRule]]:
+    return [(f"r{number:02}", one) for number, one in enumerate(rules)]
+
+
+Answer = Optional[bool]  # None: not known
+
+
+def some(items: Sequence[Answer]) -> Answer:
+    return True if True in items else None if None in items else False
+
+
+def opposite(item: Answer) -> Answer:
+    return None if item is None else not item
+
+
+def listed(values: Sequence[str], test: Any) -> Answer:
+    """Any of the plain values, and none of the negated ones."""
+    plain = [test(value) for value in values if not value.startswith("!")]
+    negated = [test(value[1:]) for value in values if value.startswith("!")]
+    bad, good = some(negated), some(plain) if plain else True
+    if bad is True or good is False:
+        return False
+    return None if bad is None or good is None else True
+
+
+def reference_role(role: Dict[str, List[str]], seen: Facts) -> Answer:
+    def one(value: str) -> Answer:
+        kind, text = value[0], value[1:]
+        if kind == "u" and text.startswith("#"):
+            return seen.uid == int(text[1:])
+        if kind == "u":
+            return seen.user == text if seen.user else None
+        return text in seen.groups if seen.groups is not None else None
+
+    values = []
+    for key in ("users", "groups"):
+        for value in role.get(key, []):
+            sign = "!" if value.startswith("!") else ""
+            values.append(sign + key[0] + value.lstrip("!"))
+    return listed(values, one)
+
+
+def reference_source(value: str, source: Optional[str]) -> bool:
+    if value == "local" or source is None:
+        return value == "local" and source is None
+    address = ipaddress.ip_address(source)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    network = ipaddress.ip_network(value)
+    return address.version == network.version and address in network
+
+
+def reference_window(window: Dict[str, Any], now: datetime) -> bool:
+    """Walk back through the minutes of a day to where the window began."""
+    wall = now.astimezone(ZoneInfo(window.get("zone", "UTC"))).replace(tzinfo=None)
+    start = datetime.strptime(window["from"], "%H:%M").time()
+    hours, minutes = map(int, window.get("to", "24:00").split(":"))
+    for back in (0, 1):
+        day = wall.date() - timedelta(days=back)
+        begin = datetime.combine(day, start)
+        end = datetime.combine(day, datetime.min.time()) + timedelta(hours=hours, minutes=minutes)
+        if end <= begin:
+            end += timedelta(days=1)
+        name = day.strftime("%a").lower()
+        if listed(window.get("days", ["!x"]), lambda value, name=name: value == name):
+            if begin <= wall < end:
+                return True
+    return False
+
+
+def reference_test(
+    key: str, value: Any, seen: Facts, now: datetime, roles: Dict[str, Any]
+) -> Answer:
+    no_session = seen.tty is None and seen.command is None
+    if key in ("tty", "login_shell"):
+        if no_session:
+            return False
+        fact = getattr(seen, key)
+        return None if fact is None else fact == value
+    if key == "times":
+        return any(reference_window(window, now) for window in value)
+    if key == "commands":
+        if no_session:
+            return False
+        if seen.command is None:
+            return all(item.startswith("!") for item in value)
+        if seen.command_cut:
+            return None
+        return listed(value, lambda glob: fnmatch.fnmatchcase(str(seen.command), glob))
+    if key == "users":
+        if not seen.user:
+            return None
+        return listed(value, lambda one: seen.user == one or f"#{seen.uid}" == one)
+    if key == "groups":
+        if seen.groups is None:
+            return None
+        return listed(value, lambda one: one in (seen.groups or ()))
+    if key == "roles":
+        return listed(value, lambda one: reference_role(roles[one], seen))
+    if key == "services":
+        return listed(value, lambda one: one == seen.service) if seen.service else None
+    if key == "outer":
+        return listed(value, lambda one: one == (seen.outer or "none"))
+    if key == "hosts":
+        if not seen.host:
+            return None
+        return listed(value, lambda one: fnmatch.fnmatchcase(seen.host.lower(), one.lower()))
+    if key == "host_tags":
+        return listed(value, lambda one: one in seen.host_tags)
+    assert key == "sources"
+    if seen.source == "unknown":
+        return None
+    return listed(value, lambda one: reference_source(one, seen.source))
+
+
+def reference_matches(one: AnyRule, seen: Facts, now: datetime, roles: Dict[str, Any]) -> bool:
+    effect, matchers, expires = one
+    if now.astimezone(timezone.utc).date() > date.fromisoformat(expires):
+        return False
+    for key, value in matchers.items():
+        answer = reference_test(key, value, seen, now, roles)
+        if answer is None:
+            if effect in ("exempt", "require-record"):
+                answer = effect == "require-record"
+            elif key == "commands":
+                answer = True
+            else:
+                answer = isinstance(value, list) and all(item[0] == "!" for item in value)
+        if not answer:
+            return False
+    return True
+
+
+def reference(
+    rules: Sequence[Tuple[str, AnyRule]], seen: Facts, now: datetime, roles: Dict[str, Any]
+) -> Tuple[str, Optional[str], Tuple[str, ...]]:
+    for effect in EFFECTS:
+        found = sorted(
+            name for name, one in rules
+            if one[0] == effect and reference_matches(one, seen, now, roles)
+        )  # fmt: skip
+        if found:
+            return effect, found[0], tuple(found)
+    return "record", None, ()
+
+
+def parse(rules: Sequence[Tuple[str, AnyRule]], roles: Dict[str, Any]) -> Policy:
+    return policy(toml_of(rules, roles))
+
+
+def bare(decision: Decision) -> Decision:
+    """Leave out the digest, which differs between files that say the same."""
+    return dataclasses.replace(decision, policy="")
+
+
+_now = st.datetimes(datetime(2026, 3, 3), datetime(2026, 3, 5)).map(
+    lambda moment: moment.replace(tzinfo=timezone.utc)
+)
+_policy_rules = st.lists(_rule, max_size=8).map(named)
+
+
+@settings(max_examples=400, deadline=None)
+@given(_policy_rules, _roles, st.lists(_facts, min_size=1, max_size=4), _now)
+def test_decide_equals_the_reference(
+    rules: List[Tuple[str, AnyRule]], roles: Dict[str, Any], seen: List[Facts], now: datetime
+) -> None:
+    one = parse(rules, roles)
+    for fact in seen:
+        decision = decide(fact, one, now)
+        assert (decision.effect, decision.rule, decision.matched) == reference(
+            rules, fact, now, roles
+        )
+        traces = {trace.rule: trace for trace in explain(fact, one, now)}
+        assert {name: trace.matched for name, trace in traces.items()} == {
+            name: reference_matches(item, fact, now, roles) for name, item in rules
+        }
+        assert [name for name, trace in traces.items() if trace.decided] == (
+            [] if decision.rule is None else [decision.rule]
+        )
+
+
+@settings(max_examples=60, deadline=None)
+@given(_policy_rules, _roles, _facts, st.data())
+def test_order_of_rules_and_files_never_matters(
+    rules: List[Tuple[str, AnyRule]], roles: Dict[str, Any], seen: Facts, data: Any
+) -> None:
+    shuffled = data.draw(st.permutations(rules))
+    cut = data.draw(st.integers(0, len(rules)))
+    files = [toml_of(shuffled[:cut], {}), toml_of([], roles), toml_of(shuffled[cut:], {})]
+    before = decide(seen, parse(rules, roles), NOW)
+    assert bare(decide(seen, policy(*data.draw(st.permutations(files))), NOW)) == bare(before)
+
+
+@settings(max_examples=100, deadline=None)
+@given(_policy_rules, _roles, _facts, _rule, st.booleans())
+def test_a_rule_of_lower_precedence_changes_nothing(
+    rules: List[Tuple[str, AnyRule]],
+    roles: Dict[str, Any],
+    seen: Facts,
+    added: AnyRule,
+    granted: bool,
+) -> None:
+    grants = [grant()] if granted else []
+    before = decide(seen, parse(rules, roles), NOW, grants)
+    strength = [*EFFECTS[:2], "grant", *EFFECTS[2:]]
+    if strength.index(added[0]) > strength.index(before.effect):
+        after = decide(seen, parse([*rules, ("a-new", added)], roles), NOW, grants)
+        assert bare(after) == bare(before)
+
+
+@settings(max_examples=100, deadline=None)
+@given(_policy_rules, _roles, _facts, st.booleans())
+def test_require_record_beats_every_exemption(
+    rules: List[Tuple[str, AnyRule]], roles: Dict[str, Any], seen: Facts, granted: bool
+) -> None:
+    must: AnyRule = ("require-record", {}, "2026-03-04")
+    decision = decide(
+        seen, parse([*rules, ("must", must)], roles), NOW, [grant()] if granted else []
+    )
+    assert decision.verdict in ("record", "refuse")
+
+
+@settings(max_examples=200, deadline=None)
+@given(_policy_rules, _roles, _facts, st.data())
+def test_an_exemption_of_the_unknown_stands_whatever_comes_to_light(
+    rules: List[Tuple[str, AnyRule]], roles: Dict[str, Any], seen: Facts, data: Any
+) -> None:
+    one = parse(rules, roles)
+    doubtful = dataclasses.replace(
+        seen,
+        **data.draw(
+            st.sampled_from(
+                [{"groups": None}, {"source": "unknown"}, {"groups": None, "source": "unknown"}]
+            )
+        ),
+    )
+    if decide(doubtful, one, NOW).verdict != "exempt":
+        return
+    groups = [tuple(part) for n in range(4) for part in itertools.combinations(GROUPS, n)]
+    for known in groups if doubtful.groups is None else [doubtful.groups]:
+        sources = ["192.0.2.7", "10.9.9.9", "2001:db8::1", "fd00::1", "198.51.100.1"]
+        for source in sources if doubtful.source == "unknown" else [doubtful.source]:
+            settled = dataclasses.replace(doubtful, groups=known, source=source)
+            assert decide(settled, one, NOW).verdict in ("exempt", "refuse")
+
+
+NOTHING = Facts(
+    user="", uid=2**32 - 1, groups=None, service="", host="", host_tags=frozenset(),
+    source=UNKNOWN_SOURCE, claimed_source=None, ruser=None, tty=None, command=None,
+    login_shell=None, tags=frozenset(), claimed_tags=frozenset(), outer=None,
+)  # fmt: skip
+ASKED: FrozenSet[str] = frozenset(
+    ["users", "groups", "services", "hosts", "sources", "tty", "login_shell", "commands"]
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(_policy_rules, _roles)
+def test_nobody_known_is_never_exempt(
+    rules: List[Tuple[str, AnyRule]], roles: Dict[str, Any]
+) -> None:
+    asking = [item for item in rules if item[1][0] != "exempt" or ASKED & set(item[1][1])]
+    assert decide(NOTHING, parse(asking, roles), NOW).verdict != "exempt"
+    assert decide(NOTHING, policy(), NOW).verdict == "record"
+
+
+# -----------------------------------------------------------------------------
+# Cost: what is looked at, not how long it takes; bench/bench_policy.py has the times
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'users = ["u{n}"]',
+        'users = ["#{n}"]',
+        'groups = ["g{n}"]',
+        'roles = ["r{n}"]',
+        'hosts = ["h{n}.example.org"]\ngroups = ["staff"]',
+        'host_tags = ["t{n}"]',
+        'services = ["s{n}"]',
+        'sources = ["10.{n}.0.0/16"]\nservices = ["sshd"]',
+    ],
+)
+def test_a_decision_looks_at_few_of_many_rules(line: str) -> None:
+    count = 200
+    text = "".join(rule(f"n{n}", "exempt", line.replace("{n}", str(n))) for n in range(count))
+    text += "".join(f'[roles.r{n}]\nusers = ["u{n}"]\n' for n in range(count))
+    one = policy(text)
+    seen = facts(
+        user="u7", uid=7, groups=("staff", "g7"), host="H7.example.org", source="10.7.1.1",
+        host_tags=frozenset({"t7"}), service="sshd" if "sources" in line else "s7",
+    )  # fmt: skip
+    subject = one._index.subject(seen, NOW)
+    looked_at = [one.rules[number].name for number in one._index.candidates(subject)]
+    assert looked_at == ["n7"]
+    assert decide(seen, one, NOW).rule == "n7"
+
+
+def test_a_hostile_command_costs_no_exponential_time() -> None:
+    one = policy(rule("r", "require-record", 'commands = ["*a*a*a*a*a*a*a*a*b?"]'))
+    assert decide(facts(command="a" * 32768), one, NOW).rule is None
