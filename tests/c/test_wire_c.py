@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import subprocess
@@ -29,7 +30,8 @@ def read_vector(path: Path) -> Tuple[str, List[str], str]:
 @pytest.fixture(scope="module", params=VARIANTS)
 def tool(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = Build(request.param, tmp_path_factory.mktemp(f"wire-{request.param}"))
-    return build.compile("wire_tool", [HERE / "wire_tool.c", HOOK / "wire.c"])
+    sources = [HERE / "wire_tool.c", HOOK / "wire.c"]
+    return build.compile("wire_tool", sources, "-Wl,--wrap=sendmsg")
 
 
 def decode(tool: Path, packets: List[bytes]) -> List[List[str]]:
@@ -144,12 +146,21 @@ def test_decode_agrees_with_wire_py_on_altered_packets(tool: Path) -> None:
     assert set(results) == {"ok", "EPROTO", "EMSGSIZE", "EPROTONOSUPPORT"}
 
 
-def ask(tool: Path, path: Path, what: str = "login", deadline_ms: int = 5000) -> Dict[str, str]:
+def test_encode_holds_every_limit(tool: Path) -> None:
+    done = subprocess.run(
+        [str(tool), "limits"], capture_output=True, text=True, env=environment(), timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "18 fields\n"), done.stderr
+
+
+def ask(
+    tool: Path, path: Path, what: str = "login", deadline_ms: int = 5000, **env: str
+) -> Dict[str, str]:
     done = subprocess.run(
         [str(tool), "ask", str(path), str(deadline_ms), what],
         capture_output=True,
         text=True,
-        env=environment(),
+        env=environment(**env),
         timeout=60,
     )
     assert done.returncode == 0, done.stderr  # SIGPIPE would show here
@@ -180,6 +191,8 @@ def test_ask_recorded_passes_descriptors_both_ways(tool: Path, tmp_path: Path, w
         got = ask(tool, tmp_path / "s", what)
         request = agent.request()
         assert len(request.fds) == 2
+        for fd in request.fds:
+            os.close(fd)
         assert agent.hangups.get(timeout=10) == request.pid
     assert (got["result"], got["verdict"], got["fd"]) == ("ok", "2", "1")
     assert (got["new_fds"], got["new_inheritable"]) == ("2", "0")
@@ -209,6 +222,12 @@ def test_ask_of_an_agent_that_talks_nonsense(tool: Path, tmp_path: Path, behavio
     assert got["result"] == "EPROTO"
     assert (got["new_fds"], got["conn"], got["fd"]) == ("0", "0", "0")
     assert int(got["ms"]) < 4000
+
+
+def test_ask_of_an_agent_that_hung_up_before_it_was_asked(tool: Path, tmp_path: Path) -> None:
+    with FakeAgent(tmp_path / "s", "slam"):
+        got = ask(tool, tmp_path / "s", WIRE_TOOL_AWAIT_HANG_UP="1")
+    assert (got["result"], got["new_fds"]) == ("EPROTO", "0")
 
 
 @pytest.mark.parametrize("behaviour", ["hang", "deaf"])

@@ -7,9 +7,15 @@
  *     Dies if an encoder writes beyond a buffer of any smaller size, or takes
  *     one that is too small.
  *
+ *   wire_tool limits
+ *     Checks that the encoders take strings as long as allowed, no longer, and
+ *     none with a NUL; prints how many fields there were.
+ *
  *   wire_tool ask SOCKET DEADLINE_MS login|session|longest
  *     Asks, and prints what came of it and what is left open.  "longest" has a
  *     command of RECUSE_MAX_COMMAND bytes; sessions pass two descriptors.
+ *     With WIRE_TOOL_AWAIT_HANG_UP in the environment it sends only when the
+ *     agent has hung up.
  */
 #define _GNU_SOURCE 1
 #include "../../pam_hook/wire.h"
@@ -18,9 +24,11 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -223,6 +231,90 @@ decode_all(void)
     return 0;
 }
 
+/* One field at its limit, one beyond it, and one with a NUL. */
+static void
+check_limit(struct message *m, struct recuse_str *field, size_t max)
+{
+    static char text[RECUSE_MAX_COMMAND + 1];
+    static uint8_t buf[RECUSE_MAX_MESSAGE];
+    struct recuse_str saved = *field;
+    ssize_t n;
+
+    memset(text, '/', sizeof(text));
+    *field = (struct recuse_str) { .data = text, .len = max };
+    n = encode(buf, sizeof(buf), m);
+    CHECK(n > 0);
+    CHECK(decode(buf, (size_t)n, m) == 0 && field->len == max);
+    *field = (struct recuse_str) { .data = text, .len = max + 1 };
+    CHECK(encode(buf, sizeof(buf), m) == -EMSGSIZE);
+    text[3] = '\0';
+    *field = (struct recuse_str) { .data = text, .len = 4 };
+    CHECK(encode(buf, sizeof(buf), m) == -EPROTO);
+    *field = saved;
+}
+
+static int
+limits(void)
+{
+    static const struct recuse_str none = { .data = "", .len = 0 };
+    struct message m = { .type = RECUSE_LOGIN };
+    struct recuse_login *l = &m.login;
+    struct recuse_session *s = &m.session;
+    struct recuse_answer *a = &m.answer;
+    struct {
+        uint8_t type;
+        struct recuse_str *field;
+        size_t max;
+    } fields[] = {
+        { RECUSE_LOGIN, &l->service, RECUSE_MAX_NAME },
+        { RECUSE_LOGIN, &l->user, RECUSE_MAX_NAME },
+        { RECUSE_LOGIN, &l->ruser, RECUSE_MAX_NAME },
+        { RECUSE_LOGIN, &l->rhost, RECUSE_MAX_HOST },
+        { RECUSE_LOGIN, &l->tty, RECUSE_MAX_NAME },
+        { RECUSE_LOGOUT, &l->service, RECUSE_MAX_NAME },
+        { RECUSE_LOGOUT, &l->user, RECUSE_MAX_NAME },
+        { RECUSE_LOGOUT, &l->tty, RECUSE_MAX_NAME },
+        { RECUSE_SESSION, &s->argv0, RECUSE_MAX_NAME },
+        { RECUSE_SESSION, &s->command, RECUSE_MAX_COMMAND },
+        { RECUSE_SESSION, &s->term, RECUSE_MAX_NAME },
+        { RECUSE_SESSION, &s->lang, RECUSE_MAX_NAME },
+        { RECUSE_SESSION, &s->tags, RECUSE_MAX_TAGS },
+        { RECUSE_ANSWER, &a->session, RECUSE_MAX_NAME },
+        { RECUSE_ANSWER, &a->label, RECUSE_MAX_NAME },
+        { RECUSE_ANSWER, &a->shell, RECUSE_MAX_PATH },
+        { RECUSE_ANSWER, &a->notice, RECUSE_MAX_TEXT },
+        { RECUSE_ANSWER, &a->message, RECUSE_MAX_TEXT },
+    };
+    size_t i, n = sizeof(fields) / sizeof(fields[0]);
+
+    for (i = 0; i < n; i++) {
+        m.type = fields[i].type;
+        *l = (struct recuse_login) { none, none, none, none, none };
+        *s = (struct recuse_session) {
+            RECUSE_SESSION_HAS_COMMAND, 0, 0, none, none, none, none, none,
+        };
+        *a = (struct recuse_answer) {
+            RECUSE_ALLOW, 0, 0, 0, none, none, none, none, none,
+        };
+        check_limit(&m, fields[i].field, fields[i].max);
+    }
+    printf("%zu fields\n", n);
+    return 0;
+}
+
+ssize_t __real_sendmsg(int fd, const struct msghdr *msg, int flags);
+ssize_t __wrap_sendmsg(int fd, const struct msghdr *msg, int flags);
+
+ssize_t
+__wrap_sendmsg(int fd, const struct msghdr *msg, int flags)
+{
+    struct pollfd p = { .fd = fd };
+
+    if (getenv("WIRE_TOOL_AWAIT_HANG_UP"))
+        CHECK(poll(&p, 1, 10000) == 1 && p.revents & POLLHUP);
+    return __real_sendmsg(fd, msg, flags);
+}
+
 /* Unlike a look at /proc, counts what an exec would leak too. */
 static int
 count_fds(int *ret_inheritable)
@@ -318,8 +410,10 @@ main(int argc, char **argv)
 {
     if (argc == 2 && strcmp(argv[1], "decode") == 0)
         return decode_all();
+    if (argc == 2 && strcmp(argv[1], "limits") == 0)
+        return limits();
     if (argc == 5 && strcmp(argv[1], "ask") == 0)
         return ask(argv[2], atoi(argv[3]), argv[4]);
-    fprintf(stderr, "usage: wire_tool decode | ask SOCKET MS WHAT\n");
+    fprintf(stderr, "usage: wire_tool decode | limits | ask SOCKET MS WHAT\n");
     return 2;
 }
