@@ -435,10 +435,12 @@ class Host:
         """Return the journal's entries with these fields, oldest first."""
         wanted = [*matches, *(f"{name}={value}" for name, value in fields.items())]
         if after:
-            wanted.insert(0, f"--after-cursor={after}")
+            wanted.insert(0, f"--cursor={after}")
         self.run("journalctl", "--sync", check=True)
         result = self.run("journalctl", "--output=json", "--all", "--no-pager", *wanted)
-        return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+        found = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+        # Not --after-cursor: with matches, it skips the first of them.
+        return [entry for entry in found if entry["__CURSOR"] != after]
 
     def wait_journal(
         self,
@@ -455,11 +457,13 @@ class Host:
         wanted = [*matches, *(f"{name}={value}" for name, value in fields.items())]
         command = ["journalctl", "--output=json", "--all", "--follow", "--no-tail", *wanted]
         if after:
-            command.append(f"--after-cursor={after}")
+            command.append(f"--cursor={after}")
         found: list[dict[str, str]] = []
         with _reading(self.enter(*command)) as lines:
             for line in lines(timeout_seconds):
-                found.append(json.loads(line))
+                entry = json.loads(line)
+                if entry["__CURSOR"] != after:
+                    found.append(entry)
                 if len(found) == count:
                     return found
         tail = self.run("journalctl", "--no-pager", "-n", "40").stdout
