@@ -14,12 +14,13 @@ import hashlib
 import hmac
 import re
 from dataclasses import dataclass
-from typing import Callable, Mapping, Sequence, Tuple
+from typing import Callable, List, Mapping, Sequence, Tuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from recuse.errors import CryptoError
+from recuse.checkpoint import pack_bundle, unpack_bundle
+from recuse.errors import CryptoError, LedgerError
 
 COMPONENTS: Tuple[str, ...] = ("@method", "@path", "content-digest", "content-type")
 LABEL = "recuse"
@@ -29,6 +30,11 @@ WINDOW_S = 15 * 60
 """How far `created` may be from the receiver's clock, either way, in seconds."""
 MAX_FIELD = 4096
 """Longest Signature-Input or Signature field looked at, in characters."""
+
+OCTETS = "application/octet-stream"
+SIZE_TYPE = "text/x.tlog.size"
+MAX_BODY = 1 << 20
+"""Bytes of one request body: what a stock nginx lets through."""
 
 _KEYID = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,1024}\Z")
 _INPUT = re.compile(
@@ -211,6 +217,32 @@ def verify_request(
     skew = parsed.created - now_s
     if abs(skew) > WINDOW_S:
         raise ClockError("request was signed %d s off this clock" % skew, skew)
+
+
+def blob_path(digest: str) -> str:
+    """Name the resource of a blob by its SHA-256 in hex."""
+    return f"/v1/blobs/sha-256/{digest}"
+
+
+def host_path(origin: str, verb: str) -> str:
+    """Name a resource of a ledger: append, checkpoint or stage/START."""
+    return f"/v1/hosts/{hashlib.sha256(origin.encode()).hexdigest()}/{verb}"
+
+
+def pack_append(note: bytes, entries: Sequence[bytes]) -> bytes:
+    """Write the body of an append request: a counted checkpoint note, then framed entries."""
+    return len(note).to_bytes(4, "big") + note + pack_bundle(entries)
+
+
+def unpack_append(body: bytes) -> Tuple[bytes, List[bytes]]:
+    """Read the body of an append request.
+
+    Raises: LedgerError if it is cut or malformed
+    """
+    end = 4 + int.from_bytes(body[:4], "big")
+    if len(body) < max(end, 4):
+        raise LedgerError(f"append request of {len(body)} bytes is cut")
+    return body[4:end], unpack_bundle(body[end:])
 
 
 def _base(values: Mapping[str, str], order: Sequence[str], params: str) -> bytes:
