@@ -1,0 +1,987 @@
+"""recuse-ship: takes what the agent sealed to central storage, and brings back receipts.
+
+It has the network and the upload key, and nothing else: it cannot sign an entry, and it removes
+nothing but receipts that are no longer needed. Blobs go first, then the entries that name them.
+Everything may be repeated; what was reached is known from the receipts alone, so being killed at
+any point costs at most some repetition.
+
+Files, in the state directory: upload.key; receipts/checkpoint, the newest checkpoint of this host
+that central storage attests, whatever the ledger here says; receipts/blob/HEX, one for each blob
+that is still in the spool; state.json, how things stand, for `recuse status` and the doctor.
+
+Entries up to a checkpoint travel in one append request if they fit, else ahead of it in stage
+requests: only the newest checkpoint exists here, and only it can prove them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import random
+import re
+import signal
+import socket
+import sqlite3
+import ssl
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Protocol,
+    Sequence,
+    Set,
+    Tuple,
+    TypeVar,
+)
+
+from recuse import checkpoint as tlog
+from recuse import config as configuration
+from recuse import control, httpsig, keys, stderrlog
+from recuse import store as storing
+from recuse.config import Paths
+from recuse.errors import CollectorError, CryptoError, NotFound, RecuseError
+from recuse.ledger import LedgerReader
+from recuse.store import Store
+
+if TYPE_CHECKING:
+    import aiohttp
+
+BATCH_BYTES = 512 << 10
+"""Bytes of entries in one request: half of what a stock nginx lets through."""
+FIRST_DELAY_S = 1.0
+MAX_DELAY_S = 300.0
+GATHER_S = 0.2
+"""How long to wait for more after something came: one round carries what a busy second wrote."""
+IDLE_S = 60.0
+"""How often to look without being told, should the agent be away."""
+HURRY_S = 5.0
+"""How often news from the agent may cut a delay short."""
+TIMEOUT_S = 60
+CONNECT_S = 10
+CLOSING_S = 0.1
+"""What aiohttp takes to close TLS connections, which it does in the background."""
+PARALLEL = 4
+POKE_EVERY = 64
+"""Receipts after which the agent is told, in a long backlog, so that the spool empties."""
+MAX_ANSWER = 64 << 10
+
+_HEX = re.compile(r"[0-9a-f]{64}\Z")
+_SIZE = re.compile(rb"(?:0|[1-9][0-9]{0,14})\n?\Z")
+_log = logging.getLogger("recuse-ship")
+_T = TypeVar("_T")
+
+
+class Unavailable(CollectorError):
+    """Central storage gives no sensible answer; it may later."""
+
+
+class NotAccepted(CollectorError):
+    """Central storage does not take this host; an admin has to see to it."""
+
+
+class Rejected(CollectorError):
+    """Central storage will never take this one thing."""
+
+
+class Central(Protocol):
+    """What both kinds of central storage do; each call may raise the three errors above."""
+
+    vkey: str
+
+    async def put_blob(self, origin: str, digest: str, data: bytes) -> bytes: ...
+
+    async def stage(self, origin: str, start: int, entries: Sequence[bytes]) -> int: ...
+
+    async def append(self, origin: str, note: bytes, entries: Sequence[bytes]) -> bytes: ...
+
+    async def checkpoint(self, origin: str) -> Optional[bytes]: ...
+
+    async def close(self) -> None: ...
+
+
+class DirCentral:
+    """A store on this host, written in this process; its host needs no token."""
+
+    def __init__(self, directory: Path, prefix: str, host_vkey: str, upload_vkey: str) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        try:
+            self._store = Store(
+                directory,
+                prefix.replace("/recuse/host/", "/recuse/store/"),
+                on_finding=lambda finding: _log.error("%s: %s", finding.kind, finding.detail),
+            )
+            self._store.enrol_local(prefix, host_vkey, upload_vkey)
+        except (OSError, sqlite3.Error) as error:
+            raise Unavailable(f"central storage {directory}: {error}") from error
+        self.vkey = self._store.vkey
+
+    async def put_blob(self, origin: str, digest: str, data: bytes) -> bytes:
+        return await self._call(self._store.put_blob, origin, digest, data)
+
+    async def stage(self, origin: str, start: int, entries: Sequence[bytes]) -> int:
+        return await self._call(self._store.stage, origin, start, entries)
+
+    async def append(self, origin: str, note: bytes, entries: Sequence[bytes]) -> bytes:
+        return await self._call(self._store.append, origin, note, entries)
+
+    async def checkpoint(self, origin: str) -> Optional[bytes]:
+        return await self._call(self._store.checkpoint, origin)
+
+    async def close(self) -> None:
+        self._thread.shutdown()
+        self._store.close()
+
+    async def _call(self, function: Callable[..., _T], *args: Any) -> _T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+        except storing.Conflict:
+            raise
+        except (storing.Unknown, storing.BadSignature) as error:
+            raise NotAccepted(error.message) from error
+        except storing.Refused as error:
+            raise Rejected(error.message) from error
+        except (OSError, sqlite3.Error) as error:
+            raise Unavailable(f"central storage {self._store.path}: {error}") from error
+
+
+class HttpCentral:
+    """A collector, over HTTPS. The clock is corrected by the collector's where it says so."""
+
+    def __init__(
+        self,
+        url: str,
+        ca: Optional[Path],
+        upload: tlog.Signer,
+        vkey: str,
+        clock: Callable[[], float] = time.time,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self.vkey = vkey
+        self._url = url.rstrip("/")
+        self._upload = upload
+        self._clock = clock
+        self._timeout_s = timeout_s
+        self._skew_s = 0
+        self._session: Optional[aiohttp.ClientSession] = None
+        self._context = client_context(ca)
+
+    async def put_blob(self, origin: str, digest: str, data: bytes) -> bytes:
+        return await self._ask("PUT", httpsig.blob_path(digest), origin, data, (200, 201))
+
+    async def stage(self, origin: str, start: int, entries: Sequence[bytes]) -> int:
+        path = httpsig.host_path(origin, f"stage/{start}")
+        return _size(await self._ask("POST", path, origin, tlog.pack_bundle(entries), (200,)))
+
+    async def append(self, origin: str, note: bytes, entries: Sequence[bytes]) -> bytes:
+        path = httpsig.host_path(origin, "append")
+        return await self._ask("POST", path, origin, httpsig.pack_append(note, entries), (200,))
+
+    async def checkpoint(self, origin: str) -> Optional[bytes]:
+        path = httpsig.host_path(origin, "checkpoint")
+        return await self._ask("GET", path, origin, b"", (200, 204)) or None
+
+    async def enroll(self, prefix: str, body: bytes) -> bytes:
+        return await self._ask("POST", "/v1/enroll", prefix, body, (200,))
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+            await asyncio.sleep(CLOSING_S)
+
+    async def _ask(
+        self, method: str, path: str, keyid: str, body: bytes, good: Tuple[int, ...]
+    ) -> bytes:
+        for corrected in (False, True):
+            status, headers, answer = await self._exchange(method, path, keyid, body)
+            if status in good:
+                return answer
+            if status == 401 and not corrected and self._correct_clock(headers):
+                continue
+            raise self._error(status, headers, answer)
+        raise AssertionError("not reached")
+
+    async def _exchange(
+        self, method: str, path: str, keyid: str, body: bytes
+    ) -> Tuple[int, Mapping[str, str], bytes]:
+        """Send one signed request. A path of the configured URL is for a proxy, and not signed."""
+        import aiohttp
+
+        created = int(self._clock()) + self._skew_s
+        headers = httpsig.sign_request(
+            method, path, httpsig.OCTETS, body, keyid, created, self._upload.sign
+        )
+        try:
+            async with self._connect().request(
+                method, self._url + path, data=body, headers=headers, allow_redirects=False
+            ) as response:
+                answer = bytearray()
+                async for chunk in response.content.iter_chunked(8192):
+                    answer += chunk
+                    if len(answer) > MAX_ANSWER:
+                        raise Unavailable(f"{self._url} answers more than {MAX_ANSWER} bytes")
+                return response.status, response.headers, bytes(answer)
+        except asyncio.TimeoutError as error:
+            raise Unavailable(f"{self._url} does not answer within {self._timeout_s} s") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise Unavailable(f"{self._url} cannot be reached: {error}") from error
+
+    def _connect(self) -> aiohttp.ClientSession:
+        import aiohttp
+
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=self._context, limit=PARALLEL),
+                timeout=aiohttp.ClientTimeout(total=self._timeout_s, connect=CONNECT_S),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=True,
+            )
+        return self._session
+
+    def _correct_clock(self, headers: Mapping[str, str]) -> bool:
+        """Take over the collector's clock if ours is off; say whether that changed anything."""
+        try:
+            theirs = parsedate_to_datetime(headers["Date"]).timestamp()
+        except (KeyError, TypeError, ValueError):
+            return False
+        skew = int(theirs - self._clock())
+        if abs(skew - self._skew_s) < 60:
+            return False
+        self._skew_s = skew
+        _log.warning("clock here is %d s off that of %s, proceeding with theirs", -skew, self._url)
+        return True
+
+    def _error(self, status: int, headers: Mapping[str, str], answer: bytes) -> RecuseError:
+        kind = headers.get("Content-Type", "").partition(";")[0].strip()
+        if status == 409 and kind == httpsig.SIZE_TYPE:
+            size = _size(answer)
+            return storing.Conflict(f"{self._url} wants entries from {size}", size)
+        message = f"{self._url} answers {status}"
+        if kind != "application/problem+json":
+            return Unavailable(f"{message}, which is not a collector's answer")
+        message += f": {_detail(answer)}"
+        if status in (400, 413, 422):
+            return Rejected(message)
+        if status in (401, 403, 404):
+            return NotAccepted(message, "is this host enrolled there? see: recuse enroll")
+        return Unavailable(message)
+
+
+def _size(answer: bytes) -> int:
+    if _SIZE.match(answer) is None:
+        raise Unavailable("collector's answer is no size")
+    return int(answer)
+
+
+def _detail(answer: bytes) -> str:
+    try:
+        found: object = json.loads(answer)
+    except (ValueError, RecursionError):
+        found = None
+    detail = str(found.get("detail")) if isinstance(found, dict) else "no detail"
+    return "".join(c if c.isprintable() else "?" for c in detail[:200])
+
+
+def client_context(ca: Optional[Path]) -> ssl.SSLContext:
+    """Trust this CA (or self-signed certificate) alone, or else the system's.
+
+    Raises: NotAccepted
+    """
+    try:
+        context = ssl.create_default_context(cafile=str(ca) if ca else None)
+    except (OSError, ssl.SSLError) as error:
+        raise NotAccepted(f"ca file {ca} cannot be used: {error.strerror or error}") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What central storage does not have yet; `oldest_s` is the age of the oldest blob."""
+
+    blobs: int
+    blob_bytes: int
+    entries: int
+    oldest_s: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.blobs} blobs ({self.blob_bytes} bytes) and {self.entries} entries wait,"
+            f" the oldest for {self.oldest_s} s"
+        )
+
+
+class Ship:
+    """One host's way to its central storage."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        clock: Callable[[], float] = time.time,
+        first_delay_s: float = FIRST_DELAY_S,
+        gather_s: float = GATHER_S,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self._paths = paths
+        self._clock = clock
+        self._first_delay_s = first_delay_s
+        self._gather_s = gather_s
+        self._timeout_s = timeout_s
+        self._central: Optional[Central] = None
+        self._wake = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._end_routes: Optional[Callable[[], None]] = None
+        self._skipped: Set[str] = set()
+        self._checked: Set[str] = set()
+        self._new_receipts = 0
+        self._state = "starting"
+        self._since_s = int(clock())
+        self._out = paths.spool / "out"
+        self._blob_receipts = paths.receipts / "blob"
+
+    # -- the loop
+
+    async def run(self) -> None:
+        """Ship until stop()."""
+        for path in (self._paths.receipts, self._blob_receipts):
+            path.mkdir(parents=True, exist_ok=True)
+            path.chmod(0o755)
+        watchers = [asyncio.ensure_future(self._watch_agent()), asyncio.ensure_future(self._stop())]
+        failures = 0
+        try:
+            while not self._stopping.is_set():
+                self._wake.clear()
+                self._hurry.clear()
+                failures = 0 if await self.round() else failures + 1
+                await self._pause(failures)
+        finally:
+            if self._end_routes is not None:
+                self._end_routes()
+            for task in watchers:
+                task.cancel()
+            await asyncio.gather(*watchers, return_exceptions=True)
+            await self.disconnect()
+
+    def stop(self) -> None:
+        """End run() after the request that is under way."""
+        self._stopping.set()
+
+    def wake(self) -> None:
+        """Say that there is something new to ship."""
+        self._wake.set()
+
+    def hurry(self) -> None:
+        """Say that central storage may be in reach again."""
+        self._hurry.set()
+        self._wake.set()
+
+    def reload(self) -> None:
+        """Read the configuration again before the next round, and try again what was skipped."""
+        self._skipped.clear()
+        central, self._central = self._central, None
+        if central is not None:
+            asyncio.ensure_future(central.close())
+        self.hurry()
+
+    async def disconnect(self) -> None:
+        if self._central is not None:
+            await self._central.close()
+            self._central = None
+
+    async def _pause(self, failures: int) -> None:
+        if failures == 0:
+            await _within(self._wake, IDLE_S)
+            await _within(self._hurry, self._gather_s)
+            return
+        longest = min(MAX_DELAY_S, self._first_delay_s * 2 ** min(failures - 1, 16))
+        delay = longest * random.uniform(0.5, 1.0)
+        least = min(delay, HURRY_S)
+        if not await _within(self._hurry, least) and delay > least:
+            await _within(self._wake, delay - least)
+
+    async def _stop(self) -> None:
+        await self._stopping.wait()
+        self.hurry()
+
+    # -- one round
+
+    async def round(self) -> bool:
+        """Ship all there is; say whether nothing is left to be tried again."""
+        note: Optional[bytes] = None
+        try:
+            note = self._note()
+            if note is None:
+                return True
+            signed = tlog.Checkpoint.parse(tlog.Note.parse(note).text)
+            central = self._connect(signed.origin)
+            late = await self._send_blobs(central, signed.origin)
+            await self._send_entries(central, note, signed)
+            if late is not None:
+                raise late
+        except Unavailable as error:
+            self._tell("waiting", error.message)
+        except NotAccepted as error:
+            self._tell("refused", error.message)
+        except (RecuseError, OSError, ValueError) as error:
+            self._tell("failed", str(error))
+        else:
+            if self._state not in ("rollback", "fork"):
+                self._tell("ok", "central storage has everything")
+            return True
+        finally:
+            self._drop_receipts()
+            await self._poke()
+        return False
+
+    def _note(self) -> Optional[bytes]:
+        return LedgerReader(self._paths.ledger).checkpoint()
+
+    def _connect(self, origin: str) -> Central:
+        if self._central is None:
+            central = configuration.load(self._paths.config).central
+            prefix, _ = storing.split_origin(origin)
+            upload = keys.load_or_create(self._paths.upload_key, prefix)
+            if central.directory is not None:
+                host_vkey = keys.read_vkey(self._paths.host_pub).vkey
+                directory = _below(self._paths.root, central.directory)
+                self._central = DirCentral(directory, prefix, host_vkey, upload.vkey)
+            else:
+                try:
+                    vkey = keys.read_vkey(self._paths.collector_pub).vkey
+                except NotFound as error:
+                    raise NotAccepted(error.message, "enrol this host: recuse enroll") from error
+                if self._end_routes is None:
+                    self._end_routes = watch_routes(self.hurry)
+                self._central = HttpCentral(
+                    central.url, central.ca, upload, vkey, self._clock, self._timeout_s
+                )
+        return self._central
+
+    # -- blobs
+
+    async def _send_blobs(self, central: Central, origin: str) -> Optional[Unavailable]:
+        """Upload what has no receipt; return an error that may be one blob's own at the end."""
+        late: Optional[Unavailable] = None
+        in_a_row = 0
+        waiting = self._waiting_blobs()
+        for at in range(0, len(waiting), PARALLEL):
+            results = await asyncio.gather(
+                *(self._send_blob(central, origin, name) for name in waiting[at : at + PARALLEL]),
+                return_exceptions=True,
+            )
+            for result in results:
+                if isinstance(result, Unavailable):
+                    late, in_a_row = result, in_a_row + 1
+                elif isinstance(result, BaseException):
+                    raise result
+                else:
+                    in_a_row = 0
+            if in_a_row >= PARALLEL or (late is not None and len(waiting) < PARALLEL):
+                break
+            if self._stopping.is_set():
+                break
+            if self._new_receipts >= POKE_EVERY:
+                await self._poke()
+        return late
+
+    async def _send_blob(self, central: Central, origin: str, name: str) -> None:
+        path = self._out / name
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._skip(name, f"cannot be read: {error.strerror}")
+            return
+        if hashlib.sha256(data).hexdigest() != name:
+            self._skip(name, "has other content than its name says")
+            return
+        if len(data) > storing.MAX_BLOB:
+            self._skip(name, f"has {len(data)} bytes, the limit is {storing.MAX_BLOB}")
+            return
+        try:
+            receipt = await central.put_blob(origin, name, data)
+            storing.check_blob_receipt(receipt, origin, name, central.vkey)
+        except Rejected as error:
+            self._skip(name, f"is refused: {error.message}")
+            return
+        except CryptoError as error:
+            raise Unavailable(f"receipt for blob {name}: {error.message}") from error
+        _write(self._blob_receipts / name, receipt)
+        self._checked.add(name)
+        self._new_receipts += 1
+
+    def _waiting_blobs(self) -> List[str]:
+        """List blobs without a receipt, oldest first; report and skip what is no blob."""
+        have = set(_names(self._blob_receipts))
+        waiting: List[Tuple[float, str]] = []
+        for name in _names(self._out):
+            if name in self._skipped or name.startswith("."):
+                continue
+            if _HEX.match(name) is None:
+                self._skip(name, "is not named like a blob")
+            elif name not in have or not self._receipt_holds(name):
+                try:
+                    waiting.append(((self._out / name).stat().st_mtime, name))
+                except OSError:
+                    continue
+        return [name for _, name in sorted(waiting)]
+
+    def _receipt_holds(self, name: str) -> bool:
+        """Check, once for each run, that a receipt on disk is whole: a crash can leave it empty."""
+        if name in self._checked or self._central is None:
+            return True
+        try:
+            receipt = (self._blob_receipts / name).read_bytes()
+            text = tlog.Note.parse(receipt).text.decode().split("\n")
+            storing.check_blob_receipt(receipt, text[1], name, self._central.vkey)
+        except (OSError, CryptoError, IndexError):
+            return False
+        self._checked.add(name)
+        return True
+
+    def _skip(self, name: str, why: str) -> None:
+        self._skipped.add(name)
+        _log.error("blob %r %s, proceeding with the others", name, why)
+
+    def _drop_receipts(self) -> None:
+        """Remove receipts of blobs that the agent has removed."""
+        kept = set(_names(self._out))
+        for name in _names(self._blob_receipts):
+            if name not in kept:
+                try:
+                    (self._blob_receipts / name).unlink()
+                except FileNotFoundError:
+                    continue
+                self._checked.discard(name)
+
+    # -- entries
+
+    async def _send_entries(self, central: Central, note: bytes, signed: tlog.Checkpoint) -> None:
+        start = await self._attested(central, signed)
+        if start is None:
+            return
+        for _ in range(8):
+            try:
+                receipt = await self._send_from(central, note, signed, start)
+                storing.check_append_receipt(receipt, note, central.vkey)
+            except storing.Conflict as error:
+                if error.size > signed.size or error.size == start:
+                    if await self._contradicted(central, signed):
+                        return
+                    raise Unavailable(error.message) from error
+                if error.size < start:
+                    _log.warning("central storage wants entries from %d again", error.size)
+                start = error.size
+            except Rejected as error:
+                if await self._contradicted(central, signed):
+                    return
+                raise Unavailable(error.message) from error
+            except CryptoError as error:
+                raise Unavailable(f"receipt for checkpoint: {error.message}") from error
+            else:
+                self._keep_checkpoint(receipt)
+                if self._state in ("rollback", "fork"):
+                    self._tell("ok", "central storage goes on with this ledger")
+                return
+        raise Unavailable("central storage does not say where to go on")
+
+    async def _send_from(
+        self, central: Central, note: bytes, signed: tlog.Checkpoint, start: int
+    ) -> bytes:
+        at = start
+        batches = self._batches(start, signed.size)
+        batch = next(batches, [])
+        for following in batches:
+            if self._stopping.is_set():
+                raise Unavailable("stopping")
+            at = await central.stage(signed.origin, at, batch)
+            batch = following
+        return await central.append(signed.origin, note, batch)
+
+    def _batches(self, start: int, end: int) -> Iterator[List[bytes]]:
+        batch: List[bytes] = []
+        size = 0
+        for entry in LedgerReader(self._paths.ledger).entries(start, end):
+            if batch and size + len(entry) + 2 > BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+            batch.append(entry)
+            size += len(entry) + 2
+        if batch:
+            yield batch
+
+    async def _attested(self, central: Central, signed: tlog.Checkpoint) -> Optional[int]:
+        """Return how much of this ledger central storage has; None if that is all, or too much."""
+        receipt = self._receipt(central, signed.origin)
+        if receipt is None:
+            await self._fetch_checkpoint(central, signed.origin)
+            receipt = self._receipt(central, signed.origin)
+        if receipt is None:
+            return 0
+        if receipt.size > signed.size:
+            self._report_rollback(receipt, signed)
+            return None
+        if self._state == "fork" or (receipt.size == signed.size and receipt.root != signed.root):
+            if self._forked(receipt):
+                return None
+        if receipt.size < signed.size:
+            return receipt.size
+        if self._state in ("rollback", "fork"):
+            self._tell("ok", "central storage goes on with this ledger")
+        return None
+
+    def _receipt(self, central: Central, origin: str) -> Optional[tlog.Checkpoint]:
+        """Read the newest checkpoint that central storage attested, if it is of this ledger."""
+        try:
+            receipt = (self._paths.receipts / "checkpoint").read_bytes()
+            tlog.verify_cosignature(receipt, tlog.Verifier.parse(central.vkey))
+            found = tlog.Checkpoint.parse(tlog.Note.parse(receipt).text)
+        except (OSError, CryptoError):
+            return None
+        return found if found.origin == origin else None
+
+    async def _fetch_checkpoint(self, central: Central, origin: str) -> None:
+        note = await central.checkpoint(origin)
+        if note is None:
+            return
+        try:
+            tlog.verify_cosignature(note, tlog.Verifier.parse(central.vkey))
+            found = tlog.Checkpoint.parse(tlog.Note.parse(note).text)
+        except CryptoError as error:
+            raise Unavailable(f"checkpoint from central storage: {error.message}") from error
+        if found.origin != origin:
+            raise Unavailable(f"checkpoint from central storage is of {found.origin}")
+        self._keep_checkpoint(note)
+
+    async def _contradicted(self, central: Central, signed: tlog.Checkpoint) -> bool:
+        """Fetch what central storage has instead of this ledger: the agent acts on it.
+
+        Says whether it really has something else, and then has reported that.
+        """
+        await self._fetch_checkpoint(central, signed.origin)
+        receipt = self._receipt(central, signed.origin)
+        if receipt is None:
+            return False
+        if receipt.size > signed.size:
+            self._report_rollback(receipt, signed)
+            return True
+        return self._forked(receipt)
+
+    def _forked(self, receipt: tlog.Checkpoint) -> bool:
+        """Compare this ledger with what was attested of it; report, and say, if it differs."""
+        frontier = tlog.Frontier()
+        for entry in LedgerReader(self._paths.ledger).entries(0, receipt.size):
+            frontier.push(tlog.leaf_hash(entry))
+        if frontier.root() == receipt.root:
+            return False
+        self._tell(
+            "fork",
+            f"ledger {receipt.origin} contradicts the {receipt.size} entries in central storage;"
+            " no entry is sent until the agent begins another",
+        )
+        return True
+
+    def _keep_checkpoint(self, receipt: bytes) -> None:
+        _write(self._paths.receipts / "checkpoint", receipt)
+        self._new_receipts += 1
+
+    def _report_rollback(self, receipt: tlog.Checkpoint, signed: tlog.Checkpoint) -> None:
+        self._tell(
+            "rollback",
+            f"ledger {signed.origin} has {signed.size} entries, central storage {receipt.size}:"
+            " it was set back; no entry is sent until the agent begins another",
+        )
+
+    # -- telling
+
+    def _tell(self, state: str, message: str) -> None:
+        """Log how things stand when that changes, and keep it for those who ask."""
+        backlog = self._backlog()
+        if state != self._state:
+            before, self._state, self._since_s = self._state, state, int(self._clock())
+            if state != "ok":
+                level = logging.WARNING if state == "waiting" else logging.ERROR
+                _log.log(level, "%s; %s", message, backlog)
+            elif before != "starting":
+                _log.info("%s", message)
+        state_json = {
+            "state": state,
+            "since": self._since_s,
+            "message": message,
+            "blobs": backlog.blobs,
+            "bytes": backlog.blob_bytes,
+            "entries": backlog.entries,
+            "oldest_s": backlog.oldest_s,
+            "skipped": sorted(self._skipped)[:100],
+        }
+        try:
+            _write(self._paths.ship_state / "state.json", json.dumps(state_json).encode() + b"\n")
+        except OSError as error:
+            _log.error("state.json cannot be written, proceeding: %s", error.strerror)
+
+    def _backlog(self) -> Backlog:
+        have, count, size, oldest = set(_names(self._blob_receipts)), 0, 0, self._clock()
+        for name in _names(self._out):
+            if name in have or _HEX.match(name) is None:
+                continue
+            try:
+                found = (self._out / name).stat()
+            except OSError:
+                continue
+            count, size, oldest = count + 1, size + found.st_size, min(oldest, found.st_mtime)
+        return Backlog(count, size, self._waiting_entries(), max(0, int(self._clock() - oldest)))
+
+    def _waiting_entries(self) -> int:
+        try:
+            note = self._note()
+            signed = tlog.Checkpoint.parse(tlog.Note.parse(note or b"").text)
+        except (OSError, CryptoError):
+            return 0
+        try:
+            receipt = (self._paths.receipts / "checkpoint").read_bytes()
+            attested = tlog.Checkpoint.parse(tlog.Note.parse(receipt).text)
+        except (OSError, CryptoError):
+            return signed.size
+        return max(0, signed.size - (attested.size if attested.origin == signed.origin else 0))
+
+    # -- the agent
+
+    async def _poke(self) -> None:
+        """Tell the agent that there are receipts; it looks for itself when it starts."""
+        if not self._new_receipts:
+            return
+        self._new_receipts = 0
+        ask, path = control.ask, str(self._paths.control_socket)
+        try:
+            await asyncio.get_running_loop().run_in_executor(
+                None, lambda: ask({"verb": "receipt"}, path)
+            )
+        except RecuseError as error:
+            _log.debug("agent is not told of receipts: %s", error.message)
+
+    async def _watch_agent(self) -> None:
+        """Follow the agent's news, over its restarts."""
+        delay, told = 0.1, False
+        while True:
+            try:
+                reader, writer = await asyncio.open_unix_connection(
+                    str(self._paths.control_socket), limit=1 << 20
+                )
+                try:
+                    writer.write(b'{"verb": "watch"}\n')
+                    self.wake()
+                    async for line in reader:
+                        delay, told = 0.1, False
+                        self._heed(line)
+                finally:
+                    writer.close()
+            except (OSError, ValueError) as error:
+                if not told:
+                    _log.info("agent cannot be watched, proceeding: %s", error)
+                    told = True
+            await asyncio.sleep(delay)
+            delay = min(30.0, delay * 2)
+
+    def _heed(self, line: bytes) -> None:
+        try:
+            news: object = json.loads(line)
+        except (ValueError, RecursionError):
+            news = None
+        if not isinstance(news, dict):
+            _log.warning("agent's news is no json object, ignoring it")
+        elif news.get("ok") is False:
+            _log.warning("agent does not let itself be watched: %r", news.get("error"))
+        elif news.get("reload"):
+            self.reload()
+        else:
+            self.wake()
+
+
+async def _within(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for the event, at most so long; say whether it came."""
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except asyncio.TimeoutError:
+        return False
+    return True
+
+
+def watch_routes(tell: Callable[[], None]) -> Callable[[], None]:
+    """Call `tell` whenever the kernel gets a route; return what ends that.
+
+    Without netlink it is the retries alone that find out.
+    """
+    try:
+        from pyroute2 import IPRoute
+        from pyroute2.netlink.rtnl import RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE
+
+        routes = IPRoute()
+        routes.bind(groups=RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE)
+    except (ImportError, OSError) as error:
+        _log.warning("routes cannot be watched, proceeding: %s", error)
+        return lambda: None
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        try:
+            messages = routes.get()
+        except Exception as error:  # netlink overruns come in many types
+            _log.debug("route news were lost: %s", error)
+            tell()
+            return
+        if any(message.get("event") == "RTM_NEWROUTE" for message in messages):
+            tell()
+
+    def end() -> None:
+        loop.remove_reader(routes.fileno())
+        routes.close()
+
+    loop.add_reader(routes.fileno(), read)
+    return end
+
+
+def _names(directory: Path) -> List[str]:
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []
+
+
+def _below(root: Path, path: Path) -> Path:
+    return root / path.relative_to("/")
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace a whole file, for everybody to read: nothing that ship writes is secret."""
+    temporary = path.with_name(f".{path.name}.new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    with open(fd, "wb") as file:
+        os.fchmod(fd, 0o644)
+        file.write(data)
+        file.flush()
+        os.fsync(fd)
+    os.rename(temporary, path)
+
+
+# -- enrolment
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """What enrolment gave: who we are there, and the collector's key, with its fingerprint."""
+
+    prefix: str
+    collector_vkey: str
+    fingerprint: str
+
+
+def enroll(url: str, token: str, paths: Paths, ca: Optional[Path] = None) -> Enrolled:
+    """Introduce this host to a collector and keep the collector's key as /etc/recuse/collector.pub.
+
+    Makes the keys of host and upload if there are none. To be run by root. May be repeated.
+
+    Raises: CollectorError, CryptoError, ConfigError
+    """
+    prefix = host_prefix(paths)
+    _own_directory(paths.state, 0o755, None)
+    _own_directory(paths.ship_state, 0o750, "recuse-ship")
+    host = keys.load_or_create(paths.host_key, prefix)
+    upload = keys.load_or_create(paths.upload_key, prefix)
+    owner = paths.ship_state.stat()
+    if os.geteuid() == 0:
+        os.chown(paths.upload_key, owner.st_uid, owner.st_gid)
+    request = {
+        "token": token,
+        "host": prefix,
+        "host_vkey": host.vkey,
+        "upload_vkey": upload.vkey,
+    }
+
+    async def ask() -> bytes:
+        central = HttpCentral(url, ca, upload, "")
+        try:
+            return await central.enroll(prefix, json.dumps(request).encode())
+        except Rejected as error:
+            raise NotAccepted(error.message) from error
+        finally:
+            await central.close()
+
+    answer = asyncio.run(ask())
+    try:
+        found: object = json.loads(answer)
+        vkey = found["collector"] if isinstance(found, dict) else ""
+        collector = tlog.Verifier.parse(vkey)
+    except (ValueError, KeyError, AttributeError, TypeError, CryptoError) as error:
+        raise CollectorError(f"{url} answers no collector's key") from error
+    paths.etc.mkdir(mode=0o755, parents=True, exist_ok=True)
+    _write(paths.collector_pub, f"{collector.vkey}\n".encode())
+    return Enrolled(prefix, collector.vkey, fingerprint(collector))
+
+
+def fingerprint(key: tlog.Verifier) -> str:
+    """Shorten a public key for people to compare."""
+    return f"SHA256:{hashlib.sha256(key.public).hexdigest()[:32]}"
+
+
+def host_prefix(paths: Paths) -> str:
+    """Say what this host's ledgers are called, but for the epoch.
+
+    Raises: ConfigError
+    """
+    try:
+        note = (paths.ledger / "checkpoint").read_bytes()
+        return storing.split_origin(tlog.Checkpoint.parse(tlog.Note.parse(note).text).origin)[0]
+    except (OSError, CryptoError, storing.Unknown):
+        host = configuration.load(paths.config).host
+        return f"{host.org}/recuse/host/{host.name or socket.gethostname()}"
+
+
+def _own_directory(path: Path, mode: int, user: Optional[str]) -> None:
+    """Make a directory as the packages would, if it is not there yet."""
+    import pwd
+
+    if path.is_dir():
+        return
+    path.mkdir(mode=mode, parents=True)
+    if user is not None and os.geteuid() == 0:
+        try:
+            found = pwd.getpwnam(user)
+        except KeyError:
+            return
+        os.chown(path, found.pw_uid, found.pw_gid)
+
+
+# -- the service
+
+
+def main(root: Path = Path("/")) -> int:
+    """Run the service; the entry of recuse-ship.service."""
+    from systemd import daemon
+
+    paths = Paths(root)
+    stderrlog.set_up()
+
+    async def serve() -> None:
+        ship, loop = Ship(paths), asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, ship.stop)
+        loop.add_signal_handler(signal.SIGHUP, ship.reload)
+        daemon.notify("READY=1")
+        await ship.run()
+
+    asyncio.run(serve())
+    return 0
