@@ -55,6 +55,9 @@ LIB_DIRS = (
     "/lib",
     "/usr/lib",
 )
+# Shells of users that are not meant to log in.
+_NO_SHELLS = ("nologin", "false", "true", "sync", "halt", "shutdown", "git-shell")
+MAX_SHELLS = 32
 BACKLOG_WARN_SECONDS = 15 * 60
 BACKLOG_WARN_BYTES = 256 * 1024 * 1024
 
@@ -297,6 +300,7 @@ def doctor(machine: Machine) -> list[Check]:
     found += _check_state(machine)
     if machine.is_real and machine.uid == 0 and enabled[0]:
         found.append(_check_overlay(machine, None))
+        found.append(_check_shells(machine))
     return found
 
 
@@ -957,9 +961,9 @@ def _check_overlay(machine: Machine, nsswitch: Optional[str]) -> Check:
         )
     if after[:6] != before[:6]:
         return Check(name, "fail", "login programs would see another root", blocks=True)
-    listed = (machine.read("/etc/shells") or b"").decode("utf-8", "replace").split()
-    expected = SHELL if before[6] in listed and not machine.exists(DISABLED) else before[6]
-    if after[6] != expected:
+    disabled = machine.exists(DISABLED)
+    expected = before[6] if disabled else SHELL
+    if after[6] not in (expected, before[6]) or (after[6] != expected and _is_common(before[6])):
         return Check(
             name,
             "fail",
@@ -977,6 +981,36 @@ def _check_overlay(machine: Machine, nsswitch: Optional[str]) -> Check:
             blocks=True,
         )
     return Check(name, "ok", "login programs see %s of root" % after[6])
+
+
+def _is_common(shell: str) -> bool:
+    """Say whether the name service module surely knows a shell."""
+    return shell in ("/bin/sh", "/bin/bash", "/usr/bin/bash", "/bin/dash", "/usr/bin/zsh", "")
+
+
+def _check_shells(machine: Machine) -> Check:
+    """Look for users whose shell the name service module does not know: they go unrecorded."""
+    ran = machine.run(["/usr/bin/getent", "passwd"])
+    users: dict[str, list[str]] = {}
+    for line in ran.out.split("\n"):
+        fields = line.split(":")
+        if len(fields) == 7:
+            users.setdefault(fields[6], []).append(fields[0])
+    odd = []
+    for shell, names in sorted(users.items())[:MAX_SHELLS]:
+        if shell == SHELL or os.path.basename(shell) in _NO_SHELLS:
+            continue
+        seen = _lookup_as_login(machine, None, names[0])
+        if seen.status == 0 and seen.out.strip().split(":")[-1] == shell:
+            odd.append("%s (%s)" % (shell, ", ".join(names[:3])))
+    if odd and not machine.exists(DISABLED):
+        return Check(
+            "shells",
+            "warn",
+            "logins with these shells are not recorded: %s" % "; ".join(odd),
+            "name them in /etc/recuse/shells.d, see libnss_recuse(8)",
+        )
+    return Check("shells", "ok", "every shell that users have is recorded")
 
 
 # Changing

@@ -552,12 +552,23 @@ def test_overlay_check(host: FakeHost, spoil: dict[str, Ran], state: str, words:
     assert found.state == state and words in found.words
 
 
+def test_shells_that_are_not_overlaid_are_named(host: FakeHost) -> None:
+    def run(argv: Sequence[str]) -> Ran:
+        if argv[0].endswith("getent"):
+            return Ran(0, "a:x:1:1::/:/bin/bash\nb:x:2:2::/:/opt/odd\nc:x:3:3::/:/bin/false\n", "")
+        shell = hostsetup.SHELL if argv[-1] == "a" else "/opt/odd"
+        return Ran(0, "x:x:1:1::/:%s\n" % shell, "")
+
+    found = hostsetup._check_shells(host.machine(run=run))
+    assert found.state == "warn" and found.words.endswith(": /opt/odd (b)")
+
+
 def test_lookup_as_login_runs_under_the_name_of_su() -> None:
     """The real thing, where namespaces of mounts may be made: root, as the suite runs."""
     ran = hostsetup._lookup_as_login(Machine(), None, "root")
     assert ran.status == 0 and ran.out.startswith("root:x:0:0:"), ran.err
 
 
-def test_hash_names_are_words() -> None:
+def test_names_of_checks_are_words() -> None:
     checks = [c for c in hostsetup.prerequisites(Machine(run=lambda a: Ran(-1, "", "no")))]
     assert all(re.fullmatch(r"[a-z.-]+", c.name) for c in checks)

@@ -1,0 +1,1098 @@
+"""The command recuse(1): arguments in, words or JSON out. The only place that knows both."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, Callable, Iterable, Iterator, Mapping, NoReturn, Optional, Sequence
+
+from recuse import (
+    __version__,
+    audit,
+    cast,
+    catalog,
+    config,
+    hostsetup,
+    keys,
+    player,
+    policy,
+    records,
+)
+from recuse.cast import printable
+from recuse.checkpoint import Verifier
+from recuse.control import ask
+from recuse.errors import (
+    AccessDenied,
+    ConfigError,
+    CryptoError,
+    DoctorFound,
+    FaultsFound,
+    NotFound,
+    PolicyError,
+    RecuseError,
+)
+
+USAGE = 2
+INTERRUPTED = 130
+_MISSING = ("failed", "lost", "partial")
+
+
+class UsageError(RecuseError):
+    """The command line makes no sense."""
+
+    exit_code = USAGE
+
+
+# Output
+
+
+@dataclass
+class Console:
+    """Where words go; tests give other places."""
+
+    out: Any
+    err: Any
+
+    def print(self, text: str = "") -> None:
+        self.out.write(text + "\n")
+
+    def json(self, value: Any) -> None:
+        self.out.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def note(self, kind: str, text: str) -> None:
+        self.out.flush()
+        self.err.write("recuse: %s: %s\n" % (kind, text))
+        self.err.flush()
+
+    def warn(self, text: str) -> None:
+        self.note("warning", text)
+
+    def hint(self, text: str) -> None:
+        self.note("hint", text)
+
+    def binary(self) -> Any:
+        return getattr(self.out, "buffer", self.out)
+
+
+def table(rows: Sequence[Sequence[str]], width: Optional[int] = None) -> Iterator[str]:
+    """Align columns; `width` cuts lines."""
+    columns = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        line = "  ".join(cell.ljust(size) for cell, size in zip(row, columns)).rstrip()
+        yield line if width is None or len(line) <= width else line[: width - 1] + "…"
+
+
+def local(time: Optional[str]) -> str:
+    """Show an RFC 3339 time in the viewer's zone; what is none stays itself."""
+    if not time:
+        return "-"
+    try:
+        ns = records.parse_time(time)
+    except RecuseError:
+        return printable(time)
+    moment = datetime.fromtimestamp(ns // 10**9, timezone.utc).astimezone()
+    return moment.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def lasted(row: Mapping[str, Any]) -> str:
+    try:
+        begun = records.parse_time(row.get("started") or "")
+        ended = records.parse_time(row.get("ended") or "")
+    except RecuseError:
+        return "-"
+    return hostsetup.human_seconds(max(0, ended - begun) / 10**9)
+
+
+def word(value: Any) -> str:
+    return "-" if value is None or value == "" else printable(str(value))
+
+
+# Arguments
+
+
+class Parser(argparse.ArgumentParser):
+    """Report mistakes as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, "see: %s --help" % self.prog)
+
+
+def _seconds(text: str) -> float:
+    """Read 90, 1:30, 1:02:03.5 or 1m30s."""
+    try:
+        if re.fullmatch(r"[0-9:.]+", text) and text.count(":") <= 2:
+            total = 0.0
+            for part in text.split(":"):
+                total = total * 60 + float(part)
+            return total
+        match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", text)
+        if text and match:
+            hours, minutes, seconds = (float(g or 0) for g in match.groups())
+            return hours * 3600 + minutes * 60 + seconds
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError("%r is no time, such as 90, 1:30 or 1m30s" % text)
+
+
+def _speed(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError("%r is no speed, such as 2 or 0.5" % text)
+    return value
+
+
+def parse_moment(text: str, now: datetime) -> datetime:
+    """Read RFC 3339, 2026-01-31, 14:30, today, yesterday, or 2h, 3d (ago); in the zone of `now`."""
+    match = re.fullmatch(r"(\d+)([smhdw])(?: ago)?", text)
+    if match:
+        unit = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}[match.group(2)]
+        try:
+            return now - timedelta(seconds=int(match.group(1)) * unit)
+        except OverflowError:
+            raise ValueError("%r is too long ago" % text) from None
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    if text == "now":
+        return now
+    if text == "today":
+        return midnight
+    if text == "yesterday":
+        return midnight - timedelta(days=1)
+    match = re.fullmatch(r"(\d\d):(\d\d)", text)
+    try:
+        if match:
+            return midnight.replace(hour=int(match.group(1)), minute=int(match.group(2)))
+        moment = datetime.fromisoformat(re.sub(r"[zZ]\Z", "+00:00", text))
+    except ValueError:
+        raise ValueError(
+            "%r is no time, such as 2026-01-31, 14:30, yesterday, 2h or RFC 3339" % text
+        ) from None
+    # Without a zone it is the viewer's own, with that day's offset rather than today's.
+    return moment.astimezone() if moment.tzinfo is None else moment
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return parse_moment(text, datetime.now().astimezone())
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="recuse", description="record login sessions, and account for the others")
+    parser.add_argument("--version", action="version", version="recuse " + __version__)
+    parser.add_argument("--debug", action="store_true", help="show where an error came from")
+    parser.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+
+    def add(name: str, run: Callable[..., int], words: str, group: Any = commands) -> Parser:
+        made: Parser = group.add_parser(name, help=words, description=words)
+        made.set_defaults(run=run)
+        return made
+
+    def as_json(made: Parser) -> None:
+        made.add_argument("--json", action="store_true", help="print JSON")
+
+    def archive(made: Parser) -> None:
+        made.add_argument(
+            "--dir", metavar="DIR", help="read this archive (a copied ledger, a central store)"
+        )
+
+    one = add("status", status, "say what the agent is doing")
+    as_json(one)
+
+    one = add("sync", sync, "make the agent seal, enter and sign all it has, now")
+    as_json(one)
+
+    one = add("sessions", sessions, "list sessions")
+    one.add_argument("--user", metavar="NAME")
+    one.add_argument("--verdict", choices=("record", "exempt", "refuse"))
+    one.add_argument("--outcome", choices=(*records.OUTCOMES, "live"))
+    one.add_argument("--since", metavar="TIME", type=_moment, help="begun then or later")
+    one.add_argument("--until", metavar="TIME", type=_moment, help="begun before")
+    archive(one)
+    as_json(one)
+
+    one = add("show", show, "show all that is known of a session or login")
+    one.add_argument("id", metavar="ID", help="session or login, or the beginning of its id")
+    archive(one)
+    as_json(one)
+
+    one = add("play", play, "play a recording: space pauses, arrows seek, q quits")
+    one.add_argument("id", metavar="ID", help="session, or a file: with a slash, or NAME.cast")
+    one.add_argument("-s", "--speed", type=_speed, default=1.0, metavar="N")
+    one.add_argument("-i", "--idle-limit", type=_seconds, metavar="TIME", help="cut longer waits")
+    one.add_argument("--start", "--seek", type=_seconds, default=0.0, metavar="TIME")
+    one.add_argument("-f", "--follow", action="store_true", help="show a live session as it goes")
+    one.add_argument(
+        "--raw", action="store_true", help="send the terminal everything, what is unsafe too"
+    )
+    archive(one)
+
+    one = add("export", export, "write a recording in another format")
+    one.add_argument("id", metavar="ID", help="session, or a file: with a slash, or NAME.cast")
+    one.add_argument("--format", choices=("cast", "cast3", "text", "json"), default="cast")
+    one.add_argument("-o", "--output", metavar="FILE", help="write there instead of stdout")
+    one.add_argument(
+        "--merge-stderr", action="store_true", help="cast, cast3: make stderr output, for players"
+    )
+    one.add_argument("--plain", action="store_true", help="cast, cast3: only what the standard has")
+    archive(one)
+
+    one = add("verify", verify, "check signatures, order and content; name every fault")
+    one.add_argument("id", metavar="ID", nargs="?", help="only faults of this session")
+    one.add_argument(
+        "--key",
+        "--host-key",
+        action="append",
+        default=[],
+        metavar="VKEY",
+        help="host's public key, a file or a vkey; may be repeated",
+    )
+    one.add_argument(
+        "--collector-key",
+        action="append",
+        default=[],
+        metavar="VKEY",
+        help="collector's public key",
+    )
+    one.add_argument(
+        "--blobs",
+        choices=audit.BLOB_MODES,
+        default="require",
+        help="an absent segment is a fault (require), is fine (present); or look at none (skip)",
+    )
+    one.add_argument("--min-size", type=int, default=0, metavar="N", help="entries there must be")
+    archive(one)
+    as_json(one)
+
+    group = commands.add_parser("policy", help="check and explain the policy")
+    inner = group.add_subparsers(dest="subcommand", metavar="COMMAND", parser_class=Parser)
+    group.set_defaults(run=None, group=group)
+    one = add("check", policy_check, "find every mistake in policy files", inner)
+    one.add_argument("files", nargs="*", metavar="FILE", help="files or directories")
+    as_json(one)
+    one = add("explain", policy_explain, "say what the policy decides, and why", inner)
+    one.add_argument("--user", required=True)
+    one.add_argument("--service", required=True)
+    one.add_argument("--uid", type=int)
+    one.add_argument("--group", action="append", metavar="NAME", help="instead of the user's own")
+    one.add_argument("--source", metavar="ADDRESS", help="as the kernel sees it; default: local")
+    one.add_argument("--claimed-source", metavar="NAME")
+    one.add_argument("--ruser", metavar="NAME")
+    one.add_argument("--tty", choices=("yes", "no"), help="default: yes without a command")
+    one.add_argument("--command", metavar="TEXT", dest="user_command")
+    one.add_argument("--login", action="store_true", help="decide as at login, before any session")
+    one.add_argument("--host", metavar="NAME")
+    one.add_argument("--host-tag", action="append", metavar="TAG")
+    one.add_argument("--tag", action="append", default=[], metavar="TAG", help="assigned tag")
+    one.add_argument("--claimed-tag", action="append", default=[], metavar="TAG")
+    one.add_argument("--outer", choices=("record", "exempt"), help="verdict of the session around")
+    one.add_argument("--at", type=_moment, metavar="TIME", help="default: now")
+    one.add_argument("--policy", action="append", default=[], metavar="FILE", dest="files")
+    as_json(one)
+
+    one = add("doctor", doctor, "look for whatever would break logins or recording")
+    as_json(one)
+    for name, words in (
+        ("enable", "make logins go through recuse"),
+        ("disable", "take recuse out of logins"),
+    ):
+        one = add(name, enable if name == "enable" else disable, words)
+        one.add_argument("-n", "--dry-run", action="store_true", help="only say what would change")
+
+    one = add("enroll", enroll, "introduce this host to its collector")
+    one.add_argument("--url", metavar="URL", help="default: [central] url")
+    one.add_argument(
+        "--token", required=True, metavar="TOKEN", help="one-time token; - reads it from stdin"
+    )
+    one.add_argument("--ca", metavar="FILE", help="authorities of its certificate, PEM")
+    return parser
+
+
+# Commands
+
+
+@dataclass
+class Call:
+    """One run of the command."""
+
+    args: argparse.Namespace
+    console: Console
+    paths: config.Paths
+
+    def control(self, verb: str, **more: Any) -> dict[str, Any]:
+        return ask({"verb": verb, **more}, str(self.paths.control_socket))
+
+    def catalog(self) -> catalog.Catalog:
+        return catalog.open_catalog(self.paths, getattr(self.args, "dir", None))
+
+    def machine(self) -> hostsetup.Machine:
+        socket = str(self.paths.control_socket)
+        return hostsetup.Machine(root=str(self.paths.root), ask=lambda r: ask(r, socket))
+
+
+def _lines(found: Any, indent: int = 0) -> Iterator[str]:
+    """Lay out a value of JSON for reading."""
+    pad = " " * indent
+    for key, value in found.items():
+        name = printable(str(key)).replace("_", " ")
+        if isinstance(value, dict):
+            yield "%s%s:" % (pad, name)
+            yield from _lines(value, indent + 2)
+        elif isinstance(value, list):
+            yield "%s%-18s %s" % (pad, name + ":", ", ".join(word(v) for v in value) or "-")
+        else:
+            if isinstance(value, bool):
+                value = "yes" if value else "no"
+            yield "%s%-18s %s" % (pad, name + ":", word(value))
+
+
+def status(call: Call) -> int:
+    found = call.control("status")
+    found.pop("ok", None)
+    machine = call.machine()
+    enabled = hostsetup.nss_enabled(machine) and hostsetup.pam_enabled(machine)
+    found["enabled"] = enabled and not machine.exists(hostsetup.DISABLED)
+    if call.args.json:
+        call.console.json(found)
+    else:
+        for line in _lines(found):
+            call.console.print(line)
+    return 0
+
+
+def sync(call: Call) -> int:
+    found = call.control("sync")
+    found.pop("ok", None)
+    if call.args.json:
+        call.console.json(found)
+    else:
+        for line in _lines(found):
+            call.console.print(line)
+    return 0
+
+
+def _own_sessions(call: Call) -> list[dict[str, Any]]:
+    """Ask the agent for the caller's own sessions: live ones, and what ended lately."""
+    answer = call.control("sessions", ended=True)
+    return [row for row in answer.get("sessions", []) if isinstance(row, dict)]
+
+
+def _wanted(row: Mapping[str, Any], args: argparse.Namespace) -> bool:
+    if args.user is not None and row.get("user") != args.user:
+        return False
+    if args.verdict is not None and row.get("verdict") != args.verdict:
+        return False
+    if args.outcome is not None and (row.get("outcome") or "live") != args.outcome:
+        return False
+    if args.since is not None or args.until is not None:
+        try:
+            begun = records.parse_time(row.get("started") or "") / 1e9
+        except RecuseError:
+            return False
+        if args.since is not None and begun < args.since.timestamp():
+            return False
+        if args.until is not None and begun >= args.until.timestamp():
+            return False
+    return True
+
+
+def sessions(call: Call) -> int:
+    args, console = call.args, call.console
+    try:
+        rows = [row.to_json() for row in call.catalog().rows()]
+    except AccessDenied:
+        if args.dir is not None:
+            raise
+        rows = _own_sessions(call)
+    rows = [row for row in rows if _wanted(row, args)]
+    if args.json:
+        console.json({"sessions": rows})
+        return 0
+    recorded, exempt, refused, faulty, bare = [], [], [], [], []
+    for row in rows:
+        if row.get("session") == row.get("login") and row.get("outcome") != "refused":
+            bare.append(row)
+        elif row.get("outcome") in _MISSING:
+            faulty.append(row)
+        elif row.get("verdict") == "exempt" or row.get("outcome") == "exempt":
+            exempt.append(row)
+        elif row.get("verdict") == "refuse" or row.get("outcome") == "refused":
+            refused.append(row)
+        else:
+            recorded.append(row)
+    blocks = (
+        ("recorded", recorded, _columns),
+        ("exempt from recording, on purpose", exempt, _exempt_columns),
+        ("not recorded, or not whole: see why with recuse show", faulty, _columns),
+        ("refused", refused, _exempt_columns),
+        ("logins without a session", bare, _login_columns),
+    )
+    width = shutil.get_terminal_size().columns if console.out.isatty() else None
+    first = True
+    for title, listed, columns in blocks:
+        if not listed:
+            continue
+        if not first:
+            console.print()
+        first = False
+        console.print("%s (%d)" % (title, len(listed)))
+        for line in table([columns(None)] + [columns(row) for row in listed], width):
+            console.print("  " + line)
+    if first:
+        console.print("no sessions")
+    return 0
+
+
+def _columns(row: Optional[Mapping[str, Any]]) -> list[str]:
+    if row is None:
+        return ["ID", "BEGUN", "LASTED", "USER", "SERVICE", "SOURCE", "OUTCOME", "COMMAND"]
+    return [
+        word(row.get("session")),
+        local(row.get("started")),
+        lasted(row),
+        word(row.get("user")),
+        word(row.get("service")),
+        word(row.get("source") or "local"),
+        word(row.get("outcome") or "live"),
+        _what(row),
+    ]
+
+
+def _exempt_columns(row: Optional[Mapping[str, Any]]) -> list[str]:
+    if row is None:
+        return ["ID", "BEGUN", "LASTED", "USER", "SERVICE", "SOURCE", "RULE", "REASON"]
+    return _columns(row)[:6] + [word(row.get("rule")), word(row.get("reason"))]
+
+
+def _login_columns(row: Optional[Mapping[str, Any]]) -> list[str]:
+    if row is None:
+        return ["LOGIN", "BEGUN", "LASTED", "USER", "SERVICE", "SOURCE", "OUTCOME"]
+    return [word(row.get("login"))] + _columns(row)[1:7]
+
+
+def _what(row: Mapping[str, Any]) -> str:
+    if row.get("command"):
+        return word(row["command"]) + ("…" if row.get("command_cut") else "")
+    return "(%s)" % word(row.get("kind"))
+
+
+def show(call: Call) -> int:
+    row: dict[str, Any]
+    try:
+        row = call.catalog().find(call.args.id).to_json()
+    except AccessDenied:
+        if call.args.dir is not None:
+            raise
+        own = _own_sessions(call)
+        found = [r for r in own if str(r.get("session", "")).startswith(call.args.id)]
+        if len(found) != 1:
+            raise NotFound(
+                "no session %s of yours" % printable(call.args.id), "others are for root alone"
+            ) from None
+        row = found[0]
+    if call.args.json:
+        call.console.json(row)
+        return 0
+    for line in describe(row):
+        call.console.print(line)
+    return 0
+
+
+def describe(row: Mapping[str, Any]) -> Iterator[str]:
+    """Say in words what a stub says."""
+    is_session = "session" in row
+    yield "%s %s" % ("session" if is_session else "login", word(row.get("session") or row["login"]))
+
+    def line(name: str, value: str) -> str:
+        return "  %-12s %s" % (name, value)
+
+    if is_session:
+        yield line("login", word(row.get("login")))
+    who = word(row.get("user"))
+    yield line(
+        "user",
+        "%s (uid %s, logged in as uid %s)" % (who, word(row.get("uid")), word(row.get("auid"))),
+    )
+    yield line("on", "%s, by %s" % (word(row.get("host")), word(row.get("service"))))
+    source = word(row.get("source") or "local")
+    claimed = row.get("source_claimed")
+    if claimed:
+        source += " (claimed: %s)" % word(claimed)
+    yield line("from", source)
+    yield line("terminal", word(row.get("tty") or "none"))
+    if is_session:
+        yield line("what", _what(row) if row.get("command") else word(row.get("kind")))
+        if row.get("outer"):
+            yield line("inside", word(row["outer"]))
+    else:
+        listed = row.get("sessions") or []
+        yield line("sessions", ", ".join(word(one) for one in listed) or "none")
+    yield line("begun", local(row.get("started")))
+    if row.get("ended"):
+        yield line("ended", "%s, after %s" % (local(row.get("ended")), lasted(row)))
+    verdict = word(row.get("verdict"))
+    rule = row.get("rule")
+    yield line("verdict", verdict + (", by rule %s" % word(rule) if rule else ", by default"))
+    for key, name in (
+        ("reason", "reason"),
+        ("owner", "owner"),
+        ("expires", "rule ends"),
+        ("grant", "grant"),
+        ("policy", "policy"),
+    ):
+        if row.get(key):
+            yield line(name, word(row[key]))
+    yield line("outcome", word(row.get("outcome") or "still going on"))
+    if row.get("exit_status") is not None:
+        yield line("exit status", word(row["exit_status"]))
+    if is_session and (row.get("segments") or row.get("bytes")):
+        size = hostsetup.human_bytes(row.get("bytes") or 0)
+        yield line("recording", "%s in %d segments" % (size, len(row.get("segments") or [])))
+    for gap in row.get("gaps") or []:
+        if isinstance(gap, dict):
+            yield line(
+                "gap",
+                "%s of %s not kept: %s"
+                % (
+                    hostsetup.human_bytes(gap.get("bytes") or 0),
+                    {"o": "output", "e": "stderr", "i": "input"}.get(
+                        str(gap.get("stream")), "output"
+                    ),
+                    word(gap.get("cause")),
+                ),
+            )
+    if isinstance(row.get("gap"), str):
+        yield line("gap", word(row["gap"]))
+    for key, name in (("flags", "flags"), ("notes", "notes")):
+        if row.get(key):
+            yield line(name, ", ".join(word(one) for one in row[key]))
+    numbers = word(row.get("seq"))
+    if row.get("closed_seq") not in (None, row.get("seq")):
+        numbers += " to %s" % word(row["closed_seq"])
+    yield line("entries", "%s of %s" % (numbers, word(row.get("origin"))))
+
+
+# Recordings
+
+
+class FileRecording:
+    """A recording that is a file, our own or another program's."""
+
+    live: Optional[str] = None
+    from_terminal = True
+    missing: frozenset[int] = frozenset()
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def _blocks(self) -> Iterator[bytes]:
+        with open(self.path, "rb") as f:
+            while True:
+                block = f.read(1 << 20)
+                if not block:
+                    return
+                yield block
+
+    def read(self) -> tuple[cast.Header, cast.Events]:
+        try:
+            return cast.read(cast.split_lines(self._blocks()))
+        except FileNotFoundError:
+            raise NotFound("no file %s" % printable(self.path)) from None
+        except PermissionError:
+            raise AccessDenied("%s is not for you to read" % printable(self.path)) from None
+        except OSError as e:
+            raise NotFound("%s: %s" % (printable(self.path), (e.strerror or "").lower())) from None
+
+    def events(self) -> Iterator[cast.Event]:
+        return self.read()[1]
+
+
+def _recording(call: Call) -> Any:
+    name = call.args.id
+    if "/" in name or name.endswith(".cast"):
+        return FileRecording(name)
+    found = call.catalog()
+    return found.recording(found.session(name))
+
+
+def play(call: Call) -> int:
+    args, console = call.args, call.console
+    recording = _recording(call)
+    console.out.flush()
+    common = dict(raw=args.raw, from_terminal=recording.from_terminal)
+    try:
+        if args.follow and recording.live:
+            player.follow(recording.live, console.hint, **common)
+        else:
+            if args.follow:
+                console.hint("it is over: played from the beginning")
+            header, _ = recording.read()
+            player.play(
+                header,
+                recording.events,
+                console.hint,
+                speed=args.speed,
+                idle_limit=args.idle_limit,
+                start=args.start,
+                **common,
+            )
+    finally:
+        _tell_missing(call, recording, None)
+    return 0
+
+
+def _tell_missing(call: Call, recording: Any, events: Optional[cast.Events]) -> None:
+    if recording.missing:
+        call.console.warn(
+            "segments missing: %s" % ", ".join(str(n) for n in sorted(recording.missing))
+        )
+    if events is not None and events.torn is not None:
+        call.console.warn(
+            "line %d was cut off after %d bytes, ignoring it" % (events.torn.line, events.torn.size)
+        )
+
+
+def export(call: Call) -> int:
+    args = call.args
+    if (args.merge_stderr or args.plain) and args.format not in ("cast", "cast3"):
+        raise UsageError("--merge-stderr and --plain are for --format cast and cast3")
+    recording = _recording(call)
+    header, events = recording.read()
+    blocks: Iterable[bytes]
+    if args.format == "text":
+        blocks = (line.encode("utf-8") for line in cast.write_text(header, events))
+    elif args.format == "json":
+        blocks = cast.write_json(header, events)
+    else:
+        write = cast.write_cast if args.format == "cast" else cast.write_cast3
+        blocks = write(header, events, plain=args.plain, merge_stderr=args.merge_stderr)
+    if args.output is None or args.output == "-":
+        out = call.console.binary()
+        for block in blocks:
+            out.write(block)
+        out.flush()
+    else:
+        _write_file(args.output, blocks)
+    _tell_missing(call, recording, events)
+    return 0
+
+
+def _write_file(path: str, blocks: Iterable[bytes]) -> None:
+    """Write a file for the caller alone: it is what somebody's terminal showed."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(path, flags, 0o600), "wb") as f:
+            for block in blocks:
+                f.write(block)
+    except OSError as e:
+        raise RecuseError("%s: %s" % (printable(path), (e.strerror or str(e)).lower())) from None
+
+
+# Verification
+
+
+class _Watched:
+    """A source that tells how far it was read, and looks for segments in central storage too."""
+
+    def __init__(self, source: Any, found: catalog.Catalog, tell: Callable[[int], None]) -> None:
+        self._source = source
+        self._catalog = found
+        self._tell = tell
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def entries(self) -> Iterator[Any]:
+        for count, entry in enumerate(self._source.entries()):
+            if count % 256 == 0:
+                self._tell(count)
+            yield entry
+
+    def blob(self, name: str) -> Optional[bytes]:
+        found: Optional[bytes] = self._source.blob(name)
+        return self._catalog.blob(name) if found is None else found
+
+
+def _key(given: str) -> Verifier:
+    """Read a vkey from a file, or as it stands."""
+    if os.path.exists(given) or "+" not in given:
+        return keys.read_vkey(given)
+    return Verifier.parse(given)
+
+
+def _trusted(call: Call, sources: Sequence[audit.Source]) -> dict[str, audit.Trusted]:
+    """Find the keys to check each host's ledger with: those given, else those of this host."""
+    args, paths = call.args, call.paths
+    hosts = {audit.split_epoch(k.name)[0]: k for k in map(_key, args.key)}
+    collectors = [_key(given) for given in args.collector_key]
+    if args.dir is None:
+        if not hosts:
+            found = keys.read_vkey(paths.host_pub)
+            hosts[audit.split_epoch(found.name)[0]] = found
+        if not collectors:
+            central = catalog.central_directory(paths)
+            near = [paths.collector_pub] + ([central / "store.pub"] if central else [])
+            collectors = [keys.read_vkey(path) for path in near if path.exists()]
+    elif not hosts:
+        for source in sources:
+            offered = getattr(source, "offered_vkey", None)
+            if offered:
+                found = Verifier.parse(offered)
+                hosts[audit.split_epoch(source.origin)[0]] = found
+        if hosts:
+            call.console.warn(
+                "keys were taken from %s itself, proceeding: this shows that nothing was damaged, "
+                "not who signed it; give --key" % printable(args.dir)
+            )
+    trusted = {}
+    for source in sources:
+        prefix = audit.split_epoch(source.origin)[0]
+        if prefix not in hosts:
+            raise CryptoError(
+                "no trusted key for host %s" % printable(prefix),
+                "give its host.pub, from a place you trust: --key FILE",
+            )
+        trusted[prefix] = audit.Trusted(hosts[prefix], tuple(collectors), args.min_size)
+    return trusted
+
+
+def verify(call: Call) -> int:
+    args, console = call.args, call.console
+    found = call.catalog()
+    name = found.session(args.id).session if args.id else None
+    trusted = _trusted(call, found.sources)
+    watched = console.err.isatty()
+
+    def tell(count: int) -> None:
+        if watched:
+            console.err.write("\r\x1b[Kverifying: %d entries" % count)
+            console.err.flush()
+
+    sources: list[Any] = [_Watched(source, found, tell) for source in found.sources]
+    try:
+        reports = audit.verify_all(
+            sources,
+            trusted,
+            blobs=args.blobs,
+            now_ns=time.time_ns() if args.dir is None else None,
+        )
+    finally:
+        if watched:
+            console.err.write("\r\x1b[K")
+    faults = 0
+    if args.json:
+        console.json({"ok": all(r.ok for r in reports), "ledgers": [r.to_json() for r in reports]})
+    for report in reports:
+        listed = report.faults if name is None else report.of_session(name)
+        faults += len(listed)
+        if args.json:
+            continue
+        if name is None:
+            for line in report.lines():
+                console.print(printable(line))
+            continue
+        for fault in listed:
+            console.print("fault: %s" % printable(str(fault)))
+    if name is not None and not faults and not args.json:
+        console.print("session %s verified" % name)
+    if faults:
+        raise FaultsFound("verification found %d fault%s" % (faults, "" if faults == 1 else "s"))
+    return 0
+
+
+# Policy
+
+
+def _policy_files(call: Call) -> list[tuple[str, bytes]]:
+    if not call.args.files:
+        return config.read_policy_dir(call.paths.policy_dir)
+    found: list[tuple[str, bytes]] = []
+    for path in call.args.files:
+        if os.path.isdir(path):
+            found += config.read_policy_dir(path)
+            continue
+        try:
+            with open(path, "rb") as f:
+                found.append((path, f.read()))
+        except OSError as e:
+            raise NotFound("%s: %s" % (printable(path), (e.strerror or str(e)).lower())) from None
+    return found
+
+
+def policy_check(call: Call) -> int:
+    try:
+        files = _policy_files(call)
+        parsed = policy.parse_policy(files)
+    except PolicyError as e:
+        if call.args.json:
+            faults = [{"path": f.path, "line": f.line, "message": f.message} for f in e.faults]
+            call.console.json({"ok": False, "faults": faults})
+        raise
+    if call.args.json:
+        call.console.json(
+            {
+                "ok": True,
+                "files": [name for name, _ in files],
+                "rules": len(parsed.rules),
+                "digest": parsed.digest,
+            }
+        )
+    else:
+        call.console.print(
+            "policy is valid: %d files, %d rules, digest %s"
+            % (len(files), len(parsed.rules), parsed.digest)
+        )
+    return 0
+
+
+def _facts(call: Call) -> policy.Facts:
+    import grp
+    import pwd
+
+    args = call.args
+    uid, groups = args.uid, args.group
+    try:
+        known = pwd.getpwnam(args.user)
+    except KeyError:
+        if uid is None:
+            raise NotFound(
+                "no user %s here" % printable(args.user), "give --uid and --group"
+            ) from None
+    else:
+        uid = known.pw_uid if uid is None else uid
+        if groups is None:
+            groups = []
+            for gid in os.getgrouplist(args.user, known.pw_gid):
+                try:
+                    groups.append(grp.getgrgid(gid).gr_name)
+                except KeyError:
+                    continue
+    host, tags = args.host, args.host_tag
+    if host is None or tags is None:
+        settings = config.load(call.paths.config)
+        host = host or settings.host.name or os.uname().nodename
+        tags = settings.host.tags if tags is None else tags
+    tty: Optional[bool] = None
+    command = None
+    if not args.login:
+        tty = args.tty == "yes" if args.tty else args.user_command is None
+        command = args.user_command or ""
+    return policy.Facts(
+        user=args.user,
+        uid=uid,
+        groups=tuple(groups or ()),
+        service=args.service,
+        host=host,
+        host_tags=frozenset(tags),
+        source=args.source,
+        claimed_source=args.claimed_source,
+        ruser=args.ruser,
+        tty=tty,
+        command=command,
+        login_shell=None if args.login else args.user_command is None,
+        tags=frozenset(args.tag),
+        claimed_tags=frozenset(args.claimed_tag),
+        outer=args.outer,
+    )
+
+
+def policy_explain(call: Call) -> int:
+    parsed = policy.parse_policy(_policy_files(call))
+    facts = _facts(call)
+    now = call.args.at or datetime.now(timezone.utc)
+    decision = policy.decide(facts, parsed, now)
+    traces = policy.explain(facts, parsed, now)
+    if call.args.json:
+        call.console.json(
+            {
+                "verdict": decision.verdict,
+                "rule": decision.rule,
+                "effect": decision.effect,
+                "reason": decision.reason,
+                "owner": decision.owner,
+                "expires": decision.expires,
+                "message": decision.message,
+                "policy": decision.policy,
+                "matched": list(decision.matched),
+                "facts": policy.facts_to_json(facts),
+                "rules": [
+                    {
+                        "rule": t.rule,
+                        "effect": t.effect,
+                        "matched": t.matched,
+                        "why": t.why,
+                        "decided": t.decided,
+                        "where": t.where,
+                    }
+                    for t in traces
+                ],
+            }
+        )
+        return 0
+    if decision.rule is None:
+        call.console.print("%s: no rule decides otherwise" % decision.verdict)
+    else:
+        call.console.print("%s: rule %s decides" % (decision.verdict, printable(decision.rule)))
+    for name, value in (
+        ("reason", decision.reason),
+        ("owner", decision.owner),
+        ("ends", decision.expires),
+        ("message", decision.message),
+    ):
+        if value:
+            call.console.print("  %-8s %s" % (name, printable(value)))
+    for trace in sorted(traces, key=lambda t: (not t.decided, not t.matched)):
+        mark = "*" if trace.decided else "+" if trace.matched else "-"
+        call.console.print(
+            "%s %s (%s, %s): %s"
+            % (
+                mark,
+                printable(trace.rule),
+                trace.effect,
+                printable(trace.where),
+                printable(trace.why),
+            )
+        )
+    return 0
+
+
+# This host
+
+
+def doctor(call: Call) -> int:
+    checks = hostsetup.doctor(call.machine())
+    if call.args.json:
+        call.console.print(hostsetup.checks_to_json(checks))
+    else:
+        marks = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}
+        for check in checks:
+            call.console.print(
+                "%s  %-14s %s" % (marks[check.state], check.name, printable(check.words))
+            )
+            if check.hint and check.state != "ok":
+                call.console.print("%22s%s" % ("-> ", printable(check.hint)))
+    bad = [check.name for check in checks if check.state == "fail"]
+    if bad:
+        raise DoctorFound("%d of %d checks failed: %s" % (len(bad), len(checks), ", ".join(bad)))
+    return 0
+
+
+def _report_change(call: Call, change: hostsetup.Change, already: str) -> int:
+    would = "would do" if call.args.dry_run else "done"
+    for line in change.done:
+        call.console.print("%s: %s" % (would, line))
+    if call.args.dry_run and change.diff:
+        call.console.out.write(change.diff)
+    if not change.done:
+        call.console.print(already)
+    for line in change.warnings:
+        call.console.warn(printable(line))
+    return 0
+
+
+def enable(call: Call) -> int:
+    change = hostsetup.enable(call.machine(), call.args.dry_run)
+    _report_change(call, change, "logins go through recuse already")
+    if change.done and not call.args.dry_run:
+        call.console.hint("sessions that are open now are not recorded; new ones are")
+    return 0
+
+
+def disable(call: Call) -> int:
+    change = hostsetup.disable(call.machine(), call.args.dry_run)
+    return _report_change(call, change, "logins do not go through recuse")
+
+
+def enroll(call: Call) -> int:
+    token = call.args.token
+    if token == "-":
+        token = sys.stdin.readline().strip()
+    # Only hosts have what this needs; an auditor's machine does without.
+    from recuse import ship
+
+    url = call.args.url or config.load(call.paths.config).central.url
+    if not url.startswith("https://"):
+        raise UsageError(
+            "central storage is %s: there is no collector to enrol with" % printable(url),
+            "give --url https://HOST:8443, and set it as url in [central] of recuse.toml",
+        )
+    if os.geteuid() != 0:
+        raise AccessDenied("only root can enrol this host", "run it with sudo")
+    ca = Path(call.args.ca) if call.args.ca else config.load(call.paths.config).central.ca
+    told = ship.enroll(url, token, call.paths, ca)
+    call.console.print("%s is enrolled with %s" % (told.prefix, printable(url)))
+    call.console.print("collector key %s" % told.fingerprint)
+    call.console.hint("compare that with what recuse-collector shows there")
+    if config.load(call.paths.config).central.url != url:
+        call.console.hint('set url = "%s" in [central] of recuse.toml' % printable(url))
+    return 0
+
+
+# Entry
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command; returns its exit code and prints every error itself."""
+    # Names and commands of users may be any bytes, the locale any: a list must not fail for it.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    console = Console(sys.stdout, sys.stderr)
+    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    try:
+        code = _main(argv, console)
+        sys.stdout.flush()
+        return code
+    except RecuseError as e:
+        _report(console, e)
+        if debug:
+            traceback.print_exc(file=sys.stderr)
+        return e.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has had enough; nothing is left to say, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as e:
+        if debug:
+            traceback.print_exc(file=sys.stderr)
+        console.note("error", "unexpected: %s: %s" % (type(e).__name__, printable(str(e))))
+        if not debug:
+            console.hint("run it again with recuse --debug, and report what that prints")
+        return 1
+
+
+def _report(console: Console, error: RecuseError) -> None:
+    try:
+        console.note("error", printable(error.message))
+        if isinstance(error, (ConfigError, PolicyError)):
+            for fault in error.faults:
+                console.note("error", printable(str(fault)))
+        if error.hint:
+            console.hint(printable(error.hint))
+    except BrokenPipeError:
+        pass
+
+
+def _main(argv: Optional[Sequence[str]], console: Console) -> int:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if getattr(args, "run", None) is None:
+        getattr(args, "group", parser).error("no command is given")
+    code: int = args.run(Call(args, console, config.Paths(args.root)))
+    return code

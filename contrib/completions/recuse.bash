@@ -1,0 +1,79 @@
+# bash completion for recuse(1)
+
+_recuse_ids() {
+    recuse sessions --json 2>/dev/null | sed -n 's/^ *"session": "\([sl]-[a-z2-7]*\)",\{0,1\}$/\1/p'
+}
+
+_recuse() {
+    local cur prev words cword command='' i
+    _init_completion -s 2>/dev/null || {
+        COMPREPLY=()
+        words=("${COMP_WORDS[@]}") cword=$COMP_CWORD
+        cur=${words[cword]} prev=${words[cword - 1]}
+    }
+    for ((i = 1; i < cword; i++)); do
+        case ${words[i]} in
+            -*) ;;
+            *)
+                command=${words[i]}
+                [[ $command == policy && $((i + 1)) -lt $cword ]] && command+=-${words[i + 1]}
+                break
+                ;;
+        esac
+    done
+
+    local options=''
+    case $prev in
+        --dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
+        -o | --output | --key | --host-key | --collector-key | --ca | --policy)
+            COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --user) COMPREPLY=($(compgen -u -- "$cur")); return ;;
+        --group) COMPREPLY=($(compgen -g -- "$cur")); return ;;
+        --verdict) COMPREPLY=($(compgen -W 'record exempt refuse' -- "$cur")); return ;;
+        --outcome)
+            COMPREPLY=($(compgen -W 'recorded partial exempt refused failed lost live' -- "$cur"))
+            return ;;
+        --outer) COMPREPLY=($(compgen -W 'record exempt' -- "$cur")); return ;;
+        --tty) COMPREPLY=($(compgen -W 'yes no' -- "$cur")); return ;;
+        --format) COMPREPLY=($(compgen -W 'cast cast3 text json' -- "$cur")); return ;;
+        --blobs) COMPREPLY=($(compgen -W 'require present skip' -- "$cur")); return ;;
+        --since | --until | --at) COMPREPLY=($(compgen -W 'now today yesterday' -- "$cur")); return ;;
+        -s | --speed | -i | --idle-limit | --start | --seek | --min-size | --url | --token | \
+            --service | --uid | --source | --claimed-source | --ruser | --command | --host | \
+            --host-tag | --tag | --claimed-tag)
+            return ;;
+    esac
+    case $command in
+        '')
+            options='status sync sessions show play export verify policy doctor enable disable
+                enroll --debug --version --help' ;;
+        status | sync | doctor) options='--json' ;;
+        sessions) options='--user --verdict --outcome --since --until --dir --json' ;;
+        show) options='--dir --json' ;;
+        play) options='--speed --idle-limit --start --seek --follow --raw --dir' ;;
+        export) options='--format --output --merge-stderr --plain --dir' ;;
+        verify)
+            options='--key --host-key --collector-key --blobs --min-size --dir --json' ;;
+        policy) options='check explain' ;;
+        policy-check) options='--json' ;;
+        policy-explain)
+            options='--user --service --uid --group --source --claimed-source --ruser --tty
+                --command --login --host --host-tag --tag --claimed-tag --outer --at --policy
+                --json' ;;
+        enable | disable) options='--dry-run' ;;
+        enroll) options='--url --token --ca' ;;
+    esac
+    if [[ -n $command && $cur != -* ]]; then
+        case $command in
+            show | play | export | verify)
+                COMPREPLY=($(compgen -W "$(_recuse_ids)" -- "$cur"))
+                [[ $command == play || $command == export ]] &&
+                    COMPREPLY+=($(compgen -f -X '!*.cast' -- "$cur"))
+                return ;;
+            policy-check) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        esac
+    fi
+    COMPREPLY=($(compgen -W "$options" -- "$cur"))
+}
+
+complete -o filenames -F _recuse recuse

@@ -1,0 +1,969 @@
+"""The command line over ledgers, recordings and a stand-in for the agent."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, Callable, Iterator, Optional
+
+import pytest
+
+from recuse import cli, hostsetup, keys, player, records
+from recuse.cast import Encoder
+from recuse.cli import main, parse_moment
+from recuse.ledger import Ledger
+from recuse.policy import Decision, Facts
+from recuse.spool import Spool
+
+AGENT = Path(cli.__file__).resolve().parents[1]
+ORIGIN = "example.org/recuse/host/web1/1"
+T0 = 1_767_225_600_000_000_000  # 2026-01-01T00:00:00Z
+S = 10**9
+HOST = records.Host(ORIGIN, "web1", "m" * 32, "b" * 32, "Debian", "0")
+RECORDED, EXEMPT, REFUSED = "s-aaaaaaaaaaaaaaaa", "s-aabbbbbbbbbbbbbb", "s-cccccccccccccccc"
+LIVE, FORWARD, EMPTY = "s-dddddddddddddddd", "l-ffffffffffffffff", "s-eeeeeeeeeeeeeeee"
+
+
+def facts(user: str) -> Facts:
+    return Facts(
+        user=user,
+        uid=1000,
+        groups=("staff",),
+        service="sshd",
+        host="web1",
+        host_tags=frozenset(),
+        source="192.0.2.7",
+        claimed_source=None,
+        ruser=None,
+        tty=True,
+        command=None,
+        login_shell=True,
+        tags=frozenset(),
+        claimed_tags=frozenset(),
+        outer=None,
+    )
+
+
+def decision(verdict: Any, user: str = "ann", rule: Optional[str] = None) -> Decision:
+    exempt = verdict == "exempt"
+    return Decision(
+        verdict=verdict,
+        rule=rule,
+        effect={"refuse": "deny"}.get(verdict, verdict),
+        reason="backup \x1b[31mjob" if exempt else None,
+        owner="ops" if exempt else None,
+        expires="2026-12-31" if exempt else None,
+        message="not today" if verdict == "refuse" else None,
+        policy="d" * 64,
+        matched=(rule,) if rule else (),
+        facts=facts(user),
+    )
+
+
+@dataclass
+class Made:
+    root: Path
+    ledger: Ledger
+    spool: Spool
+
+    def enter(self, build: Callable[..., bytes], at_s: float, *args: Any, **more: Any) -> None:
+        index = self.ledger.size
+        self.ledger.append([build(HOST, index, T0 + int(at_s * S), *args, **more)])
+
+    def login(self, name: str, user: str = "ann") -> records.Login:
+        return records.Login(
+            id=name,
+            user=user,
+            uid=1000,
+            auid=1000,
+            audit_session=5,
+            service="sshd",
+            source=records.Source("192.0.2.7:40112", "client"),
+            tty="ssh",
+            ruser=None,
+            pid=7,
+            started_ns=T0,
+        )
+
+    def session(self, name: str, login: records.Login, at_s: float, **more: Any) -> records.Session:
+        given: dict[str, Any] = dict(
+            id=name,
+            login=login,
+            kind="shell",
+            tty="/dev/pts/3",
+            command=None,
+            command_cut=False,
+            shell="/bin/bash",
+            pid=8,
+            started_ns=T0 + int(at_s * S),
+            mono_ns=5 * S,
+            rows=24,
+            cols=80,
+        )
+        return records.Session(**{**given, **more})
+
+    def segment(self, session: str, n: int, plain: bytes, t0: float, t1: float) -> None:
+        from recuse.spool import Cut
+
+        blob, size = self.spool.seal(Cut(session, n, plain, t0, t1, 2, 0, ()))
+        made = records.Segment(session, n, blob, size, len(plain), t0, t1, 2)
+        self.enter(records.segment_entry, 30, made)
+
+
+HEADER = b'{"version":2,"width":80,"height":24,"timestamp":1767225600}\n'
+
+
+def lines(*events: tuple[float, str, bytes]) -> bytes:
+    encoder = Encoder()
+    return b"".join(encoder.feed(t, code, data) for t, code, data in events)
+
+
+PARTS = (
+    HEADER + lines((0.0, "o", b"$ "), (0.01, "o", b"caf\xc3\xa9 \xff\r\n")),
+    lines((0.02, "r", b"100x30"), (0.03, "o", b"\x1b[31mbye\x1b[0m\r\n")),
+    lines((0.04, "o", b"end\r\n"), (0.04, "x", b"0")),
+)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Made]:
+    state = tmp_path / "var/lib/recuse"
+    for path in (state, tmp_path / "var/spool/recuse", tmp_path / "etc/recuse"):
+        path.mkdir(parents=True)
+    signer = keys.load_or_create(state / "host.key", ORIGIN)
+    keys.write_vkey(state / "host.pub", signer)
+    ledger = Ledger.open(state / "ledger", signer, T0)
+    spool = Spool(str(tmp_path / "var/spool/recuse"))
+    spool.prepare()
+    one = Made(tmp_path, ledger, spool)
+    record, exempt = decision("record"), decision("exempt", "bob", "backup")
+    refuse = decision("refuse", "eve", "no-eve")
+    ann, bob, eve = (
+        one.login("l-" + "a" * 16),
+        one.login("l-" + "b" * 16, "bob"),
+        one.login("l-" + "c" * 16, "eve"),
+    )
+    forward = one.login(FORWARD, "tom")
+    one.enter(records.start_entry, 0, None, "boot")
+    one.enter(records.login_entry, 0, ann, record)
+    first = one.session(RECORDED, ann, 1)
+    one.enter(records.open_entry, 1, first, record)
+    for n, part in enumerate(PARTS):
+        one.segment(RECORDED, n, part, n / 10, n / 10 + 0.05)
+    import hashlib
+
+    whole = b"".join(PARTS)
+    one.enter(
+        records.close_entry,
+        61,
+        first,
+        "record",
+        "recorded",
+        T0 + 61 * S,
+        0,
+        len(whole),
+        3,
+        hashlib.sha256(whole).hexdigest(),
+        decision=record,
+    )
+    one.enter(records.login_entry, 70, bob, exempt)
+    second = one.session(EXEMPT, bob, 71, kind="command", tty=None, command="rsync\n--server .")
+    one.enter(records.exempt_entry, 71, second, exempt)
+    one.enter(
+        records.close_entry,
+        75,
+        second,
+        "exempt",
+        "exempt",
+        T0 + 75 * S,
+        3,
+        0,
+        0,
+        None,
+        decision=exempt,
+    )
+    one.enter(records.login_entry, 80, eve, record)
+    one.enter(records.refused_entry, 80, one.session(REFUSED, eve, 80), refuse)
+    one.enter(records.logout_entry, 81, eve, None, 1)
+    one.enter(records.login_entry, 82, forward, record)
+    one.enter(records.logout_entry, 90, forward, "partial", 0, "limit")
+    one.enter(records.logout_entry, 91, ann, None, 1)
+    one.enter(records.logout_entry, 92, bob, None, 1)
+    ledger.checkpoint()
+    yield one
+    ledger.close()
+
+
+@dataclass
+class Run:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def recuse(made: Made, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("TZ", "UTC")
+
+    def run(*argv: str) -> Run:
+        capfd.readouterr()
+        code = main(["--root", str(made.root), *argv])
+        out, err = capfd.readouterr()
+        return Run(code, out, err)
+
+    return run
+
+
+# Listing
+
+
+def test_sessions_lists_exempt_apart(recuse: Any) -> None:
+    ran = recuse("sessions")
+    assert ran.code == 0 and ran.err == ""
+    titles = re.findall(r"^(\S.*) \((\d)\)$", ran.out, re.MULTILINE)
+    assert titles == [
+        ("recorded", "1"),
+        ("exempt from recording, on purpose", "1"),
+        ("refused", "1"),
+        ("logins without a session", "1"),
+    ]
+    assert re.search(r"%s .* 1 min .*ann .*sshd .*192.0.2.7:40112 .*recorded" % RECORDED, ran.out)
+    assert re.search(r"%s .*bob .*backup .*backup \\x1b\[31mjob$" % EXEMPT, ran.out, re.MULTILINE)
+    assert "\x1b" not in ran.out
+
+
+FIELDS = (
+    "session login seq user uid auid service source host tty command started ended verdict outcome "
+    "rule reason grant exit_status bytes owner kind segments"
+)
+
+
+def test_sessions_json_has_the_promised_fields(recuse: Any) -> None:
+    rows = {row["session"]: row for row in recuse("sessions", "--json").json["sessions"]}
+    assert set(rows) == {RECORDED, EXEMPT, REFUSED, FORWARD}
+    for row in rows.values():
+        assert set(FIELDS.split()) <= set(row)
+    assert rows[RECORDED]["bytes"] == len(b"".join(PARTS))
+    assert rows[EXEMPT]["command"] == "rsync\n--server ."
+    assert rows[EXEMPT]["exit_status"] == 3
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        (["--user", "bob"], {EXEMPT}),
+        (["--verdict", "refuse"], {REFUSED}),
+        (["--outcome", "recorded"], {RECORDED}),
+        (["--outcome", "live"], set()),
+        (["--since", "2026-01-01T00:01:20Z"], {REFUSED}),
+        (["--until", "2026-01-01T00:01:11Z"], {RECORDED, FORWARD}),
+        (
+            ["--since", "2026-01-01T00:00:01Z", "--until", "2026-01-01T00:01:20Z"],
+            {RECORDED, EXEMPT},
+        ),
+    ],
+)
+def test_sessions_filters(recuse: Any, argv: list[str], expected: set[str]) -> None:
+    rows = recuse("sessions", "--json", *argv).json["sessions"]
+    assert {row["session"] for row in rows} == expected
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("2h", datetime(2026, 3, 1, 10, 30, tzinfo=timezone.utc)),
+        ("3d ago", datetime(2026, 2, 26, 12, 30, tzinfo=timezone.utc)),
+        ("today", datetime(2026, 3, 1, tzinfo=timezone.utc)),
+        ("yesterday", datetime(2026, 2, 28, tzinfo=timezone.utc)),
+        ("08:15", datetime(2026, 3, 1, 8, 15, tzinfo=timezone.utc)),
+        ("2026-01-02T03:04:05Z", datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)),
+        ("2026-01-02T03:04:05+02:00", datetime(2026, 1, 2, 1, 4, 5, tzinfo=timezone.utc)),
+    ],
+)
+def test_moments(text: str, expected: datetime) -> None:
+    now = datetime(2026, 3, 1, 12, 30, tzinfo=timezone.utc)
+    assert parse_moment(text, now) == expected
+
+
+@pytest.mark.parametrize("text", ["", "soon", "25:99", "2026-13-01", "9" * 30 + "w", "1y"])
+def test_moments_that_are_none(recuse: Any, text: str) -> None:
+    ran = recuse("sessions", "--since", text)
+    assert ran.code == 2 and "recuse: error: argument --since" in ran.err
+
+
+def test_show_in_words(recuse: Any) -> None:
+    out = recuse("show", EXEMPT).out
+    for wanted in (
+        "user         bob (uid 1000, logged in as uid 1000)",
+        "from         192.0.2.7:40112 (claimed: client)",
+        "what         rsync\\x0a--server .",
+        "verdict      exempt, by rule backup",
+        "reason       backup \\x1b[31mjob",
+        "owner        ops",
+        "outcome      exempt",
+        "exit status  3",
+    ):
+        assert wanted in out
+    assert "recording    " in recuse("show", RECORDED).out
+
+
+def test_show_json_and_prefixes(recuse: Any) -> None:
+    assert recuse("show", "s-aaaa", "--json").json["session"] == RECORDED
+    assert recuse("show", "cccc", "--json").json["session"] == REFUSED
+    assert recuse("show", "l-ffff", "--json").json["gap"] == "limit"
+
+
+def test_ambiguous_and_unknown_ids(recuse: Any) -> None:
+    ran = recuse("show", "s-aa")
+    assert ran.code == 6
+    assert "recuse: error: 2 sessions begin with s-aa\n" in ran.err
+    assert "recuse: hint: give more of the id: " in ran.err
+    ran = recuse("show", "s-\x1b[2J")
+    assert ran.code == 6 and "no session s-\\x1b[2J" in ran.err
+    assert recuse("show", "").code == 6
+
+
+# Export and play
+
+
+def test_export_cast_is_the_recording_to_the_byte(recuse: Any, made: Made, tmp_path: Path) -> None:
+    target = tmp_path / "out.cast"
+    assert recuse("export", RECORDED, "-o", str(target)).code == 0
+    assert target.read_bytes() == b"".join(PARTS)
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert recuse("export", str(target), "--format", "text").out == "$ café \ufffd\nbye\nend\n"
+
+
+def test_export_formats(recuse: Any) -> None:
+    assert recuse("export", "s-aaa", "--format", "text").out == "$ café \ufffd\nbye\nend\n"
+    found = recuse("export", "s-aaa", "--format", "json").json
+    assert found["events"][1] == {"t": 0.01, "code": "o", "base64": "Y2Fmw6kg/w0K"}
+    first, *rest = recuse("export", "s-aaa", "--format", "cast3").out.split("\n")
+    assert json.loads(first)["term"] == {"cols": 80, "rows": 24}
+    plain = recuse("export", "s-aaa", "--plain").out
+    assert '"b"' not in plain and "caf\u00e9 \ufffd" in plain
+
+
+@pytest.mark.parametrize(
+    "which, words", [(EXEMPT, "was exempt from recording by rule backup"), (REFUSED, "was refused")]
+)
+def test_what_was_not_recorded_is_not_called_missing(recuse: Any, which: str, words: str) -> None:
+    for command in ("play", "export"):
+        ran = recuse(command, which)
+        assert ran.code == 6 and words in ran.err and "recuse show" in ran.err
+
+
+def _blobs(made: Made) -> list[Path]:
+    """Blobs of the recording in order of its segments."""
+    row = records.fold(map(records.parse, made.ledger.entries())).sessions[RECORDED]
+    out = made.root / "var/spool/recuse/out"
+    return [out / segment.blob for segment in row.segments]
+
+
+def test_a_missing_segment_becomes_a_gap(recuse: Any, made: Made) -> None:
+    _blobs(made)[1].unlink()
+    ran = recuse("export", RECORDED, "--format", "text")
+    assert ran.code == 0
+    assert ran.out == ("$ café \ufffd\n[gap: stream=o cause=missing-segment segment=1]\nend\n")
+    assert "recuse: warning: segments missing: 1\n" in ran.err
+
+
+def test_a_missing_first_segment_still_plays(recuse: Any, made: Made) -> None:
+    _blobs(made)[0].unlink()
+    assert recuse("play", RECORDED, "--speed", "inf").out.endswith(
+        "[gap: stream=o cause=missing-segment segment=0]\n\x1b[31mbye\x1b[0m\r\nend\r\n"
+    )
+
+
+def test_all_segments_shipped_elsewhere(recuse: Any, made: Made) -> None:
+    config = made.root / "etc/recuse/recuse.toml"
+    config.write_text('[central]\nurl = "https://c.example:8443"\n')
+    for path in _blobs(made):
+        path.unlink()
+    ran = recuse("play", RECORDED)
+    assert ran.code == 6
+    assert "no segment of session" in ran.err
+    assert "https://c.example:8443; there: recuse play --dir STORE s-aaa" in ran.err
+
+
+def test_an_altered_segment_is_refused(recuse: Any, made: Made) -> None:
+    path = _blobs(made)[0]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(bytes(data))
+    ran = recuse("play", RECORDED)
+    assert ran.code == 14 and "segment 0 of %s was altered" % RECORDED in ran.err
+
+
+def test_play_without_terminals_plays_straight(recuse: Any) -> None:
+    ran = recuse("play", RECORDED)
+    assert ran.code == 0
+    assert ran.out == "$ café \ufffd\r\n\x1b[31mbye\x1b[0m\r\nend\r\n"
+
+
+def test_play_raw_sends_every_byte(made: Made) -> None:
+    ran = _command(made, "play", "--raw", RECORDED, stdin=subprocess.DEVNULL)
+    assert ran.stdout == "$ café ".encode() + b"\xff\r\n\x1b[31mbye\x1b[0m\r\nend\r\n"
+
+
+def test_torn_file_is_played_and_reported(recuse: Any, tmp_path: Path) -> None:
+    path = tmp_path / "torn.cast"
+    path.write_bytes(HEADER + lines((0.0, "o", b"x\r\n")) + b'[1.0,"o","y')
+    ran = recuse("export", str(path), "--format", "text")
+    assert ran.code == 0 and ran.out == "x\n"
+    assert "recuse: warning: line 3 was cut off after 11 bytes, ignoring it\n" in ran.err
+
+
+def test_garbage_file_names_its_line(recuse: Any, tmp_path: Path) -> None:
+    path = tmp_path / "bad.cast"
+    path.write_bytes(HEADER + b"nonsense\n" + lines((0.0, "o", b"x")))
+    ran = recuse("play", str(path))
+    assert ran.code == 15 and ran.err.startswith("recuse: error: recording, line 2: not JSON")
+    assert recuse("play", "./nowhere.cast").code == 6
+
+
+def _command(made: Made, *argv: str, **more: Any) -> "subprocess.CompletedProcess[bytes]":
+    script = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); from recuse.cli import main; "
+        "sys.exit(main())"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", script, str(AGENT), "--root", str(made.root), *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        check=False,
+        **more,
+    )
+
+
+def test_a_reader_that_leaves_is_no_error(made: Made) -> None:
+    script = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); from recuse.cli import main; "
+        "sys.exit(main())"
+    )
+    ours, theirs = os.pipe()
+    os.close(ours)
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, str(AGENT), "--root", str(made.root), "sessions"],
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+    )
+    os.close(theirs)
+    _, err = child.communicate()
+    assert err == b"" and child.returncode == 141
+
+
+# On a terminal
+
+
+class Terminal:
+    """A pty with `recuse play` on it."""
+
+    def __init__(self, *argv: str, size: tuple[int, int] = (24, 80)) -> None:
+        import fcntl
+        import struct
+        import termios
+
+        self.fd, self.theirs = pty.openpty()
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+        self.before = termios.tcgetattr(self.theirs)
+        script = (
+            "import sys; sys.path.insert(0, sys.argv.pop(1)); from recuse.cli import main; "
+            "sys.exit(main())"
+        )
+        self.child = subprocess.Popen(
+            [sys.executable, "-c", script, str(AGENT), *argv],
+            stdin=self.theirs,
+            stdout=self.theirs,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.seen = b""
+
+    def until(self, wanted: bytes) -> bytes:
+        """Read until `wanted` is shown; return what came, and forget it."""
+        while wanted not in self.seen:
+            ready, _, _ = select.select([self.fd], [], [], 20)
+            assert ready, "waited for %r, have %r" % (wanted, self.seen)
+            self.seen += os.read(self.fd, 65536)
+        at = self.seen.index(wanted) + len(wanted)
+        found, self.seen = self.seen[:at], self.seen[at:]
+        return found
+
+    def press(self, keys: bytes) -> None:
+        os.write(self.fd, keys)
+
+    def finish(self) -> tuple[int, str]:
+        """Wait for the end; the terminal must be as it was."""
+        import termios
+
+        _, err = self.child.communicate(timeout=20)
+        assert termios.tcgetattr(self.theirs) == self.before
+        return self.child.returncode, err.decode()
+
+    def close(self) -> None:
+        if self.child.poll() is None:
+            self.child.kill()
+            self.child.communicate()
+        os.close(self.fd)
+        os.close(self.theirs)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., Terminal]]:
+    made: list[Terminal] = []
+
+    def start(*argv: str, **more: Any) -> Terminal:
+        made.append(Terminal(*argv, **more))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.close()
+
+
+def _write_cast(path: Path, *events: tuple[float, str, bytes], header: bytes = HEADER) -> str:
+    path.write_bytes(header + lines(*events))
+    return str(path)
+
+
+def test_keys_pause_step_seek_and_quit(tmp_path: Path, terminal: Any) -> None:
+    events = [(0.0, "o", b"<zero>")] + [(1e5 * n, "o", b"<%d>" % n) for n in range(1, 5)]
+    shown = terminal("play", _write_cast(tmp_path / "x.cast", *events))
+    shown.until(b"<zero>")
+    shown.press(b".")
+    shown.until(b"<1>")
+    shown.press(b"..")
+    shown.until(b"<3>")
+    shown.press(b",")
+    again = shown.until(b"<2>")
+    assert b"\x1b[2J" in again and b"<zero><1><2>" in again and b"<3>" not in again
+    # An answer of the terminal holds a q and an escape; neither is a key.
+    shown.press(b"\x1b]11;rgb:q\x07\x1b[?1;2c\x1b[6;1R.")
+    shown.until(b"<3>")
+    shown.press(b"\x1b[D")
+    assert b"<2>" in shown.until(b"<2>")
+    shown.press(b"q")
+    code, err = shown.finish()
+    assert (code, err) == (0, "")
+
+
+def test_interrupt_and_alternate_screen_leave_the_terminal_sane(
+    tmp_path: Path, terminal: Any
+) -> None:
+    path = _write_cast(tmp_path / "x.cast", (0.0, "o", b"\x1b[?1049hin"), (1e6, "o", b"never"))
+    shown = terminal("play", path)
+    shown.until(b"in")
+    shown.press(b"\x03")
+    shown.until(b"\x1b[?1049l\x1b[!p")
+    assert shown.finish()[0] == 0
+
+
+def test_termination_restores_the_terminal(tmp_path: Path, terminal: Any) -> None:
+    shown = terminal("play", _write_cast(tmp_path / "x.cast", (0.0, "o", b"on"), (1e6, "o", b"x")))
+    shown.until(b"on")
+    shown.child.terminate()
+    assert shown.finish()[0] == 143
+
+
+def test_start_and_idle_limit(tmp_path: Path, terminal: Any) -> None:
+    path = _write_cast(tmp_path / "x.cast", *[(n * 1e5, "o", b"<%d>" % n) for n in range(4)])
+    shown = terminal("play", "--start", "150000", "--idle-limit", "0.01", path)
+    shown.until(b"<0><1>")
+    shown.until(b"<3>")
+    assert shown.finish()[0] == 0
+
+
+def test_a_recording_larger_than_the_terminal_is_hinted_at(tmp_path: Path, terminal: Any) -> None:
+    path = _write_cast(tmp_path / "x.cast", (0.0, "o", b"x"), (0.1, "r", b"200x50"))
+    code, err = terminal("play", path, size=(10, 40)).finish()
+    assert "recuse: hint: recorded at 80x24, this terminal has 40x10" in err
+    assert "recorded at 200x50" in err
+
+
+def test_following_a_live_session_until_it_ends(made: Made, terminal: Any) -> None:
+    login = made.login("l-" + "d" * 16)
+    made.enter(records.open_entry, 100, made.session(LIVE, login, 100), decision("record"))
+    path = made.root / "var/spool/recuse/live" / (LIVE + ".cast")
+    with open(path, "wb", buffering=0) as f:
+        f.write(HEADER + lines((0.0, "o", b"first")))
+        shown = terminal("--root", str(made.root), "play", "-f", LIVE)
+        shown.until(b"first")
+        f.write(lines((500.0, "o", b"sec"))[:-3])
+        f.write(lines((500.0, "o", b"sec"))[-3:] + lines((501.0, "o", b"\xff!")))
+        shown.until(b"sec\xef\xbf\xbd!")
+        f.write(lines((502.0, "o", b"last"), (502.0, "x", b"0")))
+        shown.until(b"last")
+    assert shown.finish()[0] == 0
+
+
+def test_a_live_session_can_be_played_exported_and_listed(recuse: Any, made: Made) -> None:
+    login = made.login("l-" + "d" * 16)
+    made.enter(records.open_entry, 100, made.session(LIVE, login, 100), decision("record"))
+    path = made.root / "var/spool/recuse/live" / (LIVE + ".cast")
+    path.write_bytes(HEADER + lines((0.0, "o", b"now\r\n")))
+    assert recuse("export", LIVE, "--format", "text").out == "now\n"
+    assert recuse("sessions", "--outcome", "live", "--json").json["sessions"][0]["session"] == LIVE
+
+
+def test_keys_are_parsed_from_what_terminals_send() -> None:
+    assert player.parse_keys(b" q.,\x1b[C\x1bOD\x1b[A\x1b[B\x03") == [
+        "pause",
+        "quit",
+        "forward",
+        "back",
+        "right",
+        "left",
+        "faster",
+        "slower",
+        "quit",
+    ]
+    assert player.parse_keys(b"\x1b[<0;5;5Mx\x1bq\x1bP1$rq\x1b\\") == []
+
+
+# Verification
+
+
+def test_verify_on_the_host(recuse: Any) -> None:
+    ran = recuse("verify")
+    assert ran.code == 0, ran.out + ran.err
+    assert "verified" in ran.out and "recorded" in ran.out and "exempt" in ran.out
+    assert recuse("verify", "--json").json["ok"] is True
+    assert recuse("verify", "s-aaa").out == "session %s verified\n" % RECORDED
+
+
+def _flip(path: Path, at: int = -2) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(bytes(data))
+
+
+def test_verify_names_every_fault(recuse: Any, made: Made) -> None:
+    _flip(_blobs(made)[0])
+    _blobs(made)[2].unlink()
+    ran = recuse("verify")
+    assert ran.code == 10
+    faults = [line for line in ran.out.split("\n") if "fault:" in line]
+    assert len(faults) >= 2
+    assert any("segment 0" in one for one in faults) and any("segment 2" in one for one in faults)
+    assert ran.err.startswith("recuse: error: verification found ")
+    found = recuse("verify", "--json").json
+    assert found["ok"] is False and len(found["ledgers"][0]["faults"]) >= 2
+    assert recuse("verify", RECORDED).code == 10
+    assert recuse("verify", EXEMPT).code == 0
+
+
+def test_verify_a_copied_ledger_with_the_public_key_alone(
+    recuse: Any, made: Made, tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(made.root / "var/lib/recuse/ledger", copy / "ledger")
+    pub = str(made.root / "var/lib/recuse/host.pub")
+    assert recuse("verify", "--dir", str(copy), "--key", pub, "--blobs", "present").code == 0
+    assert recuse("verify", "--dir", str(copy), "--key", pub).code == 10  # no segment is there
+    ran = recuse("verify", "--dir", str(copy), "--blobs", "present")
+    assert ran.code == 14 and "no trusted key for host" in ran.err
+    other = keys.load_or_create(tmp_path / "other.key", ORIGIN)
+    ran = recuse("verify", "--dir", str(copy), "--key", other.vkey, "--blobs", "present")
+    assert ran.code == 10 and "sign" in ran.out
+    shutil.copy(pub, copy / "host.pub")
+    ran = recuse("verify", "--dir", str(copy), "--blobs", "present")
+    assert ran.code == 0 and "taken from" in ran.err
+
+
+def test_verify_remembers_how_long_the_ledger_was(recuse: Any, made: Made) -> None:
+    assert recuse("verify", "--min-size", str(made.ledger.size + 1)).code == 10
+
+
+# Policy
+
+
+RULES = """
+[[rule]]
+name = "backup"
+effect = "exempt"
+users = ["bob"]
+reason = "nightly"
+owner = "ops"
+expires = 2099-12-31
+
+[[rule]]
+name = "no-eve"
+effect = "deny"
+users = ["eve"]
+message = "not today"
+"""
+
+
+def test_policy_check(recuse: Any, made: Made) -> None:
+    directory = made.root / "etc/recuse/policy.d"
+    directory.mkdir()
+    (directory / "a.toml").write_text(RULES)
+    assert recuse("policy", "check").out.startswith("policy is valid: 1 files, 2 rules, digest ")
+    assert recuse("policy", "check", "--json").json["rules"] == 2
+    bad = made.root / "bad.toml"
+    bad.write_text('[[rule]]\nname = "x"\neffect = "perhaps"\nusres = []\n')
+    ran = recuse("policy", "check", str(bad))
+    assert ran.code == 4
+    assert "bad.toml:3:" in ran.err and "bad.toml:4:" in ran.err
+    found = recuse("policy", "check", str(bad), "--json").json
+    assert found["ok"] is False and {f["line"] for f in found["faults"]} >= {3, 4}
+    assert recuse("policy", "check", "/nowhere.toml").code == 6
+
+
+def test_policy_explain(recuse: Any, made: Made) -> None:
+    path = made.root / "rules.toml"
+    path.write_text(RULES)
+    common = ["--service", "sshd", "--uid", "5", "--group", "x", "--policy", str(path)]
+    out = recuse("policy", "explain", "--user", "bob", *common).out
+    assert out.startswith("exempt: rule backup decides\n")
+    assert "reason   nightly" in out and re.search(
+        r"^\* backup \(exempt, .*rules.toml:2\)", out, re.M
+    )
+    assert re.search(r"^- no-eve ", out, re.M)
+    found = recuse("policy", "explain", "--user", "eve", *common, "--json").json
+    assert found["verdict"] == "refuse" and found["message"] == "not today"
+    assert found["facts"]["user"] == "eve"
+    later = recuse(
+        "policy", "explain", "--user", "bob", *common, "--at", "2100-01-02", "--json"
+    ).json
+    assert later["verdict"] == "record"
+    ran = recuse("policy", "explain", "--user", "no-such-user", "--service", "sshd")
+    assert ran.code == 6 and "give --uid" in ran.err
+
+
+# The agent
+
+
+class FakeAgent:
+    """Answers the control socket."""
+
+    def __init__(self, root: Path, answers: dict[str, Any]) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self._answers = answers
+        run = root / "run/recuse"
+        run.mkdir(parents=True)
+        self._listener = socket.socket(socket.AF_UNIX)
+        here = os.open(".", os.O_RDONLY)
+        os.chdir(run)
+        self._listener.bind("control.sock")
+        os.fchdir(here)
+        os.close(here)
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection, connection.makefile("rwb") as f:
+                request = json.loads(f.readline())
+                if request.get("verb") == "stop":
+                    return
+                self.asked.append(request)
+                answer = self._answers[request["verb"]]
+                f.write(
+                    answer if isinstance(answer, bytes) else json.dumps(answer).encode() + b"\n"
+                )
+
+    def stop(self, root: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(str(root / "run/recuse/control.sock"))
+            s.sendall(b'{"verb":"stop"}\n')
+        self._thread.join()
+        self._listener.close()
+
+
+@pytest.fixture
+def agent(tmp_path_factory: pytest.TempPathFactory, capfd: Any) -> Iterator[Any]:
+    # Short: the path of a socket has 107 bytes.
+    import shutil
+    import tempfile
+
+    root = Path(tempfile.mkdtemp(prefix="rc"))
+    made: list[FakeAgent] = []
+
+    def start(**answers: Any) -> Callable[..., Run]:
+        made.append(FakeAgent(root, answers))
+
+        def run(*argv: str) -> Run:
+            capfd.readouterr()
+            code = main(["--root", str(root), *argv])
+            return Run(code, *capfd.readouterr())
+
+        run.asked = made[0].asked  # type: ignore[attr-defined]
+        return run
+
+    yield start
+    for one in made:
+        one.stop(root)
+    shutil.rmtree(root)
+
+
+def test_status(agent: Any) -> None:
+    run = agent(status={"ok": True, "version": "1", "live": {"record": 2}, "healthy": True})
+    assert run("status", "--json").json == {
+        "version": "1",
+        "live": {"record": 2},
+        "healthy": True,
+        "enabled": False,
+    }
+    assert re.search(r"^version: +1$", run("status").out, re.M)
+    assert "  record:            2\n" in run("status").out
+
+
+def test_sync_and_its_refusal(agent: Any) -> None:
+    run = agent(sync={"ok": False, "error": "uid 1 may not ask for sync", "hint": "h", "exit": 7})
+    ran = run("sync")
+    assert ran.code == 7
+    assert ran.err == "recuse: error: uid 1 may not ask for sync\nrecuse: hint: h\n"
+
+
+@pytest.mark.parametrize("answer", [b"", b"{}", b"[]\n", b"\xff\n", b'{"ok":1}\n'])
+def test_an_agent_that_talks_nonsense(agent: Any, answer: bytes) -> None:
+    ran = agent(status=answer)("status")
+    assert ran.code in (1, 8) and ran.err.startswith("recuse: error: agent")
+
+
+def test_no_agent(recuse: Any) -> None:
+    ran = recuse("status")
+    assert ran.code == 8 and "recuse: hint: " in ran.err
+
+
+def test_users_see_their_own_sessions_through_the_agent(
+    agent: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recuse import catalog
+    from recuse.errors import AccessDenied
+
+    def refuse(*_: object) -> catalog.Catalog:
+        raise AccessDenied("the ledger of this host is for root alone", "run it with sudo")
+
+    monkeypatch.setattr(catalog, "open_catalog", refuse)
+    row = {"session": RECORDED, "user": "ann", "started": "2026-01-01T00:00:00.000000000Z"}
+    run = agent(sessions={"ok": True, "sessions": [row]})
+    assert run("sessions", "--json").json == {"sessions": [row]}
+    assert run.asked[0] == {"verb": "sessions", "ended": True}
+    assert run("show", "s-aaa", "--json").json == row
+    assert run("show", "s-x").code == 6
+    assert run("play", "s-aaa").code == 7
+
+
+# Manners
+
+
+def test_usage_errors_have_no_usage_dump(recuse: Any) -> None:
+    for argv in ([], ["nonsense"], ["policy"], ["play"], ["play", "x", "--speed", "0"]):
+        ran = recuse(*argv)
+        assert ran.code == 2 and ran.err.startswith("recuse: error: ") and "usage:" not in ran.err
+
+
+def test_unexpected_errors_are_one_line(recuse: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hostsetup, "doctor", lambda m: 1 / 0)
+    ran = recuse("doctor")
+    assert ran.code == 1
+    assert ran.err == (
+        "recuse: error: unexpected: ZeroDivisionError: division by zero\n"
+        "recuse: hint: run it again with recuse --debug, and report what that prints\n"
+    )
+    assert "Traceback" in recuse("--debug", "doctor").err
+
+
+def test_doctor_and_enable_exit_with_their_code(recuse: Any) -> None:
+    ran = recuse("doctor")
+    assert ran.code == 11 and "FAIL  shell" in ran.out
+    assert recuse("doctor", "--json").json["worst"] == "fail"
+    ran = recuse("enable")
+    assert ran.code == 11 and "logins would break" in ran.err
+    assert recuse("disable").out == "logins do not go through recuse\n"
+
+
+def test_enroll_needs_a_url(recuse: Any) -> None:
+    ran = recuse("enroll", "--token", "t")
+    assert ran.code == 2 and "no collector to enrol with" in ran.err
+
+
+def test_every_error_class_has_its_own_exit_code() -> None:
+    from recuse import cast, errors
+
+    classes = [
+        c
+        for c in vars(errors).values()
+        if isinstance(c, type)
+        and issubclass(c, errors.RecuseError)
+        and not c.__name__.startswith("_")
+    ]
+    codes = [c.exit_code for c in [*classes, cast.CastError]]
+    assert len(set(codes)) == len(codes)
+    page = (AGENT.parent / "docs/man/recuse.1").read_text()
+    listed = set(map(int, re.findall(r"^\.It (\d+)$", page, re.MULTILINE)))
+    assert listed >= {0, 2, *codes}
+
+
+def test_every_option_is_in_the_manual_and_the_completions() -> None:
+    parser = cli.make_parser()
+    page = (AGENT.parent / "docs/man/recuse.1").read_text()
+    bash = (AGENT.parent / "contrib/completions/recuse.bash").read_text()
+    zsh = (AGENT.parent / "contrib/completions/_recuse").read_text()
+
+    def walk(one: Any) -> Iterator[tuple[str, Any]]:
+        for action in one._actions:
+            if isinstance(action.choices, dict):
+                for name, inner in action.choices.items():
+                    yield name, None
+                    yield from walk(inner)
+            elif action.help != "==SUPPRESS==":
+                for option in action.option_strings:
+                    yield option, None
+
+    for name, _ in walk(parser):
+        if name in ("-h", "--help"):
+            continue
+        flags = name[: len(name) - len(name.lstrip("-"))].replace("-", "Fl ")
+        assert flags + name.lstrip("-") in page, name
+        if len(name) > 2:
+            assert name in bash, name
+            assert name in zsh, name
+
+
+def test_time_zone_of_the_viewer(recuse: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    monkeypatch.setenv("TZ", "Etc/GMT-2")
+    time.tzset()
+    try:
+        assert "2026-01-01 02:00:01" in recuse("show", RECORDED).out
+        since = parse_moment("2026-01-01", datetime.now().astimezone())
+        assert since == datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=2)))
+    finally:
+        monkeypatch.delenv("TZ")
+        time.tzset()
+
+
+def test_console_writes_where_it_is_told() -> None:
+    console = cli.Console(io.StringIO(), io.StringIO())
+    console.print("x")
+    console.warn("y")
+    assert (console.out.getvalue(), console.err.getvalue()) == ("x\n", "recuse: warning: y\n")
