@@ -477,9 +477,10 @@ class Ledger:
         for expected, n in enumerate(full):
             if n != expected:
                 raise LedgerError(f"ledger {self._path}: {entries_path(expected)} is missing")
-        # A crash between writing the full name and removing the other cannot be: it is a rename.
-        if len(part) > 1 or (part and part[0] != len(full)):
-            raise LedgerError(f"ledger {self._path}: {entries_path(part[-1])}.part is out of place")
+        if part and part[-1] > len(full):
+            raise LedgerError(f"ledger {self._path}: {entries_path(len(full))} is missing")
+        if len(part) > 1 or (part and part[0] < len(full)):
+            raise LedgerError(f"ledger {self._path}: {entries_path(part[0])}.part is out of place")
         return len(full)
 
     def _load(self, tail: Sequence[bytes], signed: Checkpoint, notes: List[str]) -> None:
@@ -634,9 +635,13 @@ class Ledger:
     def _append(self, entries: Sequence[bytes], frames: bytes) -> None:
         if self._tail_fd < 0:
             path = self._bundle()
-            self._tail_fd = _create(path, os.O_WRONLY | os.O_APPEND)
-            self._tail_bytes = 0
-            sync_directory(os.path.dirname(path))
+            fd = _create(path, os.O_WRONLY | os.O_APPEND)
+            try:
+                sync_directory(os.path.dirname(path))
+            except OSError:
+                os.close(fd)
+                raise
+            self._tail_fd, self._tail_bytes = fd, 0
         try:
             _write_all(self._tail_fd, frames)
         except OSError:
@@ -704,8 +709,8 @@ class Ledger:
             carry = filled.frontier.root()
         levels.extend(old[len(levels) :])
         part = self._bundle()
+        # Not made durable: should the rename be lost in a crash, all this is done again.
         os.rename(part, part[: -len(".part")])
-        sync_directory(os.path.dirname(part))
         for level, one in enumerate(levels):
             if not one.hashes:
                 _unlink(f"{self._tile(level, self._bundles // TILE_WIDTH**level)}.part")
