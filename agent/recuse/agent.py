@@ -9,56 +9,34 @@ command line.
 from __future__ import annotations
 
 import argparse
-import array
 import asyncio
-import json
 import os
 import pwd
 import signal
-import socket
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple
 
 from . import __version__, records, wire
 from .book import Book, NotEntered
-from .config import Config, Paths, load
-from .errors import ConfigError, PolicyError, RecuseError, SpoolError, WireError
+from .config import Config, Paths
+from .door import Connection, Door
+from .errors import RecuseError, SpoolError
 from .host import Account, Identity, Kernel, Peer, Stat
 from .journal import Journal
 from .live import LiveFiles, LiveLogin, LiveSession
+from .orphan import adopt_orphans
 from .policy import UNKNOWN_SOURCE, Decision, Facts, Policy, decide
 from .sealing import Sealed, Sealer
-from .spool import Reserve, Spool
+from .spool import Spool
+from .upkeep import Notifier, Upkeep
 from .wire import Verdict
+from .wording import cast_header, notice, refusal
 
-PATIENCE_SECONDS = 10.0  # for a peer that has connected and says nothing
 RETRY_SECONDS = 5.0
-MAX_BACKLOG = 128
 FALLBACK_SHELL = "/bin/sh"
-
-# Who may send what, by the uid that the kernel says the peer had when it connected.
-FROM_ROOT = (wire.Login, wire.Logout)
-FROM_SHELL = (wire.SessionRequest,)
-FROM_RELAY = (wire.Signal,)
-
-
-class OutOfTurn(Exception):
-    """The peer sent what it may not send."""
-
-
-@dataclass(eq=False)
-class Connection:
-    """One process of the host module; at most one request is under way."""
-
-    sock: socket.socket
-    peer: Peer
-    pidfd: int
-    busy: bool = False
-    relay: Optional[LiveSession] = None  # set once it relays: then the connection stays
-    timer: Optional[asyncio.TimerHandle] = None
 
 
 @dataclass(frozen=True)
@@ -69,28 +47,6 @@ class Place:
     outer: Optional[LiveSession] = None
     pids: FrozenSet[int] = frozenset()
     tty: int = 0
-
-
-@dataclass
-class Notifier:
-    """Tells systemd; without systemd, nobody."""
-
-    state: Dict[str, int] = field(default_factory=dict)
-
-    def notify(self, state: str, fds: Sequence[int] = ()) -> None:
-        from systemd import daemon
-
-        try:
-            daemon.notify(state, fds=list(fds) or None)
-        except OSError:
-            pass  # not our business to fail over
-
-    def keep(self, name: str, fd: int) -> None:
-        """Leave a copy of a descriptor with systemd, over restarts."""
-        self.notify(f"FDSTORE=1\nFDNAME={name}", (fd,))
-
-    def drop(self, name: str) -> None:
-        self.notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
 
 class Agent:
@@ -108,171 +64,60 @@ class Agent:
         recuse_uid: int,
     ) -> None:
         self.paths = paths
-        self.config = config
-        self.policy = policy
         self.kernel = kernel
         self.journal = journal
         self.notifier = notifier
         self.book = book
         self.recuse_uid = recuse_uid
         self.boot_id = book.host.boot_id
+        self.started_ns = kernel.now_ns()
+        self.renewed = False  # the ledger is another than that of the sessions before the start
         self.spool = Spool(str(paths.spool))
-        self.reserve = Reserve(str(paths.spool / "reserve"), config.spool.reserve)
+        self.upkeep = Upkeep(paths, config, policy, kernel, journal, notifier, book, self.spool)
         self.sealer = Sealer(self.spool, book, kernel, journal, lambda: self.config.spool)
+        self.sealer.on_tick.append(self.upkeep.look_at_space)
+        self.door = Door(kernel, journal, recuse_uid, self._serve, self._relay_hung_up)
         self.files = LiveFiles(paths.sessions)
         self.logins: Dict[str, LiveLogin] = {}
         self.sessions: Dict[str, LiveSession] = {}
-        self.full = False
-        self.disabled = False
-        self.config_path = paths.config
-        self.started_ns = kernel.now_ns()
-        self.faults: Dict[str, str] = {}  # what is wrong with configuration and policy, by file
-        self.on_reload: List[Callable[[], None]] = []
-        self._reloading = asyncio.Lock()
-        self._connections: Set[Connection] = set()
         self._tasks: Set["asyncio.Task[Any]"] = set()
-        book.on_fault = self.reserve.release
-        self.sealer.on_tick.append(self.look_at_space)
 
-    # -- connections -----------------------------------------------------------------
+    @property
+    def config(self) -> Config:
+        return self.upkeep.config
 
-    def listen(self, listener: socket.socket) -> None:
-        """Answer a listening SEQPACKET socket from now on."""
-        listener.setblocking(False)
-        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+    @property
+    def policy(self) -> Policy:
+        return self.upkeep.policy
 
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(MAX_BACKLOG):
-            try:
-                sock, _ = listener.accept()
-            except OSError:
-                return
-            sock.setblocking(False)
-            try:
-                peer, pidfd = self.kernel.peer(sock)
-            except (OSError, ValueError):
-                sock.close()
-                continue
-            self.adopt_connection(Connection(sock, peer, pidfd))
+    async def _serve(
+        self, connection: Connection, message: wire.Message, fds: List[int]
+    ) -> None:
+        if isinstance(message, wire.Login):
+            await self._on_login(connection, message)
+        elif isinstance(message, wire.Logout):
+            await self._on_logout(connection, message)
+        elif isinstance(message, wire.SessionRequest):
+            await self._on_session(connection, message, fds)
 
-    def adopt_connection(self, connection: Connection) -> None:
-        """Hear what a connection says from now on."""
-        loop = asyncio.get_running_loop()
-        self._connections.add(connection)
-        loop.add_reader(connection.sock, self._readable, connection)
-        if connection.relay is None:
-            connection.timer = loop.call_later(PATIENCE_SECONDS, self.hang_up, connection)
-
-    def hang_up(self, connection: Connection) -> None:
-        """Close a connection; a session does not end by that."""
-        if connection not in self._connections:
-            return
-        self._connections.discard(connection)
-        asyncio.get_running_loop().remove_reader(connection.sock)
-        if connection.timer is not None:
-            connection.timer.cancel()
-        if connection.relay is not None:
-            self.notifier.drop(f"c-{connection.relay.id}")
-        connection.sock.close()
-        if connection.pidfd >= 0:
-            os.close(connection.pidfd)
-            connection.pidfd = -1
-
-    def _readable(self, connection: Connection) -> None:
-        size = socket.CMSG_SPACE(wire.MAX_FDS * array.array("i").itemsize)
-        try:
-            packet, ancillary, flags, _ = connection.sock.recvmsg(wire.MAX_MESSAGE, size)
-        except BlockingIOError:
-            return
-        except OSError:
-            self.hang_up(connection)
-            return
-        fds = _received(ancillary)
-        if not packet or connection.busy:
-            _close(fds)
-            self.hang_up(connection)
-            return
-        try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                raise OutOfTurn("a message that is too long")
-            message = self._permit(connection, packet, fds)
-        except (OutOfTurn, WireError) as error:
-            _close(fds)
-            self._refuse_peer(connection, str(error))
-            return
-        if isinstance(message, wire.Signal):
-            if connection.relay is not None and not connection.relay.ended:
-                self.kernel.wake(connection.peer.pid)
-            return
-        connection.busy = True
-        self.spawn(self._serve(connection, message, fds))
-
-    def _permit(self, connection: Connection, packet: bytes, fds: Sequence[int]) -> wire.Message:
-        message = wire.decode(packet)
-        if connection.relay is not None:
-            allowed: Tuple[type, ...] = FROM_RELAY
-        else:
-            allowed = ()
-            if connection.peer.uid == 0:
-                allowed += FROM_ROOT
-            if connection.peer.uid == self.recuse_uid:
-                allowed += FROM_SHELL
-        if not isinstance(message, allowed):
-            raise OutOfTurn(f"{type(message).__name__} is not for it to send")
-        has_tty = isinstance(message, wire.SessionRequest) and bool(
-            message.flags & wire.SESSION_HAS_TTY
-        )
-        if len(fds) != (2 if has_tty else 0):
-            raise OutOfTurn(f"{len(fds)} descriptors came with the message")
-        return message
-
-    def _refuse_peer(self, connection: Connection, fault: str) -> None:
-        peer = connection.peer
-        self.journal.write("peer-refused", pid=peer.pid, uid=peer.uid, fault=fault)
-        self.hang_up(connection)
-
-    async def _serve(self, connection: Connection, message: wire.Message, fds: List[int]) -> None:
-        """Answer one request; whatever goes wrong, the host module acts as if we were not there."""
-        try:
-            if isinstance(message, wire.Login):
-                await self._on_login(connection, message)
-            elif isinstance(message, wire.Logout):
-                await self._on_logout(connection, message)
-            elif isinstance(message, wire.SessionRequest):
-                await self._on_session(connection, message, fds)
-        except (ProcessLookupError, NotEntered):
-            self.hang_up(connection)
-        except Exception as error:
-            fault = f"{type(error).__name__}: {error}"
-            self.journal.write("fault", fault=fault, pid=connection.peer.pid)
-            self.hang_up(connection)
-            raise
-        finally:
-            _close(fds)
-
-    def _answer(self, connection: Connection, answer: wire.Answer, fd: int = -1) -> None:
-        packet = wire.encode(answer)
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
-        try:
-            connection.sock.sendmsg([packet], rights if fd >= 0 else [])
-        except OSError:
-            pass  # it did not wait; its pidfd says when it ends
-        connection.busy = False
-        if connection.relay is None:
-            self.hang_up(connection)
-        elif connection.timer is not None:
-            connection.timer.cancel()
-            connection.timer = None
+    def _relay_hung_up(self, live: LiveSession) -> None:
+        self.notifier.drop(f"c-{live.id}")
 
     def spawn(self, work: Any) -> None:
         """Run a coroutine beside everything else; a fault in it is journalled, not fatal."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.journal.fault(error)
 
     # -- who is it -------------------------------------------------------------------
 
-    def _place(self, peer: Peer) -> Place:
+    def place(self, peer: Peer) -> Place:
         """Find the login and session that a process descends from, the nearest of each."""
         logins = {(live.pid, live.start): live for live in self.logins.values()}
         sessions = {(live.pid, live.start): live for live in self.sessions.values()}
@@ -332,10 +177,10 @@ class Agent:
     async def _on_login(self, connection: Connection, request: wire.Login) -> None:
         service = records.text(request.service)
         if service in self.config.session.ignored_services:
-            self._answer(connection, wire.Answer(Verdict.ALLOW))
+            self.door.answer(connection, wire.Answer(Verdict.ALLOW))
             return
         peer = connection.peer
-        place = self._place(peer)
+        place = self.place(peer)
         identity = self.kernel.identity(peer.pid)
         user = records.text(request.user)
         account = self.kernel.account(-1, user)
@@ -364,7 +209,7 @@ class Agent:
         if decision.verdict == "refuse":
             await self.book.enter(records.refused_entry, login, decision)
             self._tell("refused", login, None, decision, what="login")
-            self._answer(connection, wire.Answer(Verdict.REFUSE, message=_refusal(decision)))
+            self.door.answer(connection, wire.Answer(Verdict.REFUSE, message=refusal(decision)))
             return
         live = LiveLogin(
             login=login,
@@ -374,7 +219,7 @@ class Agent:
             start=peer.start,
             boot_id=self.boot_id,
             outer_label=None if outer is None else outer.label,
-            covered=_is_covered(outer, place.tty),
+            covered=outer is not None and outer.shows(place.tty),
         )
         self.files.save(live)
         try:
@@ -383,7 +228,7 @@ class Agent:
             self.files.remove(live)
             raise
         live.pidfd, connection.pidfd = connection.pidfd, -1
-        self._answer(connection, wire.Answer(Verdict.ALLOW))
+        self.door.answer(connection, wire.Answer(Verdict.ALLOW))
         self.follow_login(live)
         self.files.save(live)
         self._tell("login", login, None, decision, seq=live.seq)
@@ -419,7 +264,7 @@ class Agent:
         exact = [live for live in found if (live.login.service, live.login.user) == (service, user)]
         if exact:
             await self.end_login(exact[-1])
-        self._answer(connection, wire.Answer(Verdict.ALLOW))
+        self.door.answer(connection, wire.Answer(Verdict.ALLOW))
 
     async def end_login(self, live: LiveLogin) -> None:
         """Enter the end of a login, with its outcome if no session carries one."""
@@ -430,8 +275,8 @@ class Agent:
         if live.pidfd >= 0:
             loop.remove_reader(live.pidfd)
             os.close(live.pidfd)
-            self.notifier.drop(f"l-{live.id}")
-        outcome, gap = _login_outcome(live)
+        self.notifier.drop(f"l-{live.id}")
+        outcome, gap = live.outcome()
         await self._enter_for_sure(
             records.logout_entry, live.login, outcome, live.sessions, gap
         )
@@ -450,8 +295,8 @@ class Agent:
     ) -> None:
         peer = connection.peer
         identity = self.kernel.identity(peer.pid)
-        place = self._place(peer)
-        owner = await self._login_of(peer, identity, place)
+        place = self.place(peer)
+        owner = await self.login_of(peer, identity.ruid, identity, place)
         has_tty = bool(request.flags & wire.SESSION_HAS_TTY)
         command = (
             records.text(request.command) if request.flags & wire.SESSION_HAS_COMMAND else None
@@ -510,7 +355,9 @@ class Agent:
             await self._start_plain(connection, live, decision)
         self.files.save(owner)
 
-    async def _login_of(self, peer: Peer, identity: Identity, place: Place) -> LiveLogin:
+    async def login_of(
+        self, peer: Peer, uid: int, identity: Identity, place: Place
+    ) -> LiveLogin:
         """Find the login of a session, by ancestry, then by audit session; else imply one."""
         if place.login is not None:
             return place.login
@@ -518,13 +365,13 @@ class Agent:
             for live in self.logins.values():
                 if live.login.audit_session == identity.audit_session and not live.implied:
                     return live
-        account = self.kernel.account(identity.ruid)
+        account = self.kernel.account(uid)
         parent = next((s for s in self.kernel.lineage(peer.pid) if s.pid != peer.pid), None)
         outer = place.outer
         login = records.Login(
             id=records.new_id("l", os.urandom(10)),
-            user=str(identity.ruid) if account is None else account.name,
-            uid=identity.ruid,
+            user=str(uid) if account is None else account.name,
+            uid=uid,
             auid=identity.auid,
             audit_session=identity.audit_session,
             service="" if parent is None else records.text(parent.comm),
@@ -537,20 +384,30 @@ class Agent:
             started_ns=self.kernel.now_ns(),
             outer=None if outer is None else outer.id,
         )
-        decision = Decision(
-            "record", None, "record", None, None, None, None, self.policy.digest, (),
-            self._facts(
-                login, account, tty=None, command=None, login_shell=None,
-                claimed_tags=frozenset(), outer=None if outer is None else outer.verdict,
-            ),
-        )  # fmt: skip
+        return await self.imply_login(login, account, peer.pid, peer.start)
+
+    async def imply_login(
+        self, login: records.Login, account: Optional[Account], pid: int, start: int
+    ) -> LiveLogin:
+        """Enter a login that PAM did not tell of; it ends with its session."""
+        decision = self.plain_decision(login, account)
         live = LiveLogin(
-            login, records.Grounds.of(decision), "record", peer.pid, peer.start, self.boot_id,
-            implied=True,
-        )  # fmt: skip
+            login, records.Grounds.of(decision), "record", pid, start, self.boot_id, implied=True
+        )
         live.seq = await self.book.enter(records.login_entry, login, decision)
         self.follow_login(live)
+        self.files.save(live)
         return live
+
+    def plain_decision(self, login: records.Login, account: Optional[Account]) -> Decision:
+        """Make the decision that stands where no rule was asked: record."""
+        facts = self._facts(
+            login, account, tty=None, command=None, login_shell=None, claimed_tags=frozenset(),
+            outer=None,
+        )  # fmt: skip
+        return Decision(
+            "record", None, "record", None, None, None, None, self.policy.digest, (), facts
+        )
 
     def _how(
         self, decision: Decision, request: wire.SessionRequest, command: Optional[str], cut: bool,
@@ -566,7 +423,7 @@ class Agent:
             return "exempt"
         if not has_tty and not cut and command in self.config.session.transfer:
             return "transfer"
-        if self.look_at_space():
+        if self.upkeep.look_at_space():
             may_pass = decision.facts.groups is not None and bool(
                 set(decision.facts.groups) & set(self.config.session.recovery_groups)
             )
@@ -584,10 +441,10 @@ class Agent:
         await self.book.enter(records.refused_entry, session, decision)
         self._tell("refused", session.login, session, decision, what="session")
         if decision.verdict == "refuse":
-            message = _refusal(decision)
+            message = refusal(decision)
         else:
             message = b"recuse: refused: the session cannot be recorded, the disk is full\n"
-        self._answer(
+        self.door.answer(
             connection,
             wire.Answer(Verdict.REFUSE, session=session.id.encode(), message=message),
         )
@@ -603,7 +460,7 @@ class Agent:
         self._take_pidfd(connection, live)
         session = live.session
         runs = session.command if live.label == "transfer" else session.shell
-        self._answer(
+        self.door.answer(
             connection,
             wire.Answer(
                 Verdict.EXEC,
@@ -634,7 +491,8 @@ class Agent:
         try:
             if fds:
                 live.inner_tty = self.kernel.pty_slave(fds[1])
-            live.recording, relay_fd = self.spool.create(session.id, self._header(session))
+            header = cast_header(session, self.book.host.origin)
+            live.recording, relay_fd = self.spool.create(session.id, header)
         except (OSError, SpoolError) as error:
             await self._start_unrecorded(connection, live, decision, str(error))
             return
@@ -647,7 +505,7 @@ class Agent:
             flags = wire.ANSWER_INPUT if self.config.session.input else 0
             if self.config.session.on_spool_full == "terminate":
                 flags |= wire.ANSWER_END_ON_FAULT
-            self._answer(
+            self.door.answer(
                 connection,
                 wire.Answer(
                     Verdict.RECORD,
@@ -687,24 +545,6 @@ class Agent:
         self.journal.write("fault", fault=fault, session=live.id)
         await self._start_plain(connection, live, decision)
 
-    def _header(self, session: records.Session) -> bytes:
-        """Make the first line of a recording."""
-        header = {
-            "version": 2,
-            "width": session.cols or 80,
-            "height": session.rows or 24,
-            "timestamp": session.started_ns // 1_000_000_000,
-            "env": {"TERM": session.term, "SHELL": session.shell},
-            "recuse": {
-                "session": session.id,
-                "login": session.login.id,
-                "origin": self.book.host.origin,
-                "user": session.login.user,
-            },
-        }
-        if session.command is not None:
-            header["command"] = session.command
-        return json.dumps(header, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
     async def _enter_start(self, live: LiveSession, build: Any, decision: Decision) -> None:
         """Enter the start of a session, its state on disk first so that no end is missed."""
@@ -779,9 +619,9 @@ class Agent:
             self.kernel.give_terminal_back(live.terminal)
             live.terminal = None
         if live.pidfd >= 0:
-            self.notifier.drop(f"p-{live.id}")
             os.close(live.pidfd)
             live.pidfd = -1
+        self.notifier.drop(f"p-{live.id}")
         survivors = await self._survivors(live)
         live.flags.extend(f"outlived-by:{name}" for name in survivors)
         sealed: Optional[Sealed] = None
@@ -792,13 +632,13 @@ class Agent:
             gaps, exit_status = tuple(live.recording.gaps), live.recording.exit_status
             if exit_status is None or live.recording.torn:
                 live.flags.append("interrupted")
-        outcome = _session_outcome(live, gaps)
+        outcome = live.outcome(gaps)
         seq = await self._enter_for_sure(
             records.close_entry, live.session, live.verdict, outcome, ended_ns, exit_status,
             0 if sealed is None else sealed.size,
             0 if sealed is None else sealed.segments,
             None if sealed is None else sealed.digest,
-            gaps or _implied_gap(live), tuple(live.flags), live.grounds,
+            gaps or live.implied_gaps(), tuple(live.flags), live.grounds,
         )  # fmt: skip
         if live.recording is not None:
             self.sealer.release(live.recording)
@@ -833,24 +673,10 @@ class Agent:
 
     # -- telling people --------------------------------------------------------------
 
+
     def _notice(self, live: LiveSession, decision: Decision) -> bytes:
-        """Word what a user at a terminal is told before the session."""
-        if not self.config.session.notice:
-            return b""
-        rule = f"rule {decision.rule}" if decision.rule else "the default"
-        if live.label == "record":
-            text = f"recuse: this session is recorded by {self.config.host.org}, by {rule}."
-        elif live.label == "exempt":
-            until = f", until {decision.expires}" if decision.expires else ""
-            text = (
-                f"recuse: this session is not recorded: {decision.reason} (rule {decision.rule}, "
-                f"{decision.owner}{until}). That it takes place is on record."
-            )
-        elif live.label == "stub":
-            text = "recuse: this session cannot be recorded and goes on. That it does is on record."
-        else:
-            return b""
-        return (text + "\n").encode("utf-8", "backslashreplace")[: wire.MAX_TEXT]
+        config = self.config
+        return notice(live, decision, config.host.org) if config.session.notice else b""
 
     def _tell(
         self,
@@ -904,126 +730,25 @@ class Agent:
             f"ledger at {self.book.size} entries"
         )
 
-    # -- space -----------------------------------------------------------------------
 
-    def look_at_space(self) -> bool:
-        """Say whether the spool is full; give up or restore the reserve accordingly."""
-        try:
-            free = self.spool.free()
-        except OSError:
-            return self.full
-        if free < self.config.spool.min_free:
-            self.reserve.release()
-            if not self.full:
-                self.full = True
-                self.journal.write(
-                    "spool-full", free=free, proceeding=self.config.session.on_spool_full
-                )
-        elif self.full and free > self.config.spool.min_free + 2 * self.config.spool.reserve:
-            self.full = False
-            self.reserve.hold()
-            self.journal.write("spool-free", free=free)
-        return self.full
+    # -- the clock -------------------------------------------------------------------
 
-    # -- configuration and time ------------------------------------------------------
 
-    async def reload(self) -> List[str]:
-        """Read configuration and policy anew; what is bad leaves the running one in force."""
-        from .recovery import keep_policy, load_policy, say_faults
 
-        async with self._reloading:
-            mono_us = self.kernel.mono_ns() // 1000
-            self.notifier.notify(f"RELOADING=1\nMONOTONIC_USEC={mono_us}")
-            self.faults.clear()
-            try:
-                self.config = load(self.config_path)
-            except ConfigError as error:
-                self.faults["config"] = say_faults(error)
-                self.journal.write(
-                    "config-bad", fault=self.faults["config"], proceeding="the one in force"
-                )
-            try:
-                policy = load_policy(self.paths)
-            except PolicyError as error:
-                self.faults["policy"] = say_faults(error)
-                self.journal.write(
-                    "policy-bad", fault=self.faults["policy"], proceeding="the one in force"
-                )
-            else:
-                changed = policy.digest != self.policy.digest
-                self.policy = policy
-                if changed:
-                    keep_policy(self.paths)
-                    await self.enter_policy()
-            self.set_fallback()
-            await self.look_at_disabled()
-            for call in self.on_reload:
-                call()
-            self.journal.write("reloaded", policy=self.policy.digest)
-            self.notifier.notify("READY=1")
-            return list(self.faults.values())
 
-    async def enter_policy(self) -> None:
-        """Enter which policy is in force."""
-        policy = self.policy
-        files = {os.path.basename(name): digest for name, digest in policy.files}
-        try:
-            seq = await self.book.enter(
-                records.policy_entry, policy.digest, files, len(policy.rules)
-            )
-        except NotEntered:
-            return
-        self.journal.write("policy-changed", policy=policy.digest, rules=len(policy.rules), seq=seq)
-
-    def set_fallback(self) -> None:
-        """Keep the link that tells the host module what to do without us (wire.h)."""
-        link, wanted = self.paths.fallback_link, self.config.session.on_agent_failure
-        try:
-            if os.readlink(link) == wanted:
-                return
-        except OSError:
-            pass
-        temporary = link.with_name(".fallback.new")
-        try:
-            link.parent.mkdir(parents=True, exist_ok=True)
-            temporary.unlink(missing_ok=True)
-            os.symlink(wanted, temporary)
-            os.rename(temporary, link)
-        except OSError as error:
-            self.journal.write("fault", fault=f"{link}: {error.strerror}")
-
-    async def look_at_disabled(self) -> None:
-        """Enter that recuse was disabled, or is no longer."""
-        now = self.paths.disabled.exists()
-        if now == self.disabled:
-            return
-        self.disabled = now
-        what = "disabled" if now else "enabled"
-        try:
-            seq = await self.book.enter(
-                records.recovered_entry, what, {"file": str(self.paths.disabled)}
-            )
-        except NotEntered:
-            return
-        self.journal.write(what, seq=seq)
 
     async def beat(self) -> None:
         """Enter heartbeats: what was never sent leaves no trace, an overdue one does."""
         while True:
             await asyncio.sleep(self.config.ledger.heartbeat_seconds)
-            await self.look_at_disabled()
+            await self.upkeep.look_at_disabled()
             try:
                 await self.book.enter(records.heartbeat_entry, len(self.sessions), urgent=False)
             except NotEntered:
                 continue
-            self.look_at_space()
+            self.upkeep.look_at_space()
+            await adopt_orphans(self)
 
-    async def feed_watchdog(self) -> None:
-        """Tell systemd that the loop turns, twice per WATCHDOG_USEC."""
-        microseconds = int(os.environ.get("WATCHDOG_USEC", "0") or "0")
-        while microseconds:
-            self.notifier.notify("WATCHDOG=1")
-            await asyncio.sleep(microseconds / 2e6)
 
     # -- stopping --------------------------------------------------------------------
 
@@ -1043,19 +768,8 @@ class Agent:
         self.journal.write("stopped", live=len(self.sessions))
 
 
-def _received(ancillary: Sequence[Tuple[int, int, bytes]]) -> List[int]:
-    fds: List[int] = []
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            numbers = array.array("i")
-            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
-            fds.extend(numbers)
-    return fds
 
 
-def _close(fds: List[int]) -> None:
-    while fds:
-        os.close(fds.pop())
 
 
 def _real_shell(account: Optional[Account]) -> str:
@@ -1063,49 +777,6 @@ def _real_shell(account: Optional[Account]) -> str:
     return FALLBACK_SHELL if shell in ("", "/usr/lib/recuse/recuse-shell") else shell
 
 
-def _refusal(decision: Decision) -> bytes:
-    """Word a refusal: what, why, which rule, whom to ask."""
-    text = decision.message or decision.reason or "this login is refused by policy"
-    rule = f" (rule {decision.rule})" if decision.rule else ""
-    ask = f"; ask {decision.owner}" if decision.owner else ""
-    line = f"recuse: refused: {text}{rule}{ask}\n".encode("utf-8", "backslashreplace")
-    return line[: wire.MAX_TEXT]
-
-
-def _is_covered(outer: Optional[LiveSession], tty: int) -> bool:
-    """Say whether what a login inside a session shows passes through its recording."""
-    if outer is None or outer.label not in ("record", "nested"):
-        return False
-    return not tty or outer.label == "nested" or tty == outer.inner_tty
-
-
-def _login_outcome(live: LiveLogin) -> Tuple[Optional[str], Optional[str]]:
-    """Say how a login is accounted for that had no session of its own (decision 004)."""
-    if live.sessions:
-        return None, None
-    if live.covered:
-        return "recorded", None
-    if live.verdict == "exempt" or live.outer_label == "exempt":
-        return "exempt", None
-    return "partial", "limit"
-
-
-def _session_outcome(live: LiveSession, gaps: Sequence[records.Gap]) -> str:
-    if live.label == "exempt":
-        return "exempt"
-    if live.label == "stub":
-        return "failed"
-    if live.label == "transfer" or gaps:
-        return "partial"
-    if live.label == "record" and live.recording is None:
-        return "lost"
-    return "recorded"
-
-
-def _implied_gap(live: LiveSession) -> Tuple[records.Gap, ...]:
-    if live.label == "transfer":
-        return (records.Gap("limit", "o", 0, ""),)
-    return ()
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -48,6 +48,7 @@ class Book:
         self.watchers: List[Watcher] = []
         self.faulty: Optional[str] = None
         self.on_fault: Callable[[], None] = lambda: None
+        self.reopen: Optional[Callable[[], Ledger]] = None
         self._kernel = kernel
         self._journal = journal
         self._waiting: List[_Waiting] = []
@@ -121,7 +122,19 @@ class Book:
             return len(entries), None
         except RecuseError as error:
             fault = error.message
-        return self.ledger.size - first, fault
+        entered = self.ledger.size - first
+        self._begin_anew()
+        return entered, fault
+
+    def _begin_anew(self) -> None:
+        """Open the ledger again after a failure: what is on disk is known then, not before."""
+        if self.reopen is None:
+            return
+        self.ledger.close()
+        try:
+            self.ledger = self.reopen()
+        except RecuseError:
+            pass  # the closed one fails the next entry too, and is opened again after that
 
     def checkpoint_within(self, seconds: float) -> None:
         """See to it that a checkpoint over everything so far is signed by then."""

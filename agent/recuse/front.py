@@ -50,7 +50,7 @@ class Front:
         self._clients: Set["asyncio.Task[Any]"] = set()
         self._folding = asyncio.Lock()
         agent.book.watchers.append(self._tell_size)
-        agent.on_reload.append(self._tell_reload)
+        agent.upkeep.on_reload.append(self._tell_reload)
 
     async def listen(self, listener: socket.socket) -> None:
         """Answer a listening stream socket from now on."""
@@ -132,7 +132,7 @@ class Front:
         if verb == "sessions":
             return {"ok": True, "sessions": await self._sessions(request, uid)}
         if verb == "reload":
-            faults = await agent.reload()
+            faults = await agent.upkeep.reload()
             return {"ok": not faults, "error": "; ".join(faults), "exit": 3} if faults else {
                 "ok": True, "policy": agent.policy.digest
             }  # fmt: skip
@@ -164,8 +164,8 @@ class Front:
             "pid": os.getpid(),
             "started": records.format_time(agent.started_ns),
             "live": by_label,
-            "disabled": agent.disabled,
-            "healthy": not (agent.full or agent.faults or agent.book.faulty),
+            "disabled": agent.upkeep.disabled,
+            "healthy": not (agent.upkeep.full or agent.upkeep.faults or agent.book.faulty),
         }
         if uid != 0:
             return told
@@ -178,7 +178,7 @@ class Front:
                 "fault": agent.book.faulty,
             },
             spool={
-                "full": agent.full,
+                "full": agent.upkeep.full,
                 "free": agent.spool.free(),
                 "blobs": count,
                 "bytes": size,
@@ -186,7 +186,7 @@ class Front:
             },
             policy={"digest": agent.policy.digest, "rules": len(agent.policy.rules)},
             central=agent.config.central.url,
-            faults=list(agent.faults.values()),
+            faults=list(agent.upkeep.faults.values()),
         )
         return told
 

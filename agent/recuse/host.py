@@ -31,7 +31,7 @@ MAX_NAMED = 16  # processes named in one entry; more are counted
 SO_PEERPIDFD = 77  # include/uapi/asm-generic/socket.h, Linux 6.5
 TIOCGPTN = 0x80045430
 TTY_MAJORS = frozenset({4, 5, 204, 229} | set(range(136, 144)))
-TCP_ESTABLISHED = 1
+TCP_STATES = (1 << 1) | (1 << 8)  # ESTABLISHED, CLOSE_WAIT: net/tcp_states.h
 SSHD_NAMES = frozenset({b"sshd", b"sshd-session", b"sshd-auth", b"dropbear"})
 RELAY_NAMES = SSHD_NAMES | {b"sudo", b"su", b"recuse-shell"}  # end with their session
 
@@ -108,6 +108,11 @@ class Kernel:
     def mono_ns(self) -> int:
         """CLOCK_MONOTONIC, the clock of the recordings."""
         return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
+    def started_ns(self, start: int) -> int:
+        """Turn a process's start, in clock ticks since boot, into UTC nanoseconds."""
+        boot_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        return boot_ns + start * (1_000_000_000 // os.sysconf("SC_CLK_TCK"))
 
     def boot_id(self) -> str:
         return self._text("sys/kernel/random/boot_id").strip()
@@ -431,7 +436,7 @@ class Kernel:
             diag.marshal.wanted = inodes
             diag.bind()
             for family in (socket.AF_INET, socket.AF_INET6):
-                for message in diag.get_sock_stats(family=family, states=1 << TCP_ESTABLISHED):
+                for message in diag.get_sock_stats(family=family, states=TCP_STATES):
                     inode = message["idiag_inode"]
                     found[inode] = (message["idiag_dst"], message["idiag_dport"])
         return found

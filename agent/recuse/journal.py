@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import traceback
 from dataclasses import dataclass
 from typing import Callable, Dict, Mapping, Optional, Union
 
@@ -253,6 +254,12 @@ class Journal:
 
     def write(self, kind: str, **fields: Value) -> None:
         self._sink(compose(kind, fields))
+
+    def fault(self, error: BaseException, **fields: Value) -> None:
+        """Report what should not happen, with its traceback."""
+        where = "".join(traceback.format_exception(type(error), error, error.__traceback__)[-6:])
+        told = f"{type(error).__name__}: {error}"
+        self.write("fault", fault=told, traceback=where[-MAX_VALUE:], **fields)
 
 
 class Sender:

@@ -12,10 +12,10 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from .host import Terminal
-from .records import Grounds, Login, Session, Source
+from .records import Gap, Grounds, Login, Session, Source
 from .spool import Recording
 
 MAX_STATE_BYTES = 1 << 20
@@ -43,6 +43,16 @@ class LiveLogin:
     def id(self) -> str:
         return self.login.id
 
+    def outcome(self) -> Tuple[Optional[str], Optional[str]]:
+        """Say how a login without sessions is accounted for, and the cause of its gap."""
+        if self.sessions:
+            return None, None  # they carry the outcomes
+        if self.covered:
+            return "recorded", None
+        if self.verdict == "exempt" or self.outer_label == "exempt":
+            return "exempt", None
+        return "partial", "limit"  # a port forward: nothing that passed through us
+
 
 @dataclass(eq=False)
 class LiveSession:
@@ -63,6 +73,7 @@ class LiveSession:
     inner_tty: int = 0  # device of the terminal that the relay gives to the user's program
     taken: Optional[Tuple[int, int, int, int]] = None  # outer terminal: rdev, uid, gid, mode
     flags: List[str] = field(default_factory=list)
+    orphan: Optional[str] = None  # file of the orphan directory that it came from
     pidfd: int = -1
     recording: Optional[Recording] = None
     terminal: Optional[Terminal] = None
@@ -71,6 +82,28 @@ class LiveSession:
     @property
     def id(self) -> str:
         return self.session.id
+
+    def shows(self, tty: int) -> bool:
+        """Say whether what is done on a terminal inside this session is seen in its recording."""
+        if self.label == "nested":
+            return True
+        return self.label == "record" and (not tty or tty == self.inner_tty)
+
+    def outcome(self, gaps: Sequence[Gap]) -> str:
+        """Say how the session is accounted for, now that it has ended."""
+        if self.label == "exempt":
+            return "exempt"
+        if self.label == "stub":
+            return "failed"
+        if self.label == "transfer" or gaps:
+            return "partial"
+        if self.label == "record" and self.recording is None:
+            return "lost"
+        return "recorded"
+
+    def implied_gaps(self) -> Tuple[Gap, ...]:
+        """Give the gap of a session whose content never passes through us."""
+        return (Gap("limit", "o", 0, ""),) if self.label == "transfer" else ()
 
 
 Live = Union[LiveLogin, LiveSession]

@@ -1,13 +1,259 @@
-"""Takes in what recuse-shell recorded, or let pass, while the agent did not answer."""
+"""Takes in what recuse-shell recorded, or let pass, while the agent did not answer.
+
+Part of the agent. A file in orphan/ is a recording (.cast) or the stub of a session that went on
+unrecorded (.stub); its first line says what the kernel cannot tell any more. The agent enters it
+as late, and follows the session if it still lives. What makes no sense is set aside.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple
+
+from . import records
+from .errors import RecuseError, SpoolError
+from .host import Peer
+from .live import LiveLogin, LiveSession
+from .policy import UNKNOWN_SOURCE
 
 if TYPE_CHECKING:
     from .agent import Agent
 
+MAX_HEADER_BYTES = 65536
+MAX_TEXT = 4096
+
+
+class BadOrphan(Exception):
+    """A file that recuse-shell would not have written."""
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """The first line of an orphan, checked."""
+
+    name: str
+    is_stub: bool
+    uid: int
+    pid: int
+    start_ns: int  # UTC
+    user: str
+    argv0: str
+    command: Optional[str]
+    tty: str
+    term: str
+    lang: str
+    tags: Tuple[str, ...]
+    rows: int
+    cols: int
+
+
+def parse_orphan(name: str, first: bytes) -> Orphan:
+    """Check the first line of an orphan.
+
+    Raises: BadOrphan
+    """
+    stem, _, suffix = name.rpartition(".")
+    if suffix not in ("cast", "stub"):
+        raise BadOrphan("neither .cast nor .stub")
+    if not first.endswith(b"\n"):
+        raise BadOrphan("its first line is not whole")
+    try:
+        header = json.loads(first.decode("utf-8"))
+        told = header["recuse"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise BadOrphan("its first line is not the header of a recording") from None
+    if not isinstance(header, dict) or not isinstance(told, dict) or header.get("version") != 2:
+        raise BadOrphan("its first line is not the header of a recording")
+    if told.get("late") is not True:
+        raise BadOrphan("it is not marked as late")
+    uid, pid = _number(told, "uid", 1 << 32), _number(told, "pid", 1 << 22)
+    start_ns = _number(told, "start_ns", 1 << 63)
+    if stem != f"{uid}-{pid}-{start_ns}":
+        raise BadOrphan("its name and its first line differ")
+    return Orphan(
+        name=name,
+        is_stub=suffix == "stub",
+        uid=uid,
+        pid=pid,
+        start_ns=start_ns,
+        user=_text(told, "user"),
+        argv0=_text(told, "argv0"),
+        command=None if told.get("command") is None else _text(told, "command", MAX_HEADER_BYTES),
+        tty=_text(told, "tty"),
+        term=_text(told, "term"),
+        lang=_text(told, "lang"),
+        tags=tuple(tag for tag in _text(told, "tags").split(",") if tag),
+        rows=_number(header, "height", 1 << 16),
+        cols=_number(header, "width", 1 << 16),
+    )
+
+
+def _number(fields: Dict[str, Any], name: str, limit: int) -> int:
+    value = fields.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
+        raise BadOrphan(f"its {name} is not a number that can be")
+    return value
+
+
+def _text(fields: Dict[str, Any], name: str, limit: int = MAX_TEXT) -> str:
+    value = fields.get(name, "")
+    if not isinstance(value, str) or len(value) > limit:
+        raise BadOrphan(f"its {name} is not a text that can be")
+    return value
+
 
 async def adopt_orphans(agent: Agent) -> int:
-    """Enter every orphan whose writer is gone; say how many."""
-    return 0
+    """Enter every orphan there is; say how many."""
+    adopted = 0
+    known = {live.orphan for live in agent.sessions.values() if live.orphan}
+    for name, fd, locked, fault in agent.spool.orphans(agent.recuse_uid):
+        if name in known:
+            if fd is not None:
+                os.close(fd)
+            continue
+        try:
+            if fd is None:
+                raise BadOrphan(fault)
+            first = os.pread(fd, MAX_HEADER_BYTES, 0).partition(b"\n")
+            orphan = parse_orphan(name, first[0] + first[1])
+            await _adopt(agent, orphan, locked)
+            adopted += 1
+        except BadOrphan as error:
+            if not locked:
+                set_aside(agent, os.path.join(agent.spool.orphan, name), str(error))
+        except (SpoolError, RecuseError, OSError) as error:
+            agent.journal.write("spool-fault", file=f"orphan/{name}", fault=str(error))
+        finally:
+            if fd is not None:
+                os.close(fd)
+        await asyncio.sleep(0)  # logins come first
+    return adopted
+
+
+def set_aside(agent: Agent, path: str, fault: str) -> None:
+    """Move a file that makes no sense out of the way of the others."""
+    try:
+        where = agent.spool.quarantine(path)
+    except SpoolError as error:
+        where, fault = path, error.message
+    agent.journal.write("spool-fault", file=os.path.basename(where), fault=fault)
+
+
+async def _adopt(agent: Agent, orphan: Orphan, locked: bool) -> None:
+    kernel = agent.kernel
+    pidfd, start = _living(agent, orphan, locked)
+    owner = await _login(agent, orphan, pidfd, start)
+    now_ns, mono_ns = kernel.now_ns(), kernel.mono_ns()
+    account = kernel.account(orphan.uid)
+    session = records.Session(
+        id=records.new_id("s", os.urandom(10)),
+        login=owner.login,
+        kind="shell" if orphan.command is None else "command",
+        tty=orphan.tty[5:] if orphan.tty.startswith("/dev/") else None,
+        command=orphan.command,
+        command_cut=False,
+        shell="" if account is None else account.shell,
+        pid=orphan.pid,
+        started_ns=orphan.start_ns,
+        mono_ns=max(0, mono_ns - (now_ns - orphan.start_ns)),
+        term=orphan.term,
+        lang=orphan.lang,
+        rows=orphan.rows,
+        cols=orphan.cols,
+        claimed_tags=orphan.tags,
+        late=True,
+        notes=("agent-did-not-answer",),
+    )
+    decision = agent.plain_decision(owner.login, account)
+    live = LiveSession(
+        session=session,
+        grounds=records.Grounds.of(decision),
+        verdict="record",
+        label="stub" if orphan.is_stub else "record",
+        pid=orphan.pid,
+        start=start,
+        boot_id=agent.boot_id if pidfd >= 0 else "",
+        flags=["late"],
+        orphan=orphan.name,
+        pidfd=pidfd,
+    )
+    owner.sessions += 1
+    agent.files.save(live)
+    try:
+        live.seq = await agent.book.enter(records.open_entry, session, decision)
+    except BaseException:
+        agent.files.remove(live)
+        raise
+    take_file(agent, live)
+    agent.journal.write(
+        "adopted", session=session.id, login=owner.id, user=owner.login.user, uid=orphan.uid,
+        seq=live.seq, verdict="record", tty=session.tty, pid=orphan.pid,
+    )  # fmt: skip
+    if pidfd >= 0:
+        agent.follow_session(live)
+        return
+    agent.sessions[live.id] = live
+    if live.recording is not None:
+        agent.sealer.follow(live.recording)
+    await agent.end_session(live)
+
+
+def take_file(agent: Agent, live: LiveSession) -> None:
+    """Move an orphan's file to where its label says, once the ledger has the session."""
+    assert live.orphan is not None
+    if live.label == "stub":
+        agent.spool.remove_orphan(live.orphan)
+    else:
+        live.recording = agent.spool.adopt_orphan(live.id, live.orphan)
+
+
+def _living(agent: Agent, orphan: Orphan, locked: bool) -> Tuple[int, int]:
+    """Get hold of the session's process; -1 if it has ended.
+
+    A recorder holds the lock of its file as long as it lives. A stub's process is another program
+    by now, but the same process: it cannot have started after the stub was written.
+    """
+    if not locked and not orphan.is_stub:
+        return -1, 0
+    kernel = agent.kernel
+    try:
+        pidfd = kernel.pidfd_open(orphan.pid)
+    except OSError:
+        return -1, 0
+    try:
+        start = kernel.stat(orphan.pid).start
+        ruid = kernel.identity(orphan.pid).ruid
+        expected = agent.recuse_uid if not orphan.is_stub else orphan.uid
+        before = kernel.started_ns(start) <= orphan.start_ns + 1_000_000_000
+        if before and ruid == expected and not kernel.exited(pidfd):
+            return pidfd, start
+    except ProcessLookupError:
+        pass
+    os.close(pidfd)
+    return -1, 0
+
+
+async def _login(agent: Agent, orphan: Orphan, pidfd: int, start: int) -> LiveLogin:
+    """Find the login of an orphan while it lives; else imply one."""
+    if pidfd >= 0:
+        peer = Peer(orphan.pid, agent.recuse_uid, 0, start)
+        place = agent.place(peer)
+        return await agent.login_of(peer, orphan.uid, agent.kernel.identity(orphan.pid), place)
+    account = agent.kernel.account(orphan.uid)
+    login = records.Login(
+        id=records.new_id("l", os.urandom(10)),
+        user=account.name if account is not None else orphan.user or str(orphan.uid),
+        uid=orphan.uid,
+        auid=None,
+        audit_session=None,
+        service="",
+        source=records.Source(UNKNOWN_SOURCE),
+        tty=None,
+        ruser=None,
+        pid=orphan.pid,
+        started_ns=orphan.start_ns,
+    )
+    return await agent.imply_login(login, account, orphan.pid, start)

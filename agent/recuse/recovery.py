@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
@@ -15,25 +16,25 @@ import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, cast
 
 from . import __version__, keys, records
-from .agent import Agent, Connection, Notifier
+from .agent import Agent
 from .book import Book
 from .checkpoint import Checkpoint, Note
-from .config import Config, Paths, load, read_policy_dir
+from .config import Config, Paths, load
+from .door import Connection
 from .errors import ConfigError, CryptoError, LedgerError, PolicyError, RecuseError, SpoolError
 from .front import Front
 from .host import Kernel
 from .journal import Journal, Sender
 from .ledger import Ledger
-from .live import LiveLogin, LiveSession
-from .orphan import adopt_orphans
-from .policy import Policy, parse_policy
+from .live import Live, LiveLogin, LiveSession
+from .orphan import adopt_orphans, set_aside, take_file
+from .policy import Verdict
+from .policyfile import boot_policy, load_policy, say_faults
 from .receipts import Receipts
-from .spool import Reserve
-
-FAULTS_SHOWN = 5
+from .upkeep import Notifier
 
 
 @dataclass
@@ -46,15 +47,6 @@ class Inherited:
 
 
 # -- configuration and policy ---------------------------------------------------------
-
-
-def say_faults(error: RecuseError) -> str:
-    """Word every fault with file and line, the first few at length."""
-    faults = [str(fault) for fault in getattr(error, "faults", ())]
-    if not faults:
-        return error.message
-    more = len(faults) - FAULTS_SHOWN
-    return "; ".join(faults[:FAULTS_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def check(paths: Paths, config: Optional[Path]) -> int:
@@ -70,11 +62,6 @@ def check(paths: Paths, config: Optional[Path]) -> int:
     return status
 
 
-def load_policy(paths: Paths) -> Policy:
-    """Read the policy in /etc. Raises: PolicyError"""
-    return parse_policy(read_policy_dir(paths.policy_dir))
-
-
 def boot_config(path: Path, journal: Journal) -> Config:
     """Read the configuration; a bad one means the defaults."""
     try:
@@ -82,45 +69,6 @@ def boot_config(path: Path, journal: Journal) -> Config:
     except ConfigError as error:
         journal.write("config-bad", fault=say_faults(error), proceeding="the defaults")
         return Config()
-
-
-def boot_policy(paths: Paths, journal: Journal) -> Policy:
-    """Read the policy; a bad one means the last good one, else that everybody is recorded."""
-    try:
-        policy = load_policy(paths)
-    except PolicyError as error:
-        fault = say_faults(error)
-    else:
-        keep_policy(paths)
-        return policy
-    try:
-        last = parse_policy(read_policy_dir(_last(paths)))
-        journal.write("policy-bad", fault=fault, proceeding="the last good policy")
-        return last
-    except PolicyError:
-        journal.write("policy-bad", fault=fault, proceeding="recording everybody")
-        return parse_policy([])
-
-
-def keep_policy(paths: Paths) -> None:
-    """Copy the policy, which was good, for a start that finds it broken."""
-    new, old = _last(paths).with_name("policy.new"), _last(paths).with_name("policy.old")
-    try:
-        for directory in (new, old):
-            shutil.rmtree(directory, ignore_errors=True)
-        new.mkdir(mode=0o700)
-        for name, content in read_policy_dir(paths.policy_dir):
-            (new / os.path.basename(name)).write_bytes(content)
-        if _last(paths).exists():
-            os.rename(_last(paths), old)
-        os.rename(new, _last(paths))
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, PolicyError):
-        pass  # the copy is a convenience; what is in force is in memory
-
-
-def _last(paths: Paths) -> Path:
-    return paths.state / "policy.last"
 
 
 # -- ledger ---------------------------------------------------------------------------
@@ -238,6 +186,7 @@ class Recovery:
     def __init__(self, agent: Agent, stored: Dict[str, int]) -> None:
         self.agent = agent
         self.stored = stored
+        self.renewed = agent.renewed
         self.view = records.View()
         for raw in agent.book.ledger.entries(live_floor(agent.paths)):
             with contextlib.suppress(LedgerError):
@@ -262,6 +211,8 @@ class Recovery:
                 path.unlink()
         ended_logins: List[LiveLogin] = []
         ended: List[LiveSession] = []
+        if self.renewed:
+            await self._enter_again(lives)
         for live in lives:
             if isinstance(live, LiveLogin):
                 self._login(live, ended_logins)
@@ -272,21 +223,49 @@ class Recovery:
         ended += [s for s in self._forgotten_sessions() if s.id not in known]
         ended_logins += [one for one in self._forgotten_logins() if one.id not in known]
         for session in ended:
-            await agent.end_session(session, "agent-was-down")
+            agent.sessions[session.id] = session
+            if session.recording is not None:
+                agent.sealer.follow(session.recording)
+        for session in ended:
+            agent.spawn(agent.end_session(session, "agent-was-down"))
         for login in ended_logins:
-            await agent.end_login(login)
+            agent.logins[login.id] = login
+            agent.spawn(agent.end_login(login))
         for session_id in agent.spool.live_sessions():
             if session_id not in agent.sessions:
-                agent.spool.forget(session_id)
+                self._left_over(session_id)
         for fd in self.stored.values():
             os.close(fd)
         self.stored.clear()
+
+    async def _enter_again(self, lives: List[Live]) -> None:
+        """Enter what is live into a new ledger, whose predecessor was damaged."""
+        for live in lives:
+            login = live.login if isinstance(live, LiveLogin) else live.session.login
+            plain = self.agent.plain_decision(login, None)
+            told = dataclasses.asdict(live.grounds)
+            told["effect"] = told["effect"] or plain.effect
+            told["policy"] = told["policy"] or plain.policy
+            decision = dataclasses.replace(plain, **told)
+            decision = dataclasses.replace(decision, verdict=cast(Verdict, live.verdict))
+            if isinstance(live, LiveLogin):
+                await self.agent.book.enter(records.login_entry, login, decision)
+            else:
+                build = records.exempt_entry if live.label == "exempt" else records.open_entry
+                notes = (*live.session.notes, "continued")
+                live.session = dataclasses.replace(live.session, notes=notes)
+                await self.agent.book.enter(build, live.session, decision)
+        for raw in self.agent.book.ledger.entries():
+            self.view.apply(records.parse(raw))
 
     def _pidfd(self, kept: Optional[int], pid: int, start: int, boot_id: str) -> int:
         """Get hold of a process again; -1 if it has ended."""
         kernel = self.agent.kernel
         if kept is not None:
-            return kept
+            if not kernel.exited(kept):
+                return kept
+            os.close(kept)
+            return -1
         if boot_id != self.agent.boot_id:
             return -1
         try:
@@ -351,14 +330,27 @@ class Recovery:
 
     def _recording(self, live: LiveSession, row: records.SessionRow) -> None:
         offset = sum(segment.plain_size for segment in row.segments)
+        spool = self.agent.spool
         try:
-            live.recording = self.agent.spool.adopt(live.id, offset, len(row.segments))
+            if live.orphan is not None and spool.has_orphan(live.orphan):
+                take_file(self.agent, live)
+            else:
+                live.recording = spool.adopt(live.id, offset, len(row.segments))
         except SpoolError as error:
             live.flags.append("recording-missing")
             self.agent.journal.write("spool-fault", file=f"live/{live.id}.cast", fault=str(error))
             return
-        if live.pidfd < 0:
-            self.agent.sealer.follow(live.recording)
+
+    def _left_over(self, session_id: str) -> None:
+        """Deal with a recording that nothing live speaks of."""
+        spool, row = self.agent.spool, self.view.sessions.get(session_id)
+        path = os.path.join(spool.live, f"{session_id}.cast")
+        if row is not None and row.closed_seq is not None:
+            spool.forget(session_id)  # sealed, but not yet removed
+        elif spool.is_unused(session_id):
+            spool.forget(session_id)  # begun, but never entered: nobody was let in
+        else:
+            set_aside(self.agent, path, "the ledger does not know it")
 
     def _connection(self, live: LiveSession, fd: int) -> None:
         sock = socket.socket(fileno=fd)
@@ -368,7 +360,7 @@ class Recovery:
         except (OSError, ValueError):
             sock.close()
             return
-        self.agent.adopt_connection(Connection(sock, peer, pidfd, relay=live))
+        self.agent.door.take_in(Connection(sock, peer, pidfd, relay=live))
 
     def _forgotten_sessions(self) -> Iterator[LiveSession]:
         """Give sessions the ledger has open that no state file speaks of."""
@@ -490,19 +482,19 @@ async def make_agent(
     )
     book = Book(ledger, host, kernel, journal)
     agent = Agent(paths, config, policy, kernel, journal, notifier, book, recuse_uid)
-    agent.config_path = config_path
+    agent.upkeep.config_path = config_path
+    agent.renewed = previous is not None
+    book.reopen = lambda: _open(paths, ledger.origin, kernel)
     agent.spool.prepare()
-    agent.reserve = Reserve(str(paths.spool / "reserve"), config.spool.reserve)
-    agent.reserve.hold()
     seq = await book.enter(
         records.start_entry, previous, why, heartbeat_seconds=config.ledger.heartbeat_seconds
     )
     if ledger.recovery is not None:
         await book.enter(records.recovered_entry, "ledger", ledger.recovery.to_json())
         journal.write("ledger-recovered", fault="; ".join(ledger.recovery.notes))
-    await agent.enter_policy()
-    agent.set_fallback()
-    await agent.look_at_disabled()
+    await agent.upkeep.enter_policy()
+    agent.upkeep.set_fallback()
+    await agent.upkeep.look_at_disabled()
     journal.write("started", version=__version__, origin=ledger.origin, seq=seq)
     return agent
 
@@ -528,7 +520,7 @@ async def serve(agent: Agent, inherited: Inherited) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, lambda: agent.spawn(agent.reload()))
+    loop.add_signal_handler(signal.SIGHUP, lambda: agent.spawn(agent.upkeep.reload()))
     await Recovery(agent, inherited.stored).run()
     keep_floor(agent)
     await adopt_orphans(agent)
@@ -537,10 +529,10 @@ async def serve(agent: Agent, inherited: Inherited) -> None:
     agent.book.watchers.append(lambda _: keep_floor(agent))
     front = Front(agent, receipts)
     for listener in inherited.host:
-        agent.listen(listener)
+        agent.door.listen(listener)
     for listener in inherited.control:
         await front.listen(listener)
-    background = [loop.create_task(agent.beat()), loop.create_task(agent.feed_watchdog())]
+    background = [loop.create_task(agent.beat()), loop.create_task(agent.upkeep.feed_watchdog())]
     agent.notifier.notify("READY=1")
     try:
         await stop.wait()

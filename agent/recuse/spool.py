@@ -141,25 +141,19 @@ class Spool:
             raise
         return recording
 
-    def adopt_orphan(self, session: str, fd: int) -> Recording:
-        """Copy an orphan recording into live/, where nobody else can reach it.
+    def adopt_orphan(self, session: str, name: str) -> Recording:
+        """Move an orphan recording into live/; its writer, if there is one, goes on writing it.
 
         Raises: SpoolError
         """
-        recording, relay = self.create(session, b"")
+        path = self._live_path(session)
         try:
-            offset = 0
-            while True:
-                part = os.pread(fd, 1 << 20, offset)
-                if not part:
-                    break
-                offset += os.write(relay, part)
-            os.fdatasync(relay)
+            os.rename(os.path.join(self.orphan, name), path)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
-            self.drop(recording)
-            raise SpoolError(f"recording {session}: {error.strerror}") from error
-        finally:
-            os.close(relay)
+            raise SpoolError(f"orphan {name}: {error.strerror}") from error
+        recording = Recording(session, path, fd)
+        recording.append_only = _set_append_only(fd, True)
         return recording
 
     def live_sessions(self) -> List[str]:
@@ -258,6 +252,15 @@ class Spool:
             return
         self.drop(Recording(session, path, fd))
 
+    def is_unused(self, session: str) -> bool:
+        """Say whether a recording in live/ has no more than its first line."""
+        try:
+            with open(self._live_path(session), "rb") as file:
+                file.readline(MAX_LINE_BYTES)
+                return not file.read(1)
+        except OSError:
+            return False
+
     def _live_path(self, session: str) -> str:
         return os.path.join(self.live, f"{session}.cast")
 
@@ -279,11 +282,11 @@ class Spool:
 
     # -- orphans and damage ----------------------------------------------------------
 
-    def orphans(self, owner: int) -> Iterator[Tuple[str, Optional[int], str]]:
-        """Open the files of orphan/ whose writer is gone.
+    def orphans(self, owner: int) -> Iterator[Tuple[str, Optional[int], bool, str]]:
+        """Open the files of orphan/.
 
-        Yields name, descriptor (None if it must not be read) and what is wrong with it. The
-        writer holds an exclusive flock(2) while it lives; such files are left alone.
+        Yields name, descriptor (None if it must not be read), whether its writer lives (it holds
+        an exclusive flock(2) as long), and what is wrong with it. The caller closes descriptors.
         """
         try:
             names = sorted(os.listdir(self.orphan))
@@ -294,22 +297,22 @@ class Spool:
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             except OSError as error:
-                yield name, None, error.strerror or "cannot be opened"
+                yield name, None, False, error.strerror or "cannot be opened"
                 continue
             found = os.fstat(fd)
+            fault = ""
             if not stat_module.S_ISREG(found.st_mode) or found.st_nlink != 1:
-                os.close(fd)
-                yield name, None, "not a plain file"
+                fault = "not a plain file"
             elif found.st_uid != owner:
+                fault = f"written by uid {found.st_uid}"
+            if fault:
                 os.close(fd)
-                yield name, None, f"written by uid {found.st_uid}"
+                yield name, None, False, fault
             else:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except OSError:
-                    os.close(fd)
-                    continue
-                yield name, fd, ""
+                yield name, fd, not _try_lock(fd), ""
+
+    def has_orphan(self, name: str) -> bool:
+        return os.path.lexists(os.path.join(self.orphan, name))
 
     def remove_orphan(self, name: str) -> None:
         _unlink(os.path.join(self.orphan, name))
@@ -442,6 +445,14 @@ def _set_append_only(fd: int, wanted: bool) -> bool:
         fcntl.ioctl(fd, FS_IOC_GETFLAGS, flags)
         flags[0] = flags[0] | FS_APPEND_FL if wanted else flags[0] & ~FS_APPEND_FL
         fcntl.ioctl(fd, FS_IOC_SETFLAGS, flags)
+    except OSError:
+        return False
+    return True
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return False
     return True

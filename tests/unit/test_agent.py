@@ -16,13 +16,14 @@ from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, Mapping,
 import pytest
 
 from recuse import records, recovery, wire
-from recuse.agent import Agent, Notifier
+from recuse.agent import Agent
 from recuse.config import Paths
 from recuse.front import Front
 from recuse.host import Account, Identity, Kernel, Peer, Terminal
 from recuse.journal import Journal
 from recuse.ledger import read_ledger
 from recuse.receipts import Receipts
+from recuse.upkeep import Notifier
 from recuse.wire import Verdict
 
 RECUSE = 64000
@@ -254,7 +255,7 @@ async def start(paths: Paths, kernel: SimulatedKernel, notifier: SilentNotifier)
     )
     await recovery.Recovery(agent, {name: os.dup(fd) for name, fd in notifier.kept.items()}).run()
     sockets = recovery.make_sockets(paths)
-    agent.listen(sockets.host[0])
+    agent.door.listen(sockets.host[0])
     front = Front(agent, Receipts(agent))
     await front.listen(sockets.control[0])
     world = World(paths, kernel, notifier, agent, events, front=front)

@@ -42,7 +42,19 @@ FLOORS: Dict[int, Set[str]] = {
 }
 # One process each: these modules are parts of the one named.
 PARTS = {
-    "agent": {"book", "front", "live", "orphan", "receipts", "recovery", "sealing"},
+    "agent": {
+        "book",
+        "door",
+        "front",
+        "live",
+        "orphan",
+        "policyfile",
+        "receipts",
+        "recovery",
+        "sealing",
+        "upkeep",
+        "wording",
+    },
 }
 PURE_BANNED_IMPORTS = {
     "asyncio",

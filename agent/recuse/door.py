@@ -1,0 +1,214 @@
+"""The door of the agent: host.sock, where PAM and the recording shell speak to it (wire.h).
+
+Part of the agent. Takes messages in, refuses those the peer may not send, hands the rest over with
+the kernel's word on who sent them.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import os
+import socket
+from dataclasses import dataclass
+from typing import Awaitable, Callable, List, Optional, Sequence, Set, Tuple
+
+from . import wire
+from .book import NotEntered
+from .errors import WireError
+from .host import Kernel, Peer
+from .journal import Journal
+from .live import LiveSession
+
+PATIENCE_SECONDS = 10.0  # for a peer that has connected and says nothing
+MAX_BACKLOG = 128  # connections accepted in one turn of the loop
+
+# Who may send what, by the uid that the kernel says the peer had when it connected.
+FROM_ROOT = (wire.Login, wire.Logout)
+FROM_SHELL = (wire.SessionRequest,)
+FROM_RELAY = (wire.Signal,)
+
+
+class OutOfTurn(Exception):
+    """The peer sent what it may not send."""
+
+
+@dataclass(eq=False)
+class Connection:
+    """One process of the host module; at most one request is under way."""
+
+    sock: socket.socket
+    peer: Peer
+    pidfd: int
+    busy: bool = False
+    relay: Optional[LiveSession] = None  # set once it relays: then the connection stays
+    timer: Optional[asyncio.TimerHandle] = None
+
+
+class Door:
+    """All connections on host.sock."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        journal: Journal,
+        recuse_uid: int,
+        serve: Callable[[Connection, wire.Message, List[int]], Awaitable[None]],
+        forget: Callable[[LiveSession], None],
+    ) -> None:
+        """`serve` answers a message; `forget` hears of relays that hung up."""
+        self._kernel = kernel
+        self._journal = journal
+        self._recuse_uid = recuse_uid
+        self._serve_message = serve
+        self._forget = forget
+        self._connections: Set[Connection] = set()
+        self._tasks: Set["asyncio.Task[None]"] = set()
+
+    def listen(self, listener: socket.socket) -> None:
+        """Answer a listening SEQPACKET socket from now on."""
+        listener.setblocking(False)
+        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(MAX_BACKLOG):
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
+            sock.setblocking(False)
+            try:
+                peer, pidfd = self._kernel.peer(sock)
+            except (OSError, ValueError):
+                sock.close()
+                continue
+            self.take_in(Connection(sock, peer, pidfd))
+
+    def take_in(self, connection: Connection) -> None:
+        """Hear what a connection says from now on."""
+        loop = asyncio.get_running_loop()
+        self._connections.add(connection)
+        loop.add_reader(connection.sock, self._readable, connection)
+        if connection.relay is None:
+            connection.timer = loop.call_later(PATIENCE_SECONDS, self.hang_up, connection)
+
+    def hang_up(self, connection: Connection) -> None:
+        """Close a connection; a session does not end by that."""
+        if connection not in self._connections:
+            return
+        self._connections.discard(connection)
+        asyncio.get_running_loop().remove_reader(connection.sock)
+        if connection.timer is not None:
+            connection.timer.cancel()
+        if connection.relay is not None:
+            self._forget(connection.relay)
+        connection.sock.close()
+        if connection.pidfd >= 0:
+            os.close(connection.pidfd)
+            connection.pidfd = -1
+
+    def _readable(self, connection: Connection) -> None:
+        size = socket.CMSG_SPACE(wire.MAX_FDS * array.array("i").itemsize)
+        try:
+            packet, ancillary, flags, _ = connection.sock.recvmsg(wire.MAX_MESSAGE, size)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.hang_up(connection)
+            return
+        fds = _received(ancillary)
+        if not packet or connection.busy:
+            close_all(fds)
+            self.hang_up(connection)
+            return
+        try:
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                raise OutOfTurn("a message that is too long")
+            message = self._permit(connection, packet, fds)
+        except (OutOfTurn, WireError) as error:
+            close_all(fds)
+            self._refuse_peer(connection, str(error))
+            return
+        if isinstance(message, wire.Signal):
+            if connection.relay is not None and not connection.relay.ended:
+                self._kernel.wake(connection.peer.pid)
+            return
+        connection.busy = True
+        task = asyncio.get_running_loop().create_task(self._serve(connection, message, fds))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _permit(self, connection: Connection, packet: bytes, fds: Sequence[int]) -> wire.Message:
+        message = wire.decode(packet)
+        if connection.relay is not None:
+            allowed: Tuple[type, ...] = FROM_RELAY
+        else:
+            allowed = ()
+            if connection.peer.uid == 0:
+                allowed += FROM_ROOT
+            if connection.peer.uid == self._recuse_uid:
+                allowed += FROM_SHELL
+        if not isinstance(message, allowed):
+            raise OutOfTurn(f"{type(message).__name__} is not for it to send")
+        has_tty = isinstance(message, wire.SessionRequest) and bool(
+            message.flags & wire.SESSION_HAS_TTY
+        )
+        if len(fds) != (2 if has_tty else 0):
+            raise OutOfTurn(f"{len(fds)} descriptors came with the message")
+        return message
+
+    def _refuse_peer(self, connection: Connection, fault: str) -> None:
+        peer = connection.peer
+        self._journal.write("peer-refused", pid=peer.pid, uid=peer.uid, fault=fault)
+        self.hang_up(connection)
+
+    async def _serve(self, connection: Connection, message: wire.Message, fds: List[int]) -> None:
+        """Answer one request; whatever goes wrong, the host module acts as if we were not there."""
+        try:
+            await self._serve_message(connection, message, fds)
+        except (ProcessLookupError, NotEntered):
+            self.hang_up(connection)
+        except Exception as error:
+            self._journal.fault(error, pid=connection.peer.pid)
+            self.hang_up(connection)
+        finally:
+            close_all(fds)
+
+    def answer(self, connection: Connection, answer: wire.Answer, fd: int = -1) -> None:
+        packet = wire.encode(answer)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+        try:
+            connection.sock.sendmsg([packet], rights if fd >= 0 else [])
+        except OSError:
+            pass  # it did not wait; its pidfd says when it ends
+        connection.busy = False
+        if connection.relay is None:
+            self.hang_up(connection)
+        elif connection.timer is not None:
+            connection.timer.cancel()
+            connection.timer = None
+
+    async def close(self) -> None:
+        """Hang up on everybody; relays keep their sessions, and systemd our end of them."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for connection in list(self._connections):
+            connection.relay = None  # so that its descriptor stays in the store
+            self.hang_up(connection)
+
+
+def _received(ancillary: Sequence[Tuple[int, int, bytes]]) -> List[int]:
+    fds: List[int] = []
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            numbers = array.array("i")
+            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+            fds.extend(numbers)
+    return fds
+
+
+def close_all(fds: List[int]) -> None:
+    """Close descriptors and empty their list."""
+    while fds:
+        os.close(fds.pop())

@@ -1,0 +1,70 @@
+"""The policy as files: read, and kept as a copy for a start that finds it broken.
+
+Part of the agent.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from .config import Paths, read_policy_dir
+from .errors import PolicyError, RecuseError
+from .journal import Journal
+from .policy import Policy, parse_policy
+
+FAULTS_SHOWN = 5
+
+
+def say_faults(error: RecuseError) -> str:
+    """Word every fault with file and line, the first few at length."""
+    faults = [str(fault) for fault in getattr(error, "faults", ())]
+    if not faults:
+        return error.message
+    more = len(faults) - FAULTS_SHOWN
+    return "; ".join(faults[:FAULTS_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
+def load_policy(paths: Paths) -> Policy:
+    """Read the policy in /etc. Raises: PolicyError"""
+    return parse_policy(read_policy_dir(paths.policy_dir))
+
+
+def boot_policy(paths: Paths, journal: Journal) -> Policy:
+    """Read the policy; a bad one means the last good one, else that everybody is recorded."""
+    try:
+        policy = load_policy(paths)
+    except PolicyError as error:
+        fault = say_faults(error)
+    else:
+        keep_policy(paths)
+        return policy
+    try:
+        last = parse_policy(read_policy_dir(_last(paths)))
+        journal.write("policy-bad", fault=fault, proceeding="the last good policy")
+        return last
+    except PolicyError:
+        journal.write("policy-bad", fault=fault, proceeding="recording everybody")
+        return parse_policy([])
+
+
+def keep_policy(paths: Paths) -> None:
+    """Copy the policy, which was good, for a start that finds it broken."""
+    new, old = _last(paths).with_name("policy.new"), _last(paths).with_name("policy.old")
+    try:
+        for directory in (new, old):
+            shutil.rmtree(directory, ignore_errors=True)
+        new.mkdir(mode=0o700)
+        for name, content in read_policy_dir(paths.policy_dir):
+            (new / os.path.basename(name)).write_bytes(content)
+        if _last(paths).exists():
+            os.rename(_last(paths), old)
+        os.rename(new, _last(paths))
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, PolicyError):
+        pass  # the copy is a convenience; what is in force is in memory
+
+
+def _last(paths: Paths) -> Path:
+    return paths.state / "policy.last"

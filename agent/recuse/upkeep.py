@@ -1,0 +1,191 @@
+"""What the agent does by the clock and when told to reload: configuration, space, heartbeats.
+
+Part of the agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+from typing import Callable, Dict, List, Sequence
+
+from . import records
+from .book import Book, NotEntered
+from .config import Config, Paths, load
+from .errors import ConfigError, PolicyError
+from .host import Kernel
+from .journal import Journal
+from .policy import Policy
+from .policyfile import keep_policy, load_policy, say_faults
+from .spool import Reserve, Spool
+
+
+class Notifier:
+    """Tells systemd; without systemd, nobody."""
+
+    def notify(self, state: str, fds: Sequence[int] = ()) -> None:
+        from systemd import daemon
+
+        with contextlib.suppress(OSError):  # nothing here depends on its being heard
+            daemon.notify(state, fds=list(fds)) if fds else daemon.notify(state)
+
+    def keep(self, name: str, fd: int) -> None:
+        """Leave a copy of a descriptor with systemd, over restarts."""
+        self.notify(f"FDSTORE=1\nFDNAME={name}", (fd,))
+
+    def drop(self, name: str) -> None:
+        self.notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+
+class Upkeep:
+    """Configuration and policy in force, and the state of the host they meet."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        config: Config,
+        policy: Policy,
+        kernel: Kernel,
+        journal: Journal,
+        notifier: Notifier,
+        book: Book,
+        spool: Spool,
+    ) -> None:
+        self.paths = paths
+        self.config_path: Path = paths.config
+        self.config = config
+        self.policy = policy
+        self.disabled = False
+        self.full = False
+        self.faults: Dict[str, str] = {}  # of configuration and policy as they lie there
+        self.on_reload: List[Callable[[], None]] = []
+        self._kernel = kernel
+        self._journal = journal
+        self._notifier = notifier
+        self._book = book
+        self._spool = spool
+        self._reloading = asyncio.Lock()
+        # The ledger must be able to tell of a full disk, on whichever file system it is.
+        self._reserves = [
+            Reserve(str(paths.spool / "reserve"), config.spool.reserve),
+            Reserve(str(paths.state / "reserve"), config.spool.reserve // 4),
+        ]
+        self.hold_reserves()
+        book.on_fault = self.release_reserves
+
+    def hold_reserves(self) -> None:
+        """Allocate the reserved space, where there is room for it."""
+        for reserve in self._reserves:
+            reserve.hold()
+
+    def release_reserves(self) -> None:
+        """Give the reserved space up, so that entries can be written."""
+        for reserve in self._reserves:
+            reserve.release()
+
+    async def reload(self) -> List[str]:
+        """Read configuration and policy anew; what is bad leaves the running one in force."""
+        async with self._reloading:
+            mono_us = self._kernel.mono_ns() // 1000
+            self._notifier.notify(f"RELOADING=1\nMONOTONIC_USEC={mono_us}")
+            self.faults.clear()
+            try:
+                self.config = load(self.config_path)
+            except ConfigError as error:
+                self.faults["config"] = say_faults(error)
+                self._journal.write(
+                    "config-bad", fault=self.faults["config"], proceeding="the one in force"
+                )
+            try:
+                policy = load_policy(self.paths)
+            except PolicyError as error:
+                self.faults["policy"] = say_faults(error)
+                self._journal.write(
+                    "policy-bad", fault=self.faults["policy"], proceeding="the one in force"
+                )
+            else:
+                changed = policy.digest != self.policy.digest
+                self.policy = policy
+                if changed:
+                    keep_policy(self.paths)
+                    await self.enter_policy()
+            self.set_fallback()
+            await self.look_at_disabled()
+            for call in self.on_reload:
+                call()
+            self._journal.write("reloaded", policy=self.policy.digest)
+            self._notifier.notify("READY=1")
+            return list(self.faults.values())
+
+    async def enter_policy(self) -> None:
+        """Enter which policy is in force."""
+        policy = self.policy
+        files = {os.path.basename(name): digest for name, digest in policy.files}
+        try:
+            seq = await self._book.enter(
+                records.policy_entry, policy.digest, files, len(policy.rules)
+            )
+        except NotEntered:
+            return
+        rules = len(policy.rules)
+        self._journal.write("policy-changed", policy=policy.digest, rules=rules, seq=seq)
+
+    def set_fallback(self) -> None:
+        """Keep the link that tells the host module what to do without us (wire.h)."""
+        link, wanted = self.paths.fallback_link, self.config.session.on_agent_failure
+        try:
+            if os.readlink(link) == wanted:
+                return
+        except OSError:
+            pass
+        temporary = link.with_name(".fallback.new")
+        try:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            temporary.unlink(missing_ok=True)
+            os.symlink(wanted, temporary)
+            os.rename(temporary, link)
+        except OSError as error:
+            self._journal.write("fault", fault=f"{link}: {error.strerror}")
+
+    async def look_at_disabled(self) -> None:
+        """Enter that recuse was disabled, or is no longer."""
+        now = self.paths.disabled.exists()
+        if now == self.disabled:
+            return
+        self.disabled = now
+        what = "disabled" if now else "enabled"
+        try:
+            seq = await self._book.enter(
+                records.recovered_entry, what, {"file": str(self.paths.disabled)}
+            )
+        except NotEntered:
+            return
+        self._journal.write(what, seq=seq)
+
+    def look_at_space(self) -> bool:
+        """Say whether the spool is full; give up or restore the reserve accordingly."""
+        try:
+            free = self._spool.free()
+        except OSError:
+            return self.full
+        if free < self.config.spool.min_free:
+            self.release_reserves()
+            if not self.full:
+                self.full = True
+                self._journal.write(
+                    "spool-full", free=free, proceeding=self.config.session.on_spool_full
+                )
+        elif self.full and free > self.config.spool.min_free + 2 * self.config.spool.reserve:
+            self.full = False
+            self.hold_reserves()
+            self._journal.write("spool-free", free=free)
+        return self.full
+
+    async def feed_watchdog(self) -> None:
+        """Tell systemd that the loop turns, twice per WATCHDOG_USEC."""
+        microseconds = int(os.environ.get("WATCHDOG_USEC", "0") or "0")
+        while microseconds:
+            self._notifier.notify("WATCHDOG=1")
+            await asyncio.sleep(microseconds / 2e6)

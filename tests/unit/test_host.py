@@ -1,0 +1,274 @@
+"""Kernel facts, from the real kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+from recuse import host
+from recuse.host import Kernel, Stat
+
+
+@pytest.fixture
+def kernel() -> Kernel:
+    return Kernel()
+
+
+@pytest.fixture
+def child() -> Iterator[int]:
+    """A process that waits to be killed."""
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+        os._exit(0)
+    yield pid
+    try:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass
+
+
+def test_stat_reads_a_process_whose_name_is_odd(kernel: Kernel, tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    fields = " ".join(["S", "1", "2", "3", "34819", "5", *["0"] * 13, "777", "0"])
+    (tmp_path / "7" / "stat").write_text(f"7 (a) S 9 (b)) {fields}\n")
+    found = Kernel(proc=str(tmp_path)).stat(7)
+    assert found == Stat(7, b"a) S 9 (b)", "S", 1, 2, 3, os.makedev(136, 3), 5, 777)
+
+
+def test_stat_and_identity_of_a_process_that_is_gone(kernel: Kernel, child: int) -> None:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    for ask in (kernel.stat, kernel.identity):
+        with pytest.raises(ProcessLookupError):
+            ask(child)
+
+
+def test_lineage_leads_to_the_parent(kernel: Kernel, child: int) -> None:
+    pids = [stat.pid for stat in kernel.lineage(child)]
+    assert pids[:2] == [child, os.getpid()]
+    assert 1 not in pids
+
+
+def test_exited_is_known_of_a_process_nobody_waited_for(kernel: Kernel, child: int) -> None:
+    pidfd = kernel.pidfd_open(child)
+    assert not kernel.exited(pidfd)
+    os.kill(child, signal.SIGKILL)
+    select.select([pidfd], [], [], 10)
+    assert kernel.exited(pidfd)
+    os.close(pidfd)
+
+
+def test_peer_is_the_connecting_process(kernel: Kernel, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        code = "import socket,sys; s=socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET);"
+        code += "s.connect(sys.argv[1]); s.recv(1)"
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "s")])
+        connection, _ = listener.accept()
+        with connection:
+            peer, pidfd = kernel.peer(connection)
+            assert (peer.pid, peer.uid) == (process.pid, os.getuid())
+            assert peer.start == kernel.stat(process.pid).start
+            assert not kernel.exited(pidfd)
+            os.close(pidfd)
+        process.wait()
+
+
+def test_peer_that_is_gone_is_not_taken_for_another(kernel: Kernel, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        code = "import socket,sys; s=socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET);"
+        code += "s.connect(sys.argv[1])"
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], check=True)
+        connection, _ = listener.accept()
+        with connection, pytest.raises(OSError):
+            kernel.peer(connection)
+
+
+def test_started_ns_is_a_wall_clock_time(kernel: Kernel, child: int) -> None:
+    age_ns = kernel.now_ns() - kernel.started_ns(kernel.stat(child).start)
+    assert -(10**9) < age_ns < 60 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("rdev", "name"),
+    [
+        (os.makedev(136, 3), "pts/3"),
+        (os.makedev(136, 300), "pts/300"),
+        (os.makedev(4, 1), "tty1"),
+        (os.makedev(4, 64), "ttyS0"),
+    ],
+    ids=["pts", "many-pts", "console", "serial"],
+)
+def test_tty_name(kernel: Kernel, rdev: int, name: str) -> None:
+    assert kernel.tty_name(rdev) == name
+
+
+def test_pty_slave_is_the_device_behind_the_master(kernel: Kernel) -> None:
+    master, slave = pty.openpty()
+    try:
+        assert kernel.pty_slave(master) == os.fstat(slave).st_rdev
+        assert os.path.basename(os.ttyname(slave)) == kernel.tty_name(
+            os.fstat(slave).st_rdev
+        ).split("/")[1]
+        with pytest.raises(OSError):
+            kernel.pty_slave(slave)
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+def test_take_terminal_makes_it_roots_and_gives_it_back(kernel: Kernel) -> None:
+    master, slave = pty.openpty()
+    rdev = os.fstat(slave).st_rdev
+    path = os.ttyname(slave)
+    os.fchown(slave, 1000, 5)
+    os.fchmod(slave, 0o620)
+    taken = kernel.take_terminal(slave, rdev, frozenset({1000}))
+    now = os.stat(path)
+    assert (now.st_uid, now.st_gid, now.st_mode & 0o777) == (0, 0, 0o600)
+    os.close(slave)
+    # the handle does not hold the line: the master sees that nobody is left
+    with pytest.raises(OSError):
+        os.read(master, 1)
+    again = kernel.reopen_terminal(taken.rdev, taken.uid, taken.gid, taken.mode)
+    assert again is not None
+    os.close(again.handle)
+    kernel.give_terminal_back(taken)
+    now = os.stat(path)
+    assert (now.st_uid, now.st_gid, now.st_mode & 0o777) == (1000, 5, 0o620)
+    os.close(master)
+
+
+@pytest.mark.parametrize("what", ["other-device", "other-owner", "no-terminal"])
+def test_take_terminal_refuses_what_is_not_the_peers(kernel: Kernel, what: str) -> None:
+    master, slave = pty.openpty()
+    rdev = os.fstat(slave).st_rdev
+    before = os.fstat(slave)
+    null = os.open("/dev/null", os.O_RDWR)
+    try:
+        with pytest.raises(PermissionError):
+            if what == "other-device":
+                kernel.take_terminal(slave, rdev + 1, frozenset({before.st_uid}))
+            elif what == "other-owner":
+                kernel.take_terminal(slave, rdev, frozenset({before.st_uid + 1}))
+            else:
+                kernel.take_terminal(null, os.fstat(null).st_rdev, frozenset({0, os.getuid()}))
+        assert os.fstat(slave).st_mode == before.st_mode
+    finally:
+        for fd in (master, slave, null):
+            os.close(fd)
+
+
+def test_give_terminal_back_leaves_what_somebody_changed(kernel: Kernel) -> None:
+    master, slave = pty.openpty()
+    taken = kernel.take_terminal(slave, os.fstat(slave).st_rdev, frozenset({0, os.getuid()}))
+    os.fchmod(slave, 0o644)
+    kernel.give_terminal_back(taken)
+    assert os.fstat(slave).st_mode & 0o777 == 0o644
+    os.close(master)
+    os.close(slave)
+
+
+def test_holders_names_who_else_has_a_terminal_open(kernel: Kernel) -> None:
+    master, slave = pty.openpty()
+    rdev = os.fstat(slave).st_rdev
+    process = subprocess.Popen(["sleep", "60"], stdin=slave)
+    me = frozenset({os.getpid()})
+    assert kernel.holders(rdev, os.getuid(), me) == (f"{process.pid}:sleep",)
+    assert kernel.holders(rdev, os.getuid(), me | {process.pid}) == ()
+    process.kill()
+    process.wait()
+    os.close(master)
+    os.close(slave)
+
+
+def test_wake_continues_the_foreground_of_the_inner_terminal(kernel: Kernel) -> None:
+    pid, master = pty.fork()
+    if pid == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(5)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+    kernel.wake(os.getpid())
+    assert os.waitpid(pid, 0)[1] >> 8 == 5
+    os.close(master)
+
+
+def test_peer_of_finds_the_address_of_the_connection(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "SSHD_NAMES", frozenset({kernel.stat(os.getpid()).comm}))
+    lowest = os.open("/dev/null", os.O_RDONLY)
+    with contextlib.ExitStack() as opened:
+        listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+        clients = []
+        for _ in range(20):  # others, as to a directory service
+            clients.append(opened.enter_context(socket.create_connection(listener.getsockname())))
+        servers = [opened.enter_context(listener.accept()[0]) for _ in clients]
+        assert kernel.peer_of(os.getpid()) == "127.0.0.1:%d" % listener.getsockname()[1]
+        os.dup2(servers[7].fileno(), lowest)
+        assert kernel.peer_of(os.getpid()) == "127.0.0.1:%d" % clients[7].getsockname()[1]
+    os.close(lowest)
+
+
+def test_address_of_dual_stack_and_ipv6() -> None:
+    assert host._address("::ffff:192.0.2.7", 9) == "192.0.2.7:9"
+    assert host._address("2001:db8::1", 9) == "[2001:db8::1]:9"
+
+
+def test_peer_of_asks_only_about_login_servers(kernel: Kernel, child: int) -> None:
+    assert kernel.peer_of(child) is None
+    assert kernel.peer_of(1 << 22) is None
+
+
+def test_sock_diag_is_loaded_without_the_rest_of_pyroute2() -> None:
+    code = (
+        "import sys; from recuse import host; host._import_diag();"
+        "print(sum(1 for name in sys.modules if name.startswith('pyroute2')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, check=True, env={"PYTHONPATH": ":".join(sys.path)},
+    )  # fmt: skip
+    assert int(done.stdout) < 15
+
+
+def test_account_prefers_the_name_where_a_uid_has_several(kernel: Kernel) -> None:
+    root = kernel.account(0, "root")
+    assert root is not None and root.name == "root" and "root" in kernel.groups(root)
+    other = kernel.account(0, "nobody")
+    assert other is not None and other.uid == 0
+    assert kernel.account(-1, "no such user") is None
+    assert kernel.account(4_000_000_123) is None
+
+
+def test_survivors_without_an_audit_session_are_not_guessed(kernel: Kernel) -> None:
+    assert kernel.survivors(None, frozenset()) == ()
+
+
+def test_named_processes_are_limited() -> None:
+    names = [str(number) for number in range(40)]
+    assert host._limited(names)[-1] == "+24"
+    assert len(host._limited(names)) == host.MAX_NAMED + 1
+
+
+def test_clocks_and_names(kernel: Kernel) -> None:
+    assert len(kernel.boot_id()) == 36
+    assert kernel.hostname() and kernel.os_name()
+    assert threading.get_native_id() in kernel.processes() or os.getpid() in kernel.processes()
+    assert kernel.mono_ns() <= kernel.mono_ns()

@@ -1,0 +1,263 @@
+"""The spool: recordings cut at line ends, segments by content, space held back."""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import hashlib
+import os
+from pathlib import Path
+from typing import Iterator, List
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from recuse import spool as module
+from recuse.errors import SpoolError
+from recuse.spool import Recording, Reserve, Spool
+
+HEADER = b'{"version": 2, "width": 80, "height": 24}\n'
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    found = Spool(str(tmp_path / "spool"))
+    found.prepare()
+    os.mkdir(found.orphan, 0o700)
+    yield found
+    for session in found.live_sessions():
+        found.forget(session)  # an append-only file would outlive the test
+
+
+def begin(spool: Spool, *lines: bytes) -> Recording:
+    recording, relay = spool.create("s-a", HEADER)
+    for line in lines:
+        os.write(relay, line)
+    os.close(relay)
+    return recording
+
+
+def cut_all(spool: Spool, recording: Recording, size: int = 1 << 18) -> List[str]:
+    blobs = []
+    while True:
+        cut = spool.cut(recording, 0, size)
+        if cut is None:
+            return blobs
+        blobs.append(spool.seal(cut)[0])
+        spool.done(recording)
+
+
+def read(spool: Spool, blobs: List[str]) -> bytes:
+    return b"".join(gzip.decompress((Path(spool.out) / blob).read_bytes()) for blob in blobs)
+
+
+def test_create_gives_a_descriptor_that_only_appends(spool: Spool) -> None:
+    recording, relay = spool.create("s-a", HEADER)
+    os.write(relay, b"one\n")
+    os.lseek(relay, 0, os.SEEK_SET)
+    os.write(relay, b"two\n")
+    if recording.append_only:
+        with pytest.raises(PermissionError):
+            os.ftruncate(relay, 0)
+    os.close(relay)
+    assert Path(recording.path).read_bytes() == HEADER + b"one\ntwo\n"
+    assert os.stat(recording.path).st_mode & 0o777 == 0o600
+    spool.drop(recording)
+    assert spool.live_sessions() == []
+
+
+def test_create_refuses_a_session_that_exists(spool: Spool) -> None:
+    recording = begin(spool)
+    with pytest.raises(SpoolError, match="recording s-a"):
+        spool.create("s-a", HEADER)
+    assert Path(recording.path).read_bytes() == HEADER
+    spool.drop(recording)
+
+
+def test_cut_ends_at_a_line_end_and_leaves_the_rest(spool: Spool) -> None:
+    recording = begin(spool, b'[0.1, "o", "a"]\n[0.2, "o", "to')
+    cut = spool.cut(recording, 0, 1 << 18)
+    assert cut is not None and cut.plain == HEADER + b'[0.1, "o", "a"]\n'
+    assert (cut.t0, cut.t1, cut.events) == (0.1, 0.1, 1)
+    assert spool.cut(recording, 0, 1 << 18) is cut  # until done
+    spool.done(recording)
+    assert spool.cut(recording, 0, 1 << 18) is None
+    spool.finish(recording)
+    assert recording.torn == len(b'[0.2, "o", "to')
+    spool.drop(recording)
+
+
+def test_cut_notes_gaps_exit_status_and_replaced_bytes(spool: Spool) -> None:
+    digest = hashlib.sha256(b"lost").hexdigest()
+    recording = begin(
+        spool,
+        b'[0.1,"o","\xef\xbf\xbd"]\n[0.1,"b","/w=="]\n',
+        b'[0.2,"g","stream=o bytes=4 sha256=%s cause=limit"]\n' % digest.encode(),
+        b'[0.3,"o","[0.1,\\"x\\",\\"9\\"]"]\n',  # shown, not said
+        b'[0.4,"x","130"]\n',
+    )
+    cut = spool.cut(recording, 0, 1 << 18)
+    assert cut is not None and (cut.events, cut.replaced) == (4, 1)
+    assert [(gap.cause, gap.stream, gap.bytes, gap.sha256) for gap in recording.gaps] == [
+        ("limit", "o", 4, digest)
+    ]
+    assert cut.gaps == tuple(recording.gaps)
+    assert recording.exit_status == 130
+    spool.drop(recording)
+
+
+def test_cut_takes_a_line_longer_than_a_segment_whole(spool: Spool) -> None:
+    line = b'[0.1,"o","' + b"x" * 50_000 + b'"]\n'
+    recording = begin(spool, line, line)
+    assert [len(gzip.decompress((Path(spool.out) / b).read_bytes())) for b in cut_all(
+        spool, recording, 4096
+    )] == [len(HEADER), len(line), len(line)]
+    spool.drop(recording)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    lines=st.lists(st.binary(max_size=300).map(lambda b: b.replace(b"\n", b"") + b"\n")),
+    size=st.integers(16, 1024),
+    restart=st.integers(0, 5),
+)
+def test_segments_add_up_to_the_recording_over_restarts(
+    tmp_path_factory: pytest.TempPathFactory, lines: List[bytes], size: int, restart: int
+) -> None:
+    spool = Spool(str(tmp_path_factory.mktemp("spool")))
+    spool.prepare()
+    recording = begin(spool, *lines)
+    blobs = []
+    for number in range(1000):
+        cut = spool.cut(recording, 0, size)
+        if cut is None:
+            break
+        assert cut.n == number
+        blobs.append(spool.seal(cut)[0])
+        spool.done(recording)
+        if number == restart:
+            os.close(recording.fd)
+            recording = spool.adopt("s-a", recording.offset, recording.n)
+    whole = HEADER + b"".join(lines)
+    assert read(spool, blobs) == whole
+    assert recording.digest.hexdigest() == hashlib.sha256(whole).hexdigest()
+    spool.drop(recording)
+
+
+def test_adopt_refuses_a_recording_shorter_than_its_segments(spool: Spool) -> None:
+    recording = begin(spool)
+    os.close(recording.fd)
+    with pytest.raises(SpoolError, match="shorter"):
+        spool.adopt("s-a", len(HEADER) + 1, 1)
+    with pytest.raises(SpoolError, match="recording s-b"):
+        spool.adopt("s-b", 0, 0)
+
+
+def test_seal_names_a_blob_by_its_content_and_repeats_it(spool: Spool) -> None:
+    recording = begin(spool)
+    cut = spool.cut(recording, 0, 1 << 18)
+    assert cut is not None
+    name, size = spool.seal(cut)
+    assert spool.seal(cut) == (name, size)
+    data = (Path(spool.out) / name).read_bytes()
+    assert (hashlib.sha256(data).hexdigest(), len(data)) == (name, size)
+    assert os.stat(Path(spool.out) / name).st_mode & 0o777 == 0o640
+    assert spool.blobs() == [name] and spool.usage() == (1, size)
+    spool.remove(name)
+    spool.remove(name)
+    assert spool.blobs() == []
+    spool.drop(recording)
+
+
+def test_seal_that_fails_leaves_nothing_and_can_be_repeated(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = begin(spool)
+    cut = spool.cut(recording, 0, 1 << 18)
+    assert cut is not None
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "fsync", full)
+        with pytest.raises(SpoolError, match="segment 0 of s-a: No space left"):
+            spool.seal(cut)
+    assert os.listdir(spool.out) == []
+    assert spool.cut(recording, 0, 1 << 18) is cut
+    spool.seal(cut)
+    spool.drop(recording)
+
+
+def test_is_due_by_size_or_age_but_never_for_nothing(spool: Spool) -> None:
+    recording = begin(spool, b"x" * 100 + b"\n")
+    second = 10**9
+    assert not spool.is_due(recording, 29 * second, 30, 1000)
+    assert spool.is_due(recording, 30 * second, 30, 1000)
+    assert spool.is_due(recording, 0, 30, 50)
+    cut_all(spool, recording)
+    assert not spool.is_due(recording, 10**12, 30, 0 + 1)
+    spool.drop(recording)
+
+
+def test_orphans_tells_the_living_from_the_dead_and_the_odd(spool: Spool) -> None:
+    orphan = Path(spool.orphan)
+    (orphan / "dead.cast").write_bytes(HEADER)
+    (orphan / "odd.cast").symlink_to("/etc/passwd")
+    (orphan / "twice.cast").write_bytes(HEADER)
+    os.link(orphan / "twice.cast", orphan / "twin.cast")
+    with open(orphan / "alive.cast", "wb") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        found = {name: tuple(rest) for name, *rest in spool.orphans(os.getuid())}
+    assert found["alive.cast"][1] is True and found["dead.cast"][1] is False
+    assert found["odd.cast"][0] is None and found["twice.cast"][2] == "not a plain file"
+    for fd, _, _ in found.values():
+        if fd is not None:
+            os.close(fd)
+    strangers = list(spool.orphans(os.getuid() + 1))
+    assert all(fd is None for _, fd, _, _ in strangers)
+    assert any("written by uid" in fault for _, _, _, fault in strangers)
+
+
+def test_adopt_orphan_keeps_the_file_that_is_being_written(spool: Spool) -> None:
+    with open(Path(spool.orphan) / "1-2-3.cast", "ab", buffering=0) as writer:
+        writer.write(HEADER)
+        recording = spool.adopt_orphan("s-a", "1-2-3.cast")
+        writer.write(b'[1,"o","x"]\n')
+    assert os.listdir(spool.orphan) == []
+    assert read(spool, cut_all(spool, recording)) == HEADER + b'[1,"o","x"]\n'
+    spool.drop(recording)
+    with pytest.raises(SpoolError, match="orphan gone"):
+        spool.adopt_orphan("s-b", "gone")
+
+
+def test_quarantine_never_overwrites(spool: Spool) -> None:
+    for content in ("one", "two"):
+        (Path(spool.orphan) / "x").write_text(content)
+        spool.quarantine(os.path.join(spool.orphan, "x"))
+    kept = Path(spool.quarantined)
+    assert (kept / "x").read_text() == "one" and (kept / "x.1").read_text() == "two"
+    with pytest.raises(SpoolError):
+        spool.quarantine(os.path.join(spool.orphan, "gone"))
+
+
+def test_prepare_removes_segments_that_were_never_finished(spool: Spool) -> None:
+    (Path(spool.out) / ".s-a.3").write_text("half")
+    spool.prepare()
+    assert os.listdir(spool.out) == []
+
+
+def test_reserve_is_allocated_given_up_and_restored(tmp_path: Path) -> None:
+    reserve = Reserve(str(tmp_path / "reserve"), 1 << 20)
+    assert reserve.hold() and reserve.hold() and reserve.held
+    assert os.stat(reserve.path).st_blocks * 512 >= 1 << 20
+    reserve.release()
+    reserve.release()
+    assert not reserve.held
+
+
+def test_reserve_that_does_not_fit_is_not_left_half(tmp_path: Path) -> None:
+    reserve = Reserve(str(tmp_path / "reserve"), 1 << 60)
+    assert not reserve.hold()
+    assert os.listdir(tmp_path) == []
