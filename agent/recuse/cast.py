@@ -15,7 +15,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Optional, Union
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Optional, Pattern, Union
 
 from recuse.errors import RecuseError
 
@@ -422,8 +422,10 @@ class Tokens:
     introducer and goes on as text: what a caller lets through is never half a sequence.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Optional[Pattern[str]] = None) -> None:
+        """Give what matches `known` as a token of its own kind without taking it apart."""
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._known = known
         self._rest = ""
         self._string: Optional[str] = None  # introducer of the string we are in
         self._body = ""
@@ -455,6 +457,11 @@ class Tokens:
                 if end.group() not in "\x18\x1a":
                     yield token
                 continue
+            match = self._known.match(text, at) if self._known is not None else None
+            if match is not None:
+                at = match.end()
+                yield Token("known", match.group())
+                continue
             match = _TOKEN.match(text, at)
             if match is None:
                 if len(text) - at <= _MAX_SEQUENCE and _UNFINISHED.match(text, at):
@@ -475,12 +482,18 @@ class Tokens:
                 yield Token("ctl", match.group("ctl"))
 
 
-_SAFE_CSI = frozenset("@ABCDEFGHIJKLMPSTXZ`abdefghlmrsu")
+_SAFE_CSI = frozenset("@ABCDEFGHIJKLMPSTXZ`abdefghlmrsu")  # and in _SAFE
 _SAFE_ESC = frozenset("78=>DEHMNOc")
 _SAFE_CTL = frozenset("\x07\x08\t\n\x0b\x0c\r\x0e\x0f")
 # Modes that would make the viewer's own terminal send reports instead of keys.
 _REPORTING_MODES = frozenset(
     "9 1000 1001 1002 1003 1004 1005 1006 1007 1015 1016 2004 2031 2048".split()
+)
+
+
+# Long runs of what is safe, for speed: seeking takes in everything up to there.
+_SAFE = re.compile(
+    "(?:[^\x00-\x1f\x7f-\x9f\udc80-\udcff]|[\x07-\x0f]|\x1b\\[[0-9;:]*[@A-MPSTXZ`abdefghlmrsu])+"
 )
 
 
@@ -493,12 +506,14 @@ class Shield:
     """
 
     def __init__(self) -> None:
-        self._tokens = Tokens()
+        self._tokens = Tokens(_SAFE)
 
     def feed(self, data: bytes) -> bytes:
         kept = []
         for token in self._tokens.feed(data):
-            if token.kind == "text":
+            if token.kind == "known":
+                kept.append(token.body)
+            elif token.kind == "text":
                 kept.append(_INVALID_RUN.sub("\ufffd", token.body))
             elif token.kind == "ctl" and token.body in _SAFE_CTL:
                 kept.append(token.body)

@@ -174,7 +174,9 @@ def parse_moment(text: str, now: datetime) -> datetime:
     try:
         if match:
             return midnight.replace(hour=int(match.group(1)), minute=int(match.group(2)))
-        moment = datetime.fromisoformat(re.sub(r"[zZ]\Z", "+00:00", text))
+        # Python 3.9 reads no Z, and no more than six digits of a second.
+        text = re.sub(r"(\.\d{6})\d+", r"\1", re.sub(r"[zZ]\Z", "+00:00", text))
+        moment = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(
             "%r is no time, such as 2026-01-31, 14:30, yesterday, 2h or RFC 3339" % text

@@ -637,14 +637,23 @@ def _check_agent(machine: Machine, groups: Mapping[str, int]) -> list[Check]:
 def _check_sshd(machine: Machine) -> list[Check]:
     if machine.find(("/usr/sbin",), "sshd") is None:
         return [Check("sshd", "ok", "no OpenSSH server here")]
+    files = [machine.path("/etc/ssh/sshd_config")]
+    files += sorted(glob.glob(machine.path("/etc/ssh/sshd_config.d/*.conf")))
+    relative = [os.path.relpath(path, machine.root) for path in files]
+    text = b"\n".join(machine.read(path) or b"" for path in relative).decode("utf-8", "replace")
+
+    def set_to(key: str) -> list[str]:
+        lines = re.findall(r"^\s*%s[ \t=]+(.+?)\s*$" % key, text, re.MULTILINE | re.IGNORECASE)
+        return [value for value in lines if value.lower() != "none"]
+
     ran = machine.run(["/usr/sbin/sshd", "-T"])
-    if ran.status != 0:
-        words = (ran.err.strip().split("\n") or [""])[-1]
-        return [Check("sshd", "warn", "sshd -T failed: %s" % words, "run it as root")]
-    values: dict[str, list[str]] = {}
-    for line in ran.out.split("\n"):
-        key, _, value = line.partition(" ")
-        values.setdefault(key, []).append(value)
+    if ran.status == 0:
+        values: dict[str, list[str]] = {}
+        for line in ran.out.split("\n"):
+            key, _, value = line.partition(" ")
+            values.setdefault(key, []).append(value)
+    else:  # not root, or sshd has never run: what its files say must do
+        values = {"usepam": set_to("UsePAM")[:1], "subsystem": set_to("Subsystem")}
     found = []
     if values.get("usepam") == ["yes"]:
         found.append(Check("sshd", "ok", "sshd uses PAM"))
@@ -657,17 +666,8 @@ def _check_sshd(machine: Machine) -> list[Check]:
                 "write UsePAM yes in /etc/ssh/sshd_config",
             )
         )
-    files = [machine.path("/etc/ssh/sshd_config")]
-    files += sorted(glob.glob(machine.path("/etc/ssh/sshd_config.d/*.conf")))
-    relative = [os.path.relpath(path, machine.root) for path in files]
-    text = b"\n".join(machine.read(path) or b"" for path in relative).decode("utf-8", "replace")
-
-    def set_to(key: str) -> list[str]:
-        lines = re.findall(r"^\s*%s[ \t=]+(.+?)\s*$" % key, text, re.MULTILINE | re.IGNORECASE)
-        return [value for value in lines if value.lower() != "none"]
-
     chroots, forced = set_to("ChrootDirectory"), set_to("ForceCommand")
-    if [c for c in chroots] and not any("internal-sftp" in f for f in forced):
+    if chroots and not any("internal-sftp" in f for f in forced):
         found.append(
             Check(
                 "sshd-chroot",

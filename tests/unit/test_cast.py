@@ -351,6 +351,49 @@ def test_shield_output_is_stable(data: bytes) -> None:
     assert Shield().feed(once) == once
 
 
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "\x1b[",
+                "\x1b",
+                "[",
+                "?",
+                "1",
+                ";",
+                "25",
+                "m",
+                "h",
+                "c",
+                "n",
+                "K",
+                "\x07",
+                "\n",
+                "\x00",
+                "\x18",
+                "ä",
+                "\x9b",
+                "\x1b]",
+                "\\",
+                "P",
+                " ",
+                "q",
+                "$",
+                "t",
+            ]
+        ),
+        max_size=14,
+    ),
+    st.integers(min_value=0, max_value=30),
+)
+def test_shield_takes_no_shortcut_that_tells(parts: list[str], cut: int) -> None:
+    data = "".join(parts).encode()
+    slow = Shield()
+    slow._tokens = Tokens()
+    fast = Shield()
+    assert slow.feed(data) == fast.feed(data[:cut]) + fast.feed(data[cut:])
+
+
 def test_long_strings_are_swallowed_whole() -> None:
     shield = Shield()
     parts = [b"a\x1bPq"] + [b"#" * 1000] * 50 + [b"\x1b", b"\\b"]

@@ -292,6 +292,7 @@ def test_sessions_filters(recuse: Any, argv: list[str], expected: set[str]) -> N
         ("yesterday", datetime(2026, 2, 28, tzinfo=timezone.utc)),
         ("08:15", datetime(2026, 3, 1, 8, 15, tzinfo=timezone.utc)),
         ("2026-01-02T03:04:05Z", datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)),
+        ("2026-01-02T03:04:05.000000999Z", datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)),
         ("2026-01-02T03:04:05+02:00", datetime(2026, 1, 2, 1, 4, 5, tzinfo=timezone.utc)),
     ],
 )
@@ -688,6 +689,43 @@ def test_verify_a_copied_ledger_with_the_public_key_alone(
     shutil.copy(pub, copy / "host.pub")
     ran = recuse("verify", "--dir", str(copy), "--blobs", "present")
     assert ran.code == 0 and "taken from" in ran.err
+
+
+def test_everything_works_on_a_store_too(recuse: Any, made: Made, tmp_path: Path) -> None:
+    from recuse.store import Store
+
+    central = tmp_path / "central"
+    prefix, vkey = ORIGIN.rpartition("/")[0], (made.root / "var/lib/recuse/host.pub").read_text()
+    store = Store(central, "example.org/recuse/store/c")
+    try:
+        store.enrol_local(prefix, vkey.strip(), vkey.strip())
+        for path in _blobs(made):
+            store.put_blob(ORIGIN, path.name, path.read_bytes())
+        store.append(ORIGIN, made.ledger.checkpoint(), list(made.ledger.entries()))
+    finally:
+        store.close()
+    where = ["--dir", str(central)]
+    assert recuse("export", *where, "s-aaa").out.encode() == b"".join(PARTS)
+    assert len(recuse("sessions", *where, "--json").json["sessions"]) == 4
+    pub = [
+        str(made.root / "var/lib/recuse/host.pub"),
+        "--collector-key",
+        str(central / "store.pub"),
+    ]
+    ran = recuse("verify", *where, "--key", *pub)
+    assert ran.code == 0 and ran.err == "" and "receipted by a collector" in ran.out
+    assert "keys were taken from" in recuse("verify", *where).err
+    # The host itself, with the segments only in central storage.
+    config = made.root / "etc/recuse/recuse.toml"
+    config.write_text('[central]\nurl = "dir:/central"\n')
+    for path in _blobs(made):
+        path.unlink()
+    assert recuse("play", "--speed", "inf", "s-aaa").out.endswith("end\r\n")
+    assert recuse("verify").code == 0
+    blob = next((central / "blobs").rglob("%s*" % _blobs(made)[1].name))
+    _flip(blob)
+    ran = recuse("verify", "s-aaa")
+    assert ran.code == 10 and "segment 1" in ran.out
 
 
 def test_verify_remembers_how_long_the_ledger_was(recuse: Any, made: Made) -> None:

@@ -463,6 +463,15 @@ def test_doctor_tells_disabled_from_half_enabled(host: FakeHost) -> None:
             "stub",
         ),
         (_write("var/spool/recuse/quarantine/x", ""), "quarantine", "warn", "1 damaged"),
+        (
+            lambda h: (
+                h.answers.update(sshd=Ran(255, "", "no /run/sshd")),
+                h.write("etc/ssh/sshd_config", "UsePAM yes\n"),
+            )[0],
+            "sshd",
+            "ok",
+            "uses PAM",
+        ),
         (_chmod("var/lib/recuse/host.key", 0o644), "host-key", "fail", "0644"),
         (_unlink("var/lib/recuse/host.pub"), "host-key", "fail", "host.pub"),
         (_chmod("var/spool/recuse/live", 0o755), "spool", "fail", "others"),
