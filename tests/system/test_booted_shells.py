@@ -9,7 +9,7 @@ from host import Host
 #: user, prompt, what $0 or its like must be, and how to ask
 SHELLS = [
     pytest.param("alice", r"\$ $", "echo $0", b"-bash", id="bash"),
-    pytest.param("bob", r"% $", "echo $0", b"-zsh", id="zsh"),
+    pytest.param("bob", "testhost% ", "echo $0", b"-zsh", id="zsh"),
     pytest.param("carol", r"> $", "echo $shell $?loginsh", b"/usr/bin/tcsh 1", id="tcsh"),
     pytest.param("frank", r"\$ $", "echo $0", b"-dash", id="dash"),
 ]
