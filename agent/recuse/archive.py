@@ -119,6 +119,13 @@ class LedgerArchive:
         return _read_blob(self._blobs, blob)
 
 
+def _as_bytes(value: object) -> Optional[bytes]:
+    """Read a column of any type: whoever altered a row may have altered its type."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape")
+    return value if isinstance(value, bytes) else None
+
+
 class StoreArchive:
     """One host's ledger in a collector's store, read while the collector may be writing."""
 
@@ -159,14 +166,14 @@ class StoreArchive:
                 ).fetchone()
         except sqlite3.DatabaseError as error:
             raise LedgerError(f"store {self.path}: {error}") from None
-        return bytes(row[0]) if row is not None else None
+        return _as_bytes(row[0]) if row is not None else None
 
     def checkpoint(self) -> Optional[bytes]:
         """Give the newest checkpoint note, with the collector's own cosignature."""
         return self._newest()
 
     def entries(self) -> Iterator[Item]:
-        """Give (index, entry, stored leaf hash); None for rows that are not there."""
+        """Give (index, entry, stored leaf hash) of the rows that are there."""
         due = 0
         try:
             with closing(_connect(self._database)) as database:
@@ -179,11 +186,9 @@ class StoreArchive:
                     if not rows:
                         return
                     for index, entry, leaf in rows:
-                        for hole in range(due, index):
-                            yield hole, None, None
-                        yield index, bytes(entry), bytes(leaf)
+                        yield index, _as_bytes(entry), _as_bytes(leaf)
                         due = index + 1
-        except (sqlite3.DatabaseError, TypeError) as error:
+        except sqlite3.DatabaseError as error:
             raise LedgerError(f"store {self.path}: {error}") from None
 
     def tiles(self) -> Iterable[Tuple[str, int, int, bytes]]:

@@ -16,6 +16,7 @@ from typing import (
     Iterable,
     Iterator,
     List,
+    Mapping,
     Optional,
     Protocol,
     Sequence,
@@ -48,6 +49,8 @@ OVERDUE_PERIODS = 2.5
 MAX_CLOCK_STEP_NS = 1_000_000_000
 MAX_PLAIN_BYTES = 64 << 20
 """No segment unpacks to more: the agent cuts at a fraction of that."""
+MAX_HOLE = 1 << 20
+"""Entries missing in a row that are still looked at one by one."""
 BLOB_MODES = ("require", "present", "skip")
 
 Json = Dict[str, Any]
@@ -272,6 +275,16 @@ class _Head:
     computed: Optional[bytes] = None
     stored: Optional[bytes] = None
 
+    @property
+    def entries_hold(self) -> bool:
+        """Say whether the entries as they stand have that root."""
+        return self.computed == self.checkpoint.root
+
+    @property
+    def hashes_hold(self) -> bool:
+        """Say whether what should stand there has that root."""
+        return self.stored == self.checkpoint.root
+
 
 def _runs(numbers: Iterable[int]) -> List[Tuple[int, int]]:
     runs: List[Tuple[int, int]] = []
@@ -310,7 +323,10 @@ def _longest_increasing(numbers: Sequence[int]) -> Set[int]:
 
 
 class _Tree:
-    """Recomputes the tree, once from the entries and once from the stored leaf hashes."""
+    """Recomputes the tree, from the entries as they stand and from what should stand there.
+
+    The latter is the stored leaf hash, or the entry that says that it belongs there.
+    """
 
     def __init__(self, heads: Sequence[_Head]) -> None:
         self.places = 0
@@ -319,6 +335,8 @@ class _Tree:
         self.altered: Dict[int, str] = {}
         self.displaced: List[Tuple[int, int]] = []
         """(place, number the entry there gives itself)"""
+        self.strange = 0
+        """Entries that cannot be read or belong to another ledger."""
         self.tile_roots: List[Tuple[Optional[bytes], Optional[bytes]]] = []
         self._heads = heads
         self._computed: Optional[Frontier] = Frontier()
@@ -328,10 +346,16 @@ class _Tree:
             if head.checkpoint.size == 0:
                 head.computed = head.stored = EMPTY_ROOT
 
-    def push(self, place: int, computed: Optional[bytes], stored: Optional[bytes]) -> None:
-        """Take in the next place, which may be any distance after the last."""
+    def push(
+        self,
+        place: int,
+        computed: Optional[bytes],
+        stored: Optional[bytes],
+        moved: Mapping[int, bytes],
+    ) -> None:
+        """Take in the next place, which may leave others out; `moved` is what belongs there."""
         for hole in range(self.places, place):
-            self._push(hole, None, None)
+            self._push(hole, None, moved.get(hole))
         self._push(place, computed, stored)
 
     def _push(self, place: int, computed: Optional[bytes], stored: Optional[bytes]) -> None:
@@ -343,12 +367,11 @@ class _Tree:
             self.total = place + 1
             if self._computed is not None:
                 self._computed.push(computed)
-        leaf = stored if stored is not None else computed
-        if leaf is None:
+        if stored is None:
             self._stored = None
         elif self._stored is not None:
-            self._stored.push(leaf)
-        for leaves, one in zip(self._chunk, (computed, leaf)):
+            self._stored.push(stored)
+        for leaves, one in zip(self._chunk, (computed, stored)):
             if one is not None:
                 leaves.append(one)
         if self.places % TILE_WIDTH == 0:
@@ -362,13 +385,21 @@ class _Tree:
                 head.computed = self._computed.root() if self._computed else None
                 head.stored = self._stored.root() if self._stored else None
 
-    def missing(self, upto: int) -> Set[int]:
-        """Number the entries below `upto`, or with a leaf hash, that stand nowhere."""
+    def missing(self, upto: int) -> List[Tuple[int, int]]:
+        """Find runs of entries, below `upto` or with a leaf hash, that stand nowhere."""
         held = {number for _, number in self.displaced}
-        vacated = {place for place, _ in self.displaced}
-        wanted = {place for place in vacated if place < upto}
-        wanted |= set(self.holes) | set(range(self.places, upto))
-        return wanted - held
+        wanted = {place for place, _ in self.displaced if place < upto}
+        wanted |= {place for place, leaf in self.holes.items() if place < upto or leaf is not None}
+        runs = _runs(wanted - held)
+        # Not as a set: a checkpoint that nobody signed can say any size.
+        first = self.places
+        for one in [*sorted(number for number in held if first <= number < upto), upto]:
+            if first < one:
+                if runs and runs[-1][1] == first - 1:
+                    first = runs.pop()[0]
+                runs.append((first, one - 1))
+            first = one + 1
+        return runs
 
     def swapped(self) -> List[Tuple[int, int]]:
         """Find pairs of entries that stand in each other's place."""
@@ -380,7 +411,12 @@ class _Tree:
         in_pairs = {one for pair in self.swapped() for one in pair}
         rest = [(place, number) for place, number in self.displaced if number not in in_pairs]
         kept = _longest_increasing([number for _, number in rest])
-        return [(place, number) for place, number in rest if number not in kept]
+        found = [(place, number) for place, number in rest if number not in kept]
+        # Entries come late behind one that was put in, and early behind one that was taken out.
+        # The former must have been named; or else nothing explains it.
+        if not found and not self.repeated() and not self.strange:
+            found = [(place, number) for place, number in rest if place > number]
+        return found
 
     def repeated(self) -> List[Tuple[int, int]]:
         """Find entries that stand in their own place and in another as well; (place, number)."""
@@ -568,52 +604,73 @@ class _Audit:
     # Entries
 
     def _read_entries(self, tree: _Tree) -> None:
-        chunk: List[Tuple[int, Entry]] = []
+        chunk: List[Item] = []
         number = 0
-        for place, raw, stored in self._source.entries():
-            if place // TILE_WIDTH != number:
-                self._read_chunk(chunk)
-                chunk, number = [], place // TILE_WIDTH
-            if raw is None:
-                tree.push(place, None, stored)
+        for item in self._source.entries():
+            if item[0] // TILE_WIDTH != number:
+                self._read_chunk(tree, chunk)
+                chunk, number = [], item[0] // TILE_WIDTH
+            chunk.append(item)
+        self._read_chunk(tree, chunk)
+
+    def _read_chunk(self, tree: _Tree, chunk: Sequence[Item]) -> None:
+        found: List[Entry] = []
+        places: List[Tuple[int, Optional[bytes], Optional[bytes], Optional[Entry]]] = []
+        moved: Dict[int, bytes] = {}
+        for place, raw, stored in chunk:
+            if place > tree.places + len(places) + MAX_HOLE:
+                self.fault("misplaced", f"entry at place {place}", "far beyond all others", place)
                 continue
-            leaf = leaf_hash(raw)
-            tree.push(place, leaf, stored)
-            self.report.entries += 1
-            entry: Optional[Entry] = None
-            try:
-                entry = parse(raw)
-            except LedgerError as error:
-                if stored is None or stored == leaf:
-                    self.fault("not-an-entry", f"entry {place}", error.message, place)
-                else:
+            leaf = None if raw is None else leaf_hash(raw)
+            entry = None if raw is None else self._parse(tree, place, raw, stored in (None, leaf))
+            places.append((place, leaf, stored, entry))
+            if entry is None:
+                if leaf is not None and stored not in (None, leaf):
                     tree.altered[place] = f"entry {place}"
                 continue
+            found.append(entry)
             if entry.index != place:
-                if stored == leaf:
-                    self._entry_fault("misnumbered", entry, f"is signed for as entry {place}")
-                else:
-                    tree.displaced.append((place, entry.index))
-            elif stored is not None and stored != leaf:
+                tree.displaced.append((place, entry.index))
+                moved.setdefault(entry.index, leaf or b"")
+            elif stored not in (None, leaf):
                 tree.altered[place] = _label(entry)
-            if entry.origin != self.report.origin:
-                self._entry_fault("foreign", entry, f"belongs to {entry.origin!r:.120}")
-            chunk.append((place, entry))
-        self._read_chunk(chunk)
-
-    def _read_chunk(self, chunk: List[Tuple[int, Entry]]) -> None:
+        for place, leaf, stored, entry in places:
+            at_home = entry is None or entry.index == place
+            # A hash that was moved along with its entry says nothing about this place.
+            if not at_home and stored == leaf:
+                stored = None
+            hint = stored or moved.get(place) or (leaf if at_home else None)
+            tree.push(place, leaf, hint, moved)
         # By the numbers that entries give themselves, so that two swapped ones are two faults and
         # not also those of everything between them.
-        for _, entry in sorted(chunk, key=lambda one: one[1].index):
+        for entry in sorted(found, key=lambda one: one.index):
             self._read_entry(entry)
             self.view.apply(entry)
             self._previous = entry
 
+    def _parse(self, tree: _Tree, place: int, raw: bytes, unaltered: bool) -> Optional[Entry]:
+        self.report.entries += 1
+        try:
+            entry = parse(raw)
+        except LedgerError as error:
+            tree.strange += 1
+            if unaltered:
+                self.fault("not-an-entry", f"entry {place}", error.message, place)
+            return None
+        if entry.origin != self.report.origin:
+            tree.strange += 1
+            self._entry_fault("foreign", entry, f"belongs to {entry.origin!r:.120}")
+        return entry
+
     def _judge_tree(self, tree: _Tree) -> None:
         signed = next((one for one in self.heads if one.what == "checkpoint"), None)
         size = signed.checkpoint.size if signed else 0
+        sound = max((h.checkpoint.size for h in self.heads if h.entries_hold), default=0)
+        for place, number in [one for one in tree.displaced if one[0] < sound]:
+            self.fault("misnumbered", f"entry {place}", f"says that it is entry {number}", place)
+        tree.displaced = [one for one in tree.displaced if one[0] >= sound]
         missing = tree.missing(size)
-        for first, last in _runs(missing):
+        for first, last in missing:
             if last == size - 1 and first >= tree.total:
                 self.fault(
                     "tail-cut",
@@ -645,9 +702,9 @@ class _Audit:
 
     def _judge_roots(self, tree: _Tree, missing: bool) -> None:
         """Say of each altered entry whether it or its stored hash is wrong, and of each head."""
-        computed_ok = [h.checkpoint.size for h in self.heads if h.computed == h.checkpoint.root]
-        stored_ok = [h.checkpoint.size for h in self.heads if h.stored == h.checkpoint.root]
-        sound_entries, sound_hashes = max(computed_ok, default=0), max(stored_ok, default=0)
+        signed = [one for one in self.heads if one.signed]
+        sound_entries = max((h.checkpoint.size for h in signed if h.entries_hold), default=0)
+        sound_hashes = max((h.checkpoint.size for h in signed if h.hashes_hold), default=0)
         for place, label in tree.altered.items():
             if place < sound_entries:
                 self.fault("leaf-altered", f"leaf hash of {label}", "altered", place)
@@ -656,18 +713,22 @@ class _Audit:
             else:
                 message = "altered: it does not match its stored leaf hash"
                 self.fault("altered", label, message, place)
+        # What is missing below this was named already.
+        named = max((h.checkpoint.size for h in self.heads if h.what == "checkpoint"), default=0)
         for head in self.heads:
             size = head.checkpoint.size
-            if head.what == "checkpoint" and size > tree.places:
-                continue
-            if head.checkpoint.root in (head.computed, head.stored):
+            if head.entries_hold or head.hashes_hold:
                 continue
             if head.computed is None and head.stored is None:
                 if size > tree.places:
-                    what = _run_name(tree.places, size - 1)
+                    if size <= named:
+                        continue
+                    what = _run_name(max(named, tree.places), size - 1)
                     self.fault("missing", what, f"missing, but the {head.what} covers them")
-                elif missing:
+                elif any(one.code in ("missing", "tail-cut") for one in self.report.faults):
                     self.warn("root-unchecked", head.what, "entries that it covers are missing")
+                else:
+                    self.fault("root-mismatch", head.what, "its root cannot be computed again")
                 continue
             if head.what == "checkpoint" or tree.altered or tree.displaced:
                 message = f"its root is not that of the first {size} entries: "
@@ -967,6 +1028,8 @@ class _Audit:
             self._entry_fault("gap-unstated", entry, "partial, but no gap is given")
         if outcome == "recorded" and has_gaps:
             self._entry_fault("gap-unstated", entry, "recorded, but there are gaps")
+        if outcome in ("failed", "lost") and entry.get("digest") is None:
+            return
         segments, size, digest = (
             entry.number("segments"),
             entry.number("size"),

@@ -89,7 +89,8 @@ def _hashes(tile: bytes) -> List[bytes]:
 def split_damaged(data: bytes, leaves: Sequence[bytes]) -> List[bytes]:
     """Split a bundle whose framing is damaged, finding whole entries again by their leaf hashes.
 
-    What lies between two entries that were found is given as one entry; it hashes to nothing known.
+    What lies between two entries that were found is given as one entry that hashes to nothing
+    known: with its length before it, if that is what is wrong.
     """
     known = set(leaves)
     found: List[bytes] = []
@@ -103,7 +104,8 @@ def split_damaged(data: bytes, leaves: Sequence[bytes]) -> List[bytes]:
                 found.append(data[at + used :])
             break
         if resumed > at:
-            found.append(data[at + 2 : resumed])
+            framed = at + 2 + int.from_bytes(data[at : at + 2], "big") == resumed
+            found.append(data[at + 2 if framed else at : resumed])
         end = resumed + 2 + int.from_bytes(data[resumed : resumed + 2], "big")
         found.append(data[resumed + 2 : end])
         at = end
@@ -188,7 +190,8 @@ class LedgerReader:
     def walk(self) -> Iterator[Tuple[int, Optional[bytes], Optional[bytes]]]:
         """Give (index, entry, stored leaf hash) for every place that has either, damaged or not."""
         numbers = {n for kind in ("entries", "0") for listed in self._numbers(kind) for n in listed}
-        for n in range(max(numbers, default=-1) + 1):
+        last = max(numbers, default=-1)
+        for n in range(last + 1):
             # Entries are written before their leaf hashes, so these are read first.
             leaves = _hashes(self.tile(0, n) or b"")
             entries = self._split(n, leaves)
@@ -198,7 +201,7 @@ class LedgerReader:
                     entries[i] if i < len(entries) else None,
                     leaves[i] if i < len(leaves) else None,
                 )
-            if not entries and not leaves:
+            if not entries and not leaves and n < last:
                 for i in range(TILE_WIDTH):
                     yield n * TILE_WIDTH + i, None, None
 

@@ -1,0 +1,991 @@
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recuse import audit
+from recuse import checkpoint as cp
+from recuse import records as rec
+from recuse.archive import open_archive
+from recuse.audit import AuditFault, Report, Trusted, verify, verify_all
+from recuse.errors import CryptoError
+from recuse.ledger import Ledger
+from recuse.policy import Decision, Facts
+
+NOW = 1_763_860_004_000_000_000
+SECOND = 10**9
+ORIGIN = "example.org/recuse/host/h1/1"
+
+
+def key(seed: int, name: str = ORIGIN) -> cp.Signer:
+    return cp.Signer(name, Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32))
+
+
+KEY, STORE = key(1), key(2, "store.example.org")
+TRUSTED = Trusted(KEY.verifier, (STORE.verifier,))
+HOST = rec.Host(ORIGIN, "h1", "m" * 32, "boot-1", "Debian GNU/Linux 12", "0.1.0")
+FACTS = Facts(
+    user="alice", uid=1000, groups=(), service="sshd", host="h1", host_tags=frozenset(),
+    source="192.0.2.7", claimed_source=None, ruser=None, tty=True, command=None,
+    login_shell=True, tags=frozenset(), claimed_tags=frozenset(), outer=None,
+)  # fmt: skip
+RECORD = Decision("record", None, "record", None, None, None, None, "d" * 64, (), FACTS)
+EXEMPT = replace(
+    RECORD, verdict="exempt", effect="exempt", rule="payroll", reason="works-council",
+    owner="carol", expires="2026-12-31",
+)  # fmt: skip
+REFUSE = replace(RECORD, verdict="refuse", effect="deny", rule="nobody", message="no")
+LOGIN = rec.Login(
+    "l-1", "alice", 1000, 1000, 7, "sshd", rec.Source("192.0.2.7:40112"), "ssh", None, 42, NOW
+)
+SESSION = rec.Session(
+    "s-1", LOGIN, "shell", "/dev/pts/3", None, False, "/bin/bash", 43, NOW, 5 * SECOND
+)
+Build = Callable[..., bytes]
+
+
+def session(name: str) -> rec.Session:
+    return replace(SESSION, id=name)
+
+
+def at(build: Build, *args: Any, **kwargs: Any) -> Build:
+    return lambda host, index, time_ns: build(host, index, time_ns, *args, **kwargs)
+
+
+def start(**kwargs: Any) -> Build:
+    return at(rec.start_entry, None, "boot", **kwargs)
+
+
+@dataclass
+class World:
+    """A ledger directory with its blobs, written by a host that does as it is told."""
+
+    path: Path
+    signer: cp.Signer = KEY
+    host: rec.Host = HOST
+    time_ns: int = NOW
+    ledger: Ledger = field(init=False)
+
+    def __post_init__(self) -> None:
+        (self.path / "blobs").mkdir(parents=True, exist_ok=True)
+        self.directory = self.path / "ledger"
+        self.ledger = Ledger.open(self.directory, self.signer, NOW)
+
+    def enter(self, *builds: Build, after_s: int = 1) -> World:
+        for build in builds:
+            self.time_ns += after_s * SECOND
+            self.ledger.append([build(self.host, self.ledger.size, self.time_ns)])
+        return self
+
+    def segment(self, name: str, n: int, plain: bytes, **changes: Any) -> World:
+        data = gzip.compress(plain, mtime=0)
+        blob = hashlib.sha256(data).hexdigest()
+        (self.path / "blobs" / blob).write_bytes(data)
+        made = rec.Segment(name, n, blob, len(data), len(plain), n * 1.0, n + 1.0, 3)
+        return self.enter(at(rec.segment_entry, replace(made, **changes)))
+
+    def close(self, name: str, plain: bytes, segments: int, **changes: Any) -> World:
+        fields: Dict[str, Any] = {
+            "verdict": "record", "outcome": "recorded", "ended_ns": self.time_ns,
+            "exit_status": 0, "size": len(plain), "segments": segments,
+            "digest": hashlib.sha256(plain).hexdigest(), "decision": RECORD, **changes,
+        }  # fmt: skip
+        return self.enter(at(rec.close_entry, session(name), **fields))
+
+    def whole_story(self) -> World:
+        """One login with a recorded, an exempt and a refused session; one with nothing in it."""
+        second = replace(LOGIN, id="l-2", user="bob")
+        self.enter(
+            start(), at(rec.policy_entry, "d" * 64, {}, 3), at(rec.login_entry, LOGIN, RECORD)
+        )
+        self.enter(at(rec.open_entry, SESSION, RECORD))
+        self.segment("s-1", 0, b"first\n").segment("s-1", 1, b"second\n")
+        self.enter(at(rec.exempt_entry, session("s-2"), EXEMPT))
+        self.close("s-1", b"first\nsecond\n", 2)
+        self.enter(
+            at(
+                rec.close_entry, session("s-2"), "exempt", "exempt", NOW, 0, 0, 0, None,
+                decision=EXEMPT,
+            ),
+            at(rec.refused_entry, session("s-3"), REFUSE),
+            at(rec.logout_entry, LOGIN, None, 3),
+            at(rec.login_entry, second, RECORD),
+            at(rec.logout_entry, second, "partial", 0, "limit"),
+            at(rec.heartbeat_entry, 0),
+        )  # fmt: skip
+        return self
+
+    def done(self) -> Path:
+        self.ledger.checkpoint()
+        self.ledger.close()
+        return self.path
+
+    def verify(self, **kwargs: Any) -> Report:
+        self.done()
+        return check(self.path, **kwargs)
+
+
+def check(path: Path, trusted: Trusted = TRUSTED, **kwargs: Any) -> Report:
+    (source,) = open_archive(path)
+    return verify(source, trusted, **kwargs)
+
+
+def codes(report: Report) -> List[str]:
+    return [one.code for one in report.faults]
+
+
+def only(report: Report) -> AuditFault:
+    assert len(report.faults) == 1, report.lines()
+    return report.faults[0]
+
+
+@pytest.fixture()
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "archive")
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole story of 14 entries on disk, not to be changed."""
+    return World(tmp_path_factory.mktemp("told") / "archive").whole_story().done()
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ledger of 700 entries on disk, not to be changed."""
+    world = World(tmp_path_factory.mktemp("long") / "archive").enter(start())
+    world.enter(*[at(rec.heartbeat_entry, n) for n in range(699)])
+    return world.done()
+
+
+@pytest.fixture()
+def copy(told: Path, tmp_path: Path) -> Path:
+    shutil.copytree(told, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.fixture()
+def long_copy(long: Path, tmp_path: Path) -> Path:
+    shutil.copytree(long, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def rewrite(path: Path, n: int, change: Callable[[List[bytes]], Any]) -> None:
+    """Change the entries of one bundle, keeping its framing in order."""
+    for name in (cp.entries_path(n), cp.entries_path(n) + ".part"):
+        file = path / "ledger" / name
+        if file.exists():
+            entries = cp.unpack_bundle(file.read_bytes())
+            change(entries)
+            file.write_bytes(cp.pack_bundle(entries))
+
+
+def swap(a: int, b: int) -> Callable[[List[bytes]], None]:
+    def change(entries: List[bytes]) -> None:
+        entries[a], entries[b] = entries[b], entries[a]
+
+    return change
+
+
+def forget_leaves(path: Path) -> None:
+    shutil.rmtree(path / "ledger/tile/0")
+
+
+# What is in order
+
+
+def test_a_sound_ledger_verifies_and_is_counted(told: Path) -> None:
+    report = check(told)
+    assert report.ok and not report.warnings, report.lines()
+    found = report.to_json()
+    wanted = {
+        "origin": ORIGIN, "ok": True, "entries": 14, "signed_size": 14, "logins": 2,
+        "sessions": 3, "live": 0, "recorded": 1, "exempt": 1, "refused": 1, "partial": 1,
+        "segments": 2, "blobs_checked": 2, "faults": [], "warnings": [],
+    }  # fmt: skip
+    assert {name: found[name] for name in wanted} == wanted
+    json.dumps(found)
+    assert report.lines()[-1] == "  verified"
+
+
+def test_live_sessions_at_the_end_are_in_order(world: World) -> None:
+    world.enter(start(), at(rec.login_entry, LOGIN, RECORD), at(rec.open_entry, SESSION, RECORD))
+    report = world.segment("s-1", 0, b"x").verify()
+    assert report.ok and not report.warnings
+    assert report.live == 1
+
+
+def test_the_hosts_key_holds_for_every_epoch(told: Path) -> None:
+    named = cp.Verifier.make("example.org/recuse/host/h1", cp.TYPE_LOG, KEY.verifier.public)
+    assert check(told, Trusted(named)).ok
+    other = cp.Verifier.make("example.org/recuse/host/h2", cp.TYPE_LOG, KEY.verifier.public)
+    assert codes(check(told, Trusted(other))) == ["bad-signature"]
+
+
+def test_a_long_ledger_verifies(long: Path) -> None:
+    report = check(long)
+    assert report.ok and not report.warnings and report.entries == 700
+
+
+# Bytes that were changed
+
+
+def entry_of(path: Path, offset: int) -> int:
+    data = (path / "ledger/tile/entries/000.part").read_bytes()
+    at_byte = 0
+    for number, one in enumerate(cp.unpack_bundle(data)):
+        at_byte += 2 + len(one)
+        if offset < at_byte:
+            return number
+    raise AssertionError(offset)
+
+
+def flipped(path: Path, offset: int, bit: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ (1 << bit)]))
+
+
+def test_a_flipped_bit_in_any_byte_of_a_ledger_names_the_entry(tmp_path: Path) -> None:
+    path = World(tmp_path / "archive").enter(start(), at(rec.heartbeat_entry, 0)).done()
+    for name in ("tile/entries/000.part", "tile/0/000.part"):
+        file = path / "ledger" / name
+        for offset in range(file.stat().st_size):
+            flipped(file, offset, offset % 8)
+            report = check(path)
+            number = entry_of_flip(name, path, offset)
+            found = {(one.code, one.index) for one in report.faults}
+            assert found & {("altered", number), ("leaf-altered", number)}, (offset, found)
+            if name.startswith("tile/0"):
+                assert found == {("leaf-altered", number)}
+            flipped(file, offset, offset % 8)
+    assert check(path).ok
+
+
+def entry_of_flip(name: str, path: Path, offset: int) -> int:
+    if name.startswith("tile/0"):
+        return offset // 32
+    first = len(cp.pack_bundle([rec.start_entry(HOST, 0, NOW + SECOND, None, "boot")]))
+    return 0 if offset < first else 1
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_flipped_bit_anywhere_names_the_entry(told: Path, data: st.DataObject) -> None:
+    file = told / "ledger/tile/entries/000.part"
+    offset = data.draw(st.integers(0, file.stat().st_size - 1))
+    bit = data.draw(st.integers(0, 7))
+    number = entry_of(told, offset)
+    flipped(file, offset, bit)
+    try:
+        report = check(told)
+    finally:
+        flipped(file, offset, bit)
+    assert ("altered", number) in {(one.code, one.index) for one in report.faults}
+    assert "root-mismatch" not in codes(report)
+
+
+def test_a_flipped_bit_in_any_byte_of_the_checkpoint_is_found(copy: Path) -> None:
+    file = copy / "ledger/checkpoint"
+    for offset in range(file.stat().st_size):
+        flipped(file, offset, offset % 8)
+        report = check(copy)
+        assert "checkpoint" in {one.object for one in report.faults}, offset
+        assert {"bad-signature", "no-checkpoint"} & set(codes(report)), offset
+        flipped(file, offset, offset % 8)
+    assert check(copy).ok
+
+
+@pytest.mark.parametrize("name", ["tile/0/001", "tile/1/000.part"])
+def test_a_flipped_bit_in_a_tile_names_it(long_copy: Path, name: str) -> None:
+    flipped(long_copy / "ledger" / name, 40, 3)
+    fault = only(check(long_copy))
+    if name.startswith("tile/1"):
+        assert (fault.code, fault.object) == ("tile-altered", "tile/1/000")
+    else:
+        assert (fault.code, fault.object) == ("leaf-altered", "leaf hash of entry 257 (heartbeat)")
+
+
+def test_an_altered_entry_is_named_with_what_it_was(copy: Path) -> None:
+    rewrite(copy, 0, lambda e: e.__setitem__(6, e[6].replace(b"works-council", b"works-kouncil")))
+    fault = only(check(copy))
+    assert (fault.code, fault.object) == ("altered", "entry 6 (exempt of s-2)")
+    assert fault.message == "altered: it is not what was signed"
+
+
+def test_an_altered_entry_without_leaf_hashes_is_at_least_noticed(copy: Path) -> None:
+    rewrite(copy, 0, lambda e: e.__setitem__(6, e[6].replace(b"works-council", b"works-kouncil")))
+    forget_leaves(copy)
+    fault = only(check(copy))
+    assert (fault.code, fault.object) == ("root-mismatch", "checkpoint")
+
+
+def test_an_entry_altered_with_its_leaf_hash_is_at_least_noticed(copy: Path) -> None:
+    rewrite(copy, 0, lambda e: e.__setitem__(6, e[6].replace(b"works-council", b"works-kouncil")))
+    entries = cp.unpack_bundle((copy / "ledger/tile/entries/000.part").read_bytes())
+    leaves = b"".join(cp.leaf_hash(one) for one in entries)
+    (copy / "ledger/tile/0/000.part").write_bytes(leaves)
+    assert codes(check(copy)) == ["root-mismatch"]
+
+
+def test_several_faults_are_all_named(copy: Path) -> None:
+    rewrite(copy, 0, lambda e: e.__setitem__(1, e[1].replace(b'"rules":3', b'"rules":4')))
+    rewrite(copy, 0, swap(12, 13))
+    blobs = sorted((copy / "blobs").iterdir())
+    blobs[0].unlink()
+    flipped(blobs[1], 12, 0)
+    found = {one.object for one in check(copy).faults}
+    assert found == {
+        "entry 1 (policy)", "entries 12 and 13", "segment 0 of s-1", "segment 1 of s-1",
+    }  # fmt: skip
+
+
+# Entries removed, swapped, repeated, cut
+
+
+@pytest.mark.parametrize("number", range(14))
+def test_a_removed_entry_is_named(copy: Path, number: int) -> None:
+    rewrite(copy, 0, lambda e: e.pop(number))
+    found = [one for one in check(copy).faults if one.code in ("missing", "tail-cut", "altered")]
+    assert [one.object for one in found] == [f"entry {number}"]
+    assert found[0].code == ("tail-cut" if number == 13 else "missing")
+
+
+@pytest.mark.parametrize("number", [0, 100, 255, 256, 300, 600, 698])
+def test_a_removed_entry_of_a_long_ledger_is_named(long_copy: Path, number: int) -> None:
+    rewrite(long_copy, number // 256, lambda e: e.pop(number % 256))
+    fault = only(check(long_copy))
+    assert (fault.code, fault.object) == ("missing", f"entry {number}")
+
+
+def test_a_removed_entry_is_named_without_leaf_hashes(long_copy: Path) -> None:
+    rewrite(long_copy, 0, lambda e: e.pop(100))
+    forget_leaves(long_copy)
+    assert [one.object for one in check(long_copy).faults] == ["entry 100"]
+
+
+def test_a_removed_bundle_is_named(long_copy: Path) -> None:
+    (long_copy / "ledger/tile/entries/001").unlink()
+    fault = only(check(long_copy))
+    assert (fault.code, fault.object) == ("missing", "entries 256..511")
+    (long_copy / "ledger/tile/0/001").unlink()
+    assert "entries 256..511" in {one.object for one in check(long_copy).faults}
+
+
+@pytest.mark.parametrize("a, b", [(1, 2), (0, 13), (4, 5), (3, 9)])
+def test_two_swapped_entries_are_named(copy: Path, a: int, b: int) -> None:
+    rewrite(copy, 0, swap(a, b))
+    fault = only(check(copy))
+    assert (fault.code, fault.object) == ("swapped", f"entries {a} and {b}")
+
+
+def test_two_swapped_bundles_are_named(long_copy: Path) -> None:
+    entries = long_copy / "ledger/tile/entries"
+    os.rename(entries / "000", entries / "x")
+    os.rename(entries / "001", entries / "000")
+    os.rename(entries / "x", entries / "001")
+    assert codes(check(long_copy)) == ["swapped"] * 256
+
+
+def test_a_moved_entry_is_named(long_copy: Path) -> None:
+    rewrite(long_copy, 0, lambda e: e.insert(200, e.pop(100)))
+    fault = only(check(long_copy))
+    assert (fault.code, fault.object) == ("misplaced", "entry 100")
+
+
+def test_an_entry_put_in_again_is_named(copy: Path) -> None:
+    rewrite(copy, 0, lambda e: e.insert(5, e[3]))
+    found = check(copy)
+    assert ("repeated", "entry 3") in {(one.code, one.object) for one in found.faults}
+    assert "missing" not in codes(found)
+
+
+def test_a_forged_entry_at_the_tail_is_not_covered(copy: Path) -> None:
+    forged = rec.heartbeat_entry(HOST, 14, NOW, 0)
+    rewrite(copy, 0, lambda e: e.append(forged))
+    report = check(copy)
+    assert report.ok
+    assert ("unsigned-tail", "entry 14") in {(one.code, one.object) for one in report.warnings}
+
+
+@pytest.mark.parametrize("kept", [0, 3, 13])
+def test_a_cut_tail_is_named(copy: Path, kept: int) -> None:
+    rewrite(copy, 0, lambda e: e.__delitem__(slice(kept, None)))
+    for _ in range(2):
+        found = {(one.code, one.object) for one in check(copy).faults}
+        name = f"entries {kept}..13" if kept < 13 else "entry 13"
+        assert ("tail-cut", name) in found
+        shutil.rmtree(copy / "ledger/tile/0", ignore_errors=True)
+
+
+def test_an_entry_of_another_ledger_is_named(world: World) -> None:
+    foreign = replace(HOST, origin="example.org/recuse/host/h2/1")
+    world.enter(start(), lambda host, *args: rec.heartbeat_entry(foreign, *args, 0))
+    fault = only(world.verify())
+    assert (fault.code, fault.object) == ("foreign", "entry 1 (heartbeat)")
+
+
+def test_entries_signed_for_with_other_numbers_or_none_are_named(world: World) -> None:
+    world.enter(
+        start(),
+        lambda host, index, time_ns: rec.heartbeat_entry(host, 7, time_ns, 0),
+        lambda host, index, time_ns: b'{"no":"event"}',
+    )
+    assert codes(world.verify()) == ["not-an-entry", "misnumbered"]
+
+
+# Keys, rollback, forks
+
+
+def test_a_forged_key_is_refused(tmp_path: Path) -> None:
+    path = World(tmp_path / "archive", signer=key(9)).whole_story().done()
+    fault = only(check(path))
+    assert (fault.code, fault.object) == ("bad-signature", "checkpoint")
+
+
+def test_a_checkpoint_that_is_gone_is_missed(copy: Path) -> None:
+    (copy / "ledger/checkpoint").unlink()
+    assert "no-checkpoint" in codes(check(copy, Trusted(KEY.verifier)))
+
+
+def rolled_back(world: World) -> Tuple[Path, bytes]:
+    """Restore the ledger as it was six entries before; also give its newest note."""
+    world.enter(start(), *[at(rec.heartbeat_entry, 0)] * 3)
+    world.ledger.checkpoint()
+    shutil.copytree(world.directory, world.path / "old")
+    world.enter(*[at(rec.heartbeat_entry, 0)] * 6)
+    note = world.ledger.checkpoint()
+    world.ledger.close()
+    shutil.rmtree(world.directory)
+    os.rename(world.path / "old", world.directory)
+    return world.path, note
+
+
+def leave_receipt(path: Path, note: bytes) -> None:
+    (path / "receipts").mkdir(exist_ok=True)
+    (path / "receipts/checkpoint").write_bytes(note)
+
+
+def test_an_old_state_verifies_to_who_remembers_nothing(world: World) -> None:
+    path, _ = rolled_back(world)
+    assert check(path).ok
+
+
+def test_an_old_state_is_caught_by_a_remembered_size(world: World) -> None:
+    path, _ = rolled_back(world)
+    fault = only(check(path, replace(TRUSTED, min_size=10)))
+    assert (fault.code, fault.object) == ("rollback", "checkpoint")
+    assert "4 entries, but the ledger had 10" in fault.message
+
+
+def test_an_old_state_is_caught_by_a_receipt(world: World) -> None:
+    path, note = rolled_back(world)
+    leave_receipt(path, cp.cosign(note, STORE, 5))
+    report = check(path)
+    assert codes(report) == ["rollback", "missing"]
+    assert "receipt of store.example.org for 10 entries" in report.faults[0].message
+    assert report.faults[1].object == "entries 4..9"
+
+
+def test_an_old_checkpoint_alone_leaves_a_warning(copy: Path) -> None:
+    entries = cp.unpack_bundle((copy / "ledger/tile/entries/000.part").read_bytes())
+    root = cp.tree_root([cp.leaf_hash(one) for one in entries[:9]])
+    note = cp.sign_note(cp.Checkpoint(ORIGIN, 9, root).body(), KEY)
+    (copy / "ledger/checkpoint").write_bytes(note)
+    report = check(copy)
+    assert [(one.code, one.object) for one in report.warnings] == [
+        ("unsigned-tail", "entries 9..13")
+    ]
+    assert codes(check(copy, replace(TRUSTED, min_size=14))) == ["rollback"]
+
+
+def test_a_checkpoint_of_any_size_is_looked_at_in_no_time(copy: Path) -> None:
+    size = cp.MAX_TREE_SIZE
+    note = cp.sign_note(cp.Checkpoint(ORIGIN, size, bytes(32)).body(), KEY)
+    (copy / "ledger/checkpoint").write_bytes(note)
+    fault = only(check(copy))
+    assert (fault.code, fault.object) == ("tail-cut", f"entries 14..{size - 1}")
+
+
+def test_a_receipt_for_another_history_is_a_fork(copy: Path) -> None:
+    note = cp.sign_note(cp.Checkpoint(ORIGIN, 9, bytes(32)).body(), KEY)
+    leave_receipt(copy, cp.cosign(note, STORE, 5))
+    fault = only(check(copy))
+    assert (fault.code, fault.object) == (
+        "fork", "receipt of store.example.org for 9 entries",
+    )  # fmt: skip
+
+
+def test_a_receipt_over_a_part_is_in_order(copy: Path) -> None:
+    entries = cp.unpack_bundle((copy / "ledger/tile/entries/000.part").read_bytes())
+    root = cp.tree_root([cp.leaf_hash(one) for one in entries[:9]])
+    note = cp.sign_note(cp.Checkpoint(ORIGIN, 9, root).body(), KEY)
+    leave_receipt(copy, cp.cosign(note, STORE, 5))
+    report = check(copy)
+    assert report.ok and report.receipted_size == 9
+
+
+@pytest.mark.parametrize(
+    "receipt",
+    [
+        b"garbage",
+        cp.cosign(cp.sign_note(cp.Checkpoint(ORIGIN, 9, bytes(32)).body(), KEY), key(3, "x"), 5),
+    ],
+)
+def test_a_receipt_that_nobody_trusted_signed_is_named(copy: Path, receipt: bytes) -> None:
+    leave_receipt(copy, receipt)
+    assert codes(check(copy)) == ["bad-receipt"]
+    assert check(copy, Trusted(KEY.verifier)).ok
+
+
+# Blobs
+
+
+def drop_blobs(path: Path) -> List[str]:
+    names = [one.name for one in (path / "blobs").iterdir()]
+    shutil.rmtree(path / "blobs")
+    return names
+
+
+def test_absent_blobs_are_faults_unless_told_otherwise(copy: Path) -> None:
+    drop_blobs(copy)
+    report = check(copy)
+    assert [(one.code, one.object, one.session) for one in report.faults] == [
+        ("blob-missing", "segment 0 of s-1", "s-1"),
+        ("blob-missing", "segment 1 of s-1", "s-1"),
+    ]
+    assert check(copy, blobs="present").blobs_absent == 2
+    assert check(copy, blobs="skip").ok
+    with pytest.raises(ValueError, match="way to treat blobs"):
+        check(copy, blobs="maybe")
+
+
+def test_absent_blobs_under_a_cosigned_checkpoint_are_elsewhere(copy: Path) -> None:
+    drop_blobs(copy)
+    leave_receipt(copy, cp.cosign((copy / "ledger/checkpoint").read_bytes(), STORE, 5))
+    report = check(copy)
+    assert report.ok and report.blobs_elsewhere == 2
+
+
+def test_absent_blobs_with_receipts_of_their_own_are_elsewhere(copy: Path) -> None:
+    first, second = drop_blobs(copy)
+    (copy / "receipts/blob").mkdir(parents=True)
+    good = cp.sign_note(audit.blob_receipt_text(ORIGIN, first), STORE)
+    (copy / "receipts/blob" / first).write_bytes(good)
+    (copy / "receipts/blob" / second).write_bytes(good)
+    report = check(copy)
+    assert report.blobs_elsewhere == 1
+    assert codes(report) == ["blob-missing"]
+    (copy / "receipts/blob" / second).write_bytes(
+        cp.sign_note(audit.blob_receipt_text(ORIGIN, second), key(4, "x"))
+    )
+    assert codes(check(copy)) == ["bad-receipt", "blob-missing"]
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_an_altered_blob_is_named(copy: Path, bit: int) -> None:
+    for blob in (copy / "blobs").iterdir():
+        flipped(blob, blob.stat().st_size // 2, bit)
+    report = check(copy)
+    assert [(one.code, one.object) for one in report.faults] == [
+        ("blob-altered", "segment 0 of s-1"),
+        ("blob-altered", "segment 1 of s-1"),
+    ]
+
+
+def test_two_swapped_blobs_are_named(copy: Path) -> None:
+    a, b = (copy / "blobs").iterdir()
+    os.rename(a, copy / "x")
+    os.rename(b, a)
+    os.rename(copy / "x", b)
+    assert codes(check(copy)) == ["blob-altered", "blob-altered"]
+
+
+# Sessions that do not add up
+
+
+def recorded(world: World) -> World:
+    return world.enter(
+        start(), at(rec.login_entry, LOGIN, RECORD), at(rec.open_entry, SESSION, RECORD)
+    )
+
+
+def test_a_segment_left_out_is_named(world: World) -> None:
+    recorded(world).segment("s-1", 0, b"a").segment("s-1", 2, b"c").close("s-1", b"ac", 3)
+    fault = only(world.verify())
+    assert (fault.code, fault.index, fault.session) == ("segment-order", 4, "s-1")
+    assert "segment 1 of s-1 missing" in fault.message
+
+
+def test_segments_in_another_order_are_named(world: World) -> None:
+    recorded(world).segment("s-1", 1, b"b").segment("s-1", 0, b"a").close("s-1", b"ab", 2)
+    assert codes(world.verify()) == ["segment-order", "segment-order"]
+
+
+@pytest.mark.parametrize(
+    "changes, code",
+    [
+        ({"plain_size": 3}, "blob-unreadable"),
+        ({"plain_size": 1 << 40}, "blob-size"),
+        ({"size": 1}, "blob-size"),
+    ],
+)
+def test_a_segment_that_is_not_its_blob_is_named(
+    world: World, changes: Dict[str, int], code: str
+) -> None:
+    recorded(world).segment("s-1", 0, b"abcd", **changes)
+    fault = only(world.verify())
+    assert (fault.code, fault.object) == (code, "segment 0 of s-1")
+
+
+def test_a_bomb_is_not_unpacked(world: World) -> None:
+    recorded(world).segment("s-1", 0, bytes(30 << 20), plain_size=10)
+    assert codes(world.verify()) == ["blob-unreadable"]
+
+
+@pytest.mark.parametrize(
+    "changes, code",
+    [
+        ({"segments": 2}, "segment-count"),
+        ({"size": 5}, "recording-size"),
+        ({"digest": "0" * 64}, "digest-mismatch"),
+        ({"digest": None}, "digest-mismatch"),
+        ({"outcome": "partial"}, "gap-unstated"),
+        ({"gaps": (rec.Gap("limit", "o", 9, "a" * 64),)}, "gap-unstated"),
+        ({"outcome": "exempt"}, "close-differs"),
+        ({"verdict": "exempt"}, "close-differs"),
+    ],
+)
+def test_a_close_that_does_not_fit_is_named(
+    world: World, changes: Dict[str, Any], code: str
+) -> None:
+    recorded(world).segment("s-1", 0, b"abcd")
+    fields = {"segments": 1, **changes}
+    world.close("s-1", b"abcd", **fields)
+    report = world.verify()
+    assert set(codes(report)) == {code}
+    assert {one.object for one in report.faults} == {"entry 4 (close of s-1)"}
+
+
+def test_a_lost_session_need_not_say_what_it_held(world: World) -> None:
+    recorded(world).segment("s-1", 0, b"abcd")
+    world.close("s-1", b"", 0, outcome="lost", digest=None)
+    report = world.verify()
+    assert report.ok and report.lost == 1
+
+
+def test_a_second_outcome_is_named(world: World) -> None:
+    recorded(world).close("s-1", b"", 0).close("s-1", b"", 0)
+    fault = only(world.verify())
+    assert (fault.code, fault.object) == ("repeated", "entry 4 (close of s-1)")
+
+
+def test_content_of_an_exempt_session_is_named(world: World) -> None:
+    world.enter(start(), at(rec.login_entry, LOGIN, RECORD), at(rec.exempt_entry, SESSION, EXEMPT))
+    assert codes(world.segment("s-1", 0, b"secret").verify()) == ["exempt-content"]
+
+
+@pytest.mark.parametrize("missing", ["rule", "reason", "owner"])
+def test_an_exemption_without_grounds_is_named(world: World, missing: str) -> None:
+    decision = replace(EXEMPT, **{missing: None})
+    world.enter(
+        start(), at(rec.login_entry, LOGIN, RECORD), at(rec.exempt_entry, SESSION, decision)
+    )
+    fault = only(world.verify())
+    assert (fault.code, fault.message) == ("exempt-ungrounded", f"exempt without {missing}")
+
+
+def test_an_exemption_by_grant_needs_no_rule(world: World) -> None:
+    decision = replace(EXEMPT, rule=None, grant="g-1")
+    world.enter(
+        start(), at(rec.login_entry, LOGIN, RECORD), at(rec.exempt_entry, SESSION, decision)
+    )
+    assert world.verify().ok
+
+
+@pytest.mark.parametrize(
+    "build, code",
+    [
+        (at(rec.close_entry, SESSION, "record", "recorded", NOW, 0, 0, 0, None), "unknown-session"),
+        (at(rec.logout_entry, LOGIN, None, 0), "unknown-login"),
+        (at(rec.open_entry, SESSION, RECORD), "unknown-login"),
+        (at(rec.segment_entry, rec.Segment("s-1", 0, "0" * 64, 1, 1, 0, 0, 0)), "unknown-session"),
+    ],
+)
+def test_what_never_began_is_named(world: World, build: Build, code: str) -> None:
+    assert codes(world.enter(start(), build).verify(blobs="skip")) == [code]
+
+
+def test_a_late_session_needs_no_login(world: World) -> None:
+    late = replace(SESSION, late=True)
+    world.enter(start(), at(rec.open_entry, late, RECORD))
+    assert world.close("s-1", b"", 0).verify().ok
+
+
+@pytest.mark.parametrize(
+    "build, found",
+    [
+        (at(rec.logout_entry, LOGIN, None, 0), ["unaccounted"]),
+        (at(rec.logout_entry, LOGIN, "partial", 0), ["gap-unstated"]),
+        (at(rec.logout_entry, LOGIN, None, 2), ["session-count", "unaccounted"]),
+        (at(rec.logout_entry, LOGIN, "exempt", 0), []),
+        (at(rec.login_entry, LOGIN, RECORD), ["repeated"]),
+    ],
+)
+def test_a_login_is_accounted_for(world: World, build: Build, found: List[str]) -> None:
+    world.enter(start(), at(rec.login_entry, LOGIN, RECORD), build)
+    assert codes(world.verify()) == found
+
+
+def test_an_outcome_that_is_none_is_named(world: World) -> None:
+    recorded(world)
+
+    def close(host: rec.Host, index: int, time_ns: int) -> bytes:
+        whole = rec.close_entry(
+            host, index, time_ns, SESSION, "record", "recorded", NOW, 0, 0, 0, None
+        )
+        return whole.replace(b'"outcome":"recorded"', b'"outcome":"perfect"')
+
+    world.enter(close)
+    assert "bad-outcome" in codes(world.verify())
+
+
+def test_sessions_that_never_ended_before_another_boot_are_named(world: World) -> None:
+    recorded(world)
+    world.host = replace(HOST, boot_id="boot-2")
+    report = world.enter(start()).verify()
+    assert [one.object for one in report.faults] == ["login l-1", "session s-1"]
+    assert report.of_session("s-1") == report.faults
+    assert [one.object for one in report.of_session("s-9")] == ["login l-1"]
+
+
+# Silence
+
+
+def test_a_silent_period_is_warned_of(world: World) -> None:
+    world.enter(start(heartbeat_seconds=60))
+    world.enter(at(rec.heartbeat_entry, 0), after_s=150)
+    world.enter(at(rec.heartbeat_entry, 0), after_s=151)
+    report = world.verify()
+    assert report.ok
+    assert [(one.code, one.object) for one in report.warnings] == [
+        ("silent-period", "entries 1 and 2")
+    ]
+
+
+def test_a_stopped_agent_may_be_silent(world: World) -> None:
+    world.enter(start(heartbeat_seconds=60), at(rec.stop_entry))
+    report = world.enter(start(heartbeat_seconds=60), after_s=10**6).verify()
+    assert report.ok and not report.warnings
+
+
+def test_a_start_without_a_stop_is_warned_of(world: World) -> None:
+    report = world.enter(start(), start(), after_s=1000).verify()
+    assert [one.code for one in report.warnings] == ["unclean-start"]
+    assert "in the 1000 s since entry 0 (start)" in report.warnings[0].message
+
+
+def test_a_host_that_is_silent_now_is_warned_of(told: Path) -> None:
+    (source,) = open_archive(told)
+    last = NOW + 14 * SECOND
+    for passed, found in ((750, []), (751, ["silent-host"])):
+        report = verify(source, TRUSTED, now_ns=last + passed * SECOND)
+        assert [one.code for one in report.warnings] == found
+
+
+def test_a_clock_that_went_back_is_warned_of(world: World) -> None:
+    world.enter(start())
+    world.enter(at(rec.heartbeat_entry, 0), after_s=-60)
+    assert [one.code for one in world.verify().warnings] == ["clock-step"]
+
+
+# Epochs
+
+
+def second_epoch(tmp_path: Path, previous_size: int) -> Tuple[Path, Trusted]:
+    top = tmp_path / "archive"
+    first = recorded(World(top)).segment("s-1", 0, b"ab")
+    first.done()
+    os.rename(top / "ledger", top / "ledger-epoch-1")
+    origin = ORIGIN[:-1] + "2"
+    previous = {"origin": ORIGIN, "size": previous_size, "root": first.ledger.root().hex()}
+    second = World(top, key(1, origin), replace(HOST, origin=origin), first.time_ns)
+    second.enter(at(rec.start_entry, previous, "the ledger was damaged"))
+    second.segment("s-1", 1, b"c").close("s-1", b"abc", 2)
+    second.enter(at(rec.logout_entry, LOGIN, None, 1)).done()
+    return top, TRUSTED
+
+
+def test_a_session_may_end_in_a_later_epoch(tmp_path: Path) -> None:
+    top, trusted = second_epoch(tmp_path, 4)
+    reports = verify_all(open_archive(top), trusted)
+    assert [one.origin for one in reports] == [ORIGIN, ORIGIN[:-1] + "2"]
+    assert all(one.ok and not one.warnings for one in reports), [r.lines() for r in reports]
+    assert [(one.live, one.recorded) for one in reports] == [(1, 0), (0, 1)]
+
+
+def test_an_epoch_that_says_more_of_the_one_before_is_a_rollback(tmp_path: Path) -> None:
+    top, trusted = second_epoch(tmp_path, 5)
+    first, second = verify_all(open_archive(top), trusted)
+    assert codes(first) == ["rollback"] and second.ok
+
+
+def test_an_epoch_alone_says_what_is_not_here(tmp_path: Path) -> None:
+    top, trusted = second_epoch(tmp_path, 4)
+    shutil.rmtree(top / "ledger-epoch-1")
+    (report,) = verify_all(open_archive(top), trusted)
+    assert "no-previous" in [one.code for one in report.warnings]
+
+
+def test_hosts_without_a_trusted_key_are_not_passed_over(told: Path) -> None:
+    with pytest.raises(CryptoError, match="no trusted key for host example.org/recuse/host/h1"):
+        verify_all(open_archive(told), {})
+    by_host = {"example.org/recuse/host/h1": TRUSTED}
+    assert [one.ok for one in verify_all(open_archive(told), by_host)] == [True]
+
+
+# Stores
+
+
+def make_store(told: Path, path: Path) -> Path:
+    """Write what a collector keeps of the story, as it lays it out."""
+    path.mkdir()
+    with closing(sqlite3.connect(path / "store.db")) as database, database:
+        database.executescript(
+            "CREATE TABLE entries (origin TEXT, idx INTEGER, bytes BLOB, leaf BLOB);"
+            "CREATE TABLE checkpoints (origin TEXT, size INTEGER, note BLOB);"
+        )
+        entries = cp.unpack_bundle((told / "ledger/tile/entries/000.part").read_bytes())
+        database.executemany(
+            "INSERT INTO entries VALUES (?, ?, ?, ?)",
+            [(ORIGIN, n, one, cp.leaf_hash(one)) for n, one in enumerate(entries)],
+        )
+        note = cp.cosign((told / "ledger/checkpoint").read_bytes(), STORE, 5)
+        database.execute("INSERT INTO checkpoints VALUES (?, ?, ?)", (ORIGIN, 14, note))
+    for blob in (told / "blobs").iterdir():
+        place = path / "blobs/sha256" / blob.name[:2]
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(blob, place)
+    return path
+
+
+# What follows for sessions from entries that are gone.
+CONSEQUENCES = {
+    "session-count", "unknown-session", "unknown-login", "segment-order", "recording-size",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, found",
+    [
+        ("SELECT 1", set()),
+        ("DELETE FROM entries WHERE idx = 7", {("missing", "entry 7")}),
+        ("DELETE FROM entries WHERE idx > 10", {("tail-cut", "entries 11..13")}),
+        (
+            "UPDATE entries SET bytes = replace(bytes, 'works-council', 'works-kouncil')"
+            " WHERE idx = 6",
+            {("altered", "entry 6 (exempt of s-2)")},
+        ),
+        (
+            "UPDATE entries SET leaf = zeroblob(32) WHERE idx = 13",
+            {("leaf-altered", "leaf hash of entry 13 (heartbeat)")},
+        ),
+        ("UPDATE entries SET idx = idx + 100 WHERE idx = 13", {("misplaced", "entry 13")}),
+        ("UPDATE entries SET idx = idx + 100 WHERE idx = 3", {("misplaced", "entry 3")}),
+        (
+            "UPDATE entries SET idx = 1 << 60 WHERE idx = 3",
+            {("misplaced", f"entry at place {1 << 60}"), ("missing", "entry 3")},
+        ),
+        ("UPDATE entries SET bytes = NULL WHERE idx = 4", {("missing", "entry 4")}),
+        (
+            "UPDATE entries SET idx = 7 - idx WHERE idx IN (3, 4)",
+            {("swapped", "entries 3 and 4")},
+        ),
+        ("DELETE FROM checkpoints", {("no-checkpoint", "checkpoint")}),
+    ],
+)
+def test_a_store_is_verified_and_what_was_done_to_it_named(
+    told: Path, tmp_path: Path, change: str, found: Set[Tuple[str, str]]
+) -> None:
+    path = make_store(told, tmp_path / "store")
+    with closing(sqlite3.connect(path / "store.db")) as database, database:
+        database.execute(change)
+    report = check(path)
+    named = {(one.code, one.object) for one in report.faults}
+    tree = {one for one in named if one[0] not in CONSEQUENCES}
+    assert tree == found, report.lines()
+
+
+# Sources that misbehave
+
+
+@dataclass
+class Source:
+    """An archive in memory that can be made to lie."""
+
+    origin: str = ORIGIN
+    note: Optional[bytes] = None
+    items: List[audit.Item] = field(default_factory=list)
+
+    def checkpoint(self) -> Optional[bytes]:
+        return self.note
+
+    def entries(self) -> Any:
+        return iter(self.items)
+
+    def tiles(self) -> Any:
+        return [("tile/1/000", 1, 0, b"x" * 33)]
+
+    def receipts(self) -> Any:
+        return []
+
+    def blob_receipt(self, blob: str) -> Optional[bytes]:
+        return None
+
+    def blob(self, blob: str) -> Optional[bytes]:
+        return None
+
+
+ENTRY = rec.heartbeat_entry(HOST, 0, NOW, 0)
+
+
+@given(
+    st.binary(max_size=60) | st.none(),
+    st.lists(
+        st.tuples(
+            st.integers(0, 3),
+            st.sampled_from([None, b"", b"{}", ENTRY]),
+            st.sampled_from([None, bytes(32), cp.leaf_hash(ENTRY)]),
+        ),
+        max_size=6,
+    ),
+)
+@settings(max_examples=200, deadline=None)
+def test_whatever_an_archive_holds_there_is_a_report(
+    note: Optional[bytes], steps: List[audit.Item]
+) -> None:
+    items: List[audit.Item] = []
+    place = 0
+    for step, raw, leaf in steps:
+        place += step
+        items.append((place, raw, leaf))
+        place += 1
+    report = verify(Source(note=note, items=items), TRUSTED)
+    assert not report.ok
+    json.dumps(report.to_json())
+    assert report.lines()
