@@ -410,20 +410,23 @@ def _check_shell(machine: Machine, users: Mapping[str, int], groups: Mapping[str
 
 
 def _check_etc_shells(machine: Machine) -> Check:
+    """Want the recording shell unlisted: then su(1) ignores a user's -s (decision 007)."""
     lines = (machine.read("/etc/shells") or b"").decode("utf-8", "replace").split("\n")
-    if SHELL in (line.strip() for line in lines):
-        return Check("etc-shells", "ok", "/etc/shells lists the recording shell")
-    users = [
+    listed = SHELL in (line.strip() for line in lines)
+    asking = [
         service
         for service in LOGIN_SERVICES
         for kind in ("auth", "account")
         if any(p.module == "pam_shells.so" for p in pam_stack(machine, service, kind))
     ]
-    hint = "run: add-shell %s" % SHELL
-    if users:
-        words = "/etc/shells lacks %s, and pam_shells.so would refuse %s logins" % (SHELL, users[0])
+    if asking and not listed:
+        words = "pam_shells.so refuses %s logins: /etc/shells lacks %s" % (asking[0], SHELL)
+        hint = "take pam_shells.so out of the service, or run: add-shell %s" % SHELL
         return Check("etc-shells", "fail", words, hint, blocks=True)
-    return Check("etc-shells", "warn", "/etc/shells lacks %s" % SHELL, hint)
+    if listed and not asking:
+        words = "/etc/shells lists the recording shell, so su -s can choose another"
+        return Check("etc-shells", "warn", words, "run: remove-shell %s" % SHELL)
+    return Check("etc-shells", "ok", "what /etc/shells lists fits how logins are checked")
 
 
 def _loads(machine: Machine, path: str) -> Optional[str]:

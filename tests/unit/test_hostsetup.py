@@ -52,7 +52,7 @@ class FakeHost:
         )
         self.write("etc/group", "recuse:x:%d:\nrecuse-ship:x:9:\n" % self.gid)
         self.write("etc/nsswitch.conf", NSSWITCH.decode())
-        self.write("etc/shells", "/bin/bash\n/usr/lib/recuse/recuse-shell\n")
+        self.write("etc/shells", "/bin/bash\n")
         self.write("etc/pam.d/common-session", COMMON)
         self.write("etc/pam.d/common-session-noninteractive", COMMON)
         self.write("etc/pam.d/sshd", "session required pam_loginuid.so\n@include common-session\n")
@@ -384,10 +384,7 @@ BREAKING: dict[str, tuple[Callable[[FakeHost], None], str, str]] = {
     "authselect": (_authselect, "nsswitch", "authselect"),
     "nscd": (_write("run/nscd/socket", ""), "name-cache", "nscd"),
     "pam_shells": (
-        lambda h: (
-            h.write("etc/shells", "/bin/bash\n"),
-            h.write("etc/pam.d/sshd", "account required pam_shells.so\n"),
-        )[0],
+        _write("etc/pam.d/sshd", "account required pam_shells.so\n"),
         "etc-shells",
         "pam_shells",
     ),
@@ -424,6 +421,15 @@ def test_agent_is_not_needed_where_nothing_is_booted(host: FakeHost) -> None:
     _no_agent(host)
     (host.root / "run/systemd/system").rmdir()
     assert hostsetup.enable(host.machine()).done
+
+
+def test_listed_shell_is_warned_of_unless_pam_shells_asks_for_it(host: FakeHost) -> None:
+    host.write("etc/shells", "/bin/bash\n/usr/lib/recuse/recuse-shell\n")
+    found = named(hostsetup.prerequisites(host.machine()), "etc-shells")
+    assert (found.state, found.blocks) == ("warn", False)
+    assert "su -s" in found.words
+    host.write("etc/pam.d/sshd", "account required pam_shells.so\n")
+    assert named(hostsetup.prerequisites(host.machine()), "etc-shells").state == "ok"
 
 
 # doctor
