@@ -1,4 +1,4 @@
-"""cast.c and sha256.c: the vectors, every byte back through cast.py, and gaps where writing fails."""
+"""cast.c and sha256.c: the vectors, every byte back through cast.py, gaps where writing fails."""
 
 from __future__ import annotations
 

@@ -1,0 +1,862 @@
+/*
+ * recuse_shell.c - the login shell of people whose sessions are recorded
+ *
+ * Asks the agent what is to become of the session, and carries it out: becomes
+ * the user's own shell, stands between that and the world (relay.c), or says
+ * no.  Decides nothing itself; without an agent, the administrator has decided
+ * before.
+ *
+ * This program is set-uid and set-gid `recuse` and started by the user it is
+ * to record.  What it is given by him (arguments, environment, descriptors,
+ * limits, signals) goes to his shell as it came, and to nothing else.
+ */
+#define _GNU_SOURCE 1
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/file.h>
+#include <sys/fsuid.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "relay.h"
+#include "wire.h"
+
+#ifdef RECUSE_TEST_ROOT         /* tests have all of it in one directory */
+#undef RECUSE_HOST_SOCKET
+#undef RECUSE_DISABLED
+#undef RECUSE_ORPHAN_DIR
+#undef RECUSE_FALLBACK_LINK
+#define RECUSE_HOST_SOCKET      RECUSE_TEST_ROOT "/host.sock"
+#define RECUSE_DISABLED         RECUSE_TEST_ROOT "/disabled"
+#define RECUSE_ORPHAN_DIR       RECUSE_TEST_ROOT "/orphan"
+#define RECUSE_FALLBACK_LINK    RECUSE_TEST_ROOT "/fallback"
+#endif
+#ifndef RECUSE_GETENT
+#define RECUSE_GETENT           "/usr/bin/getent"
+#endif
+
+#define EXIT_OS             71  /* EX_OSERR: we cannot do our work */
+#define RECUSE_EXIT_REFUSED 77  /* EX_NOPERM: the session is refused */
+
+#define LAST_SHELL          "/bin/sh"
+#define GETENT_DEADLINE_MS  2000
+#define GETENT_ENTRY        4096u
+
+/* Without an agent nobody says how much of a stream to keep. */
+#define ORPHAN_CAPTURE      65536u
+/* Of the command, in the header of an orphan: escaped it must fit a line. */
+#define ORPHAN_COMMAND      8192u
+
+/* Who runs us, and what with. */
+struct caller {
+    uid_t uid, our_uid;
+    gid_t gid, our_gid;
+    int argc;
+    char **argv;
+    const char *argv0;
+    const char *command;            /* of -c, or NULL */
+    const char *env, *env_end;      /* NUL-terminated strings in a row */
+    sigset_t mask;
+    struct rlimit files;
+    char name[RECUSE_MAX_NAME + 1]; /* known without an agent only */
+};
+
+/* What the user is to get. */
+struct program {
+    char path[RECUSE_MAX_PATH + 1];
+    char session[sizeof "RECUSE_SESSION=" + RECUSE_MAX_NAME];
+    char verdict[sizeof "RECUSE_VERDICT=" + RECUSE_MAX_NAME];
+    char shell[sizeof "SHELL=" + RECUSE_MAX_PATH];
+    bool bare;                      /* no arguments */
+    bool dies_with_us;
+};
+
+/* -------------------------------------------------------------- messages */
+
+static void
+say(int fd, const char *first, const char *second, const char *third)
+{
+    char buffer[RECUSE_MAX_PATH + 256];
+    struct recuse_text t = { buffer, 0, sizeof buffer };
+
+    recuse_text_string(&t, first);
+    recuse_text_string(&t, second);
+    recuse_text_string(&t, third);
+    recuse_text_string(&t, "\n");
+    if (write(fd, buffer, t.len) < 0)
+        return;                     /* nobody is left to be told */
+}
+
+static const char *
+describe(int e)
+{
+    const char *text = strerrordesc_np(-e);
+
+    return text ? text : "unknown error";
+}
+
+static int
+fail(const char *what, int e)
+{
+    say(STDERR_FILENO, "recuse: error: ", what, describe(e));
+    return EXIT_OS;
+}
+
+/* A text of the agent's, which may lack its last line feed. */
+static void
+show(int fd, const struct recuse_str *text)
+{
+    if (text->len == 0 || write(fd, text->data, text->len) < 0)
+        return;
+    if (text->data[text->len - 1] != '\n')
+        say(fd, "", "", "");
+}
+
+/* ------------------------------------------------------------- who we are */
+
+/*
+ * Find the environment as the kernel put it: the C library takes some of it
+ * out of `environ` in set-id programs (TMPDIR, LD_LIBRARY_PATH), but the
+ * strings stay, between the last argument and the name of the program.  That
+ * is better than /proc/self/environ, which is root's where it matters.
+ */
+static void
+find_environment(struct caller *c)
+{
+    const char *end = (const char *) (uintptr_t) getauxval(AT_EXECFN);
+    const char *first = NULL;
+
+    if (c->argc > 0) {
+        first = c->argv[c->argc - 1];
+        first += strlen(first) + 1;
+    } else if (environ && environ[0])
+        first = environ[0];
+    if (!first || !end || first > end || (first < end && end[-1] != '\0'))
+        first = end = "";
+    c->env = first;
+    c->env_end = end;
+}
+
+static const char *
+get_variable(const struct caller *c, const char *name)
+{
+    size_t len = strlen(name);
+
+    for (const char *s = c->env; s < c->env_end; s += strlen(s) + 1) {
+        if (strncmp(s, name, len) == 0 && s[len] == '=')
+            return s + len + 1;
+    }
+    return "";
+}
+
+/*
+ * Whether a descriptor only fills the place of one that was closed.  In a
+ * set-id program the C library sees to that before we run, with /dev/full or
+ * /dev/null, and O_NOFOLLOW, which nobody else would use for them.
+ */
+static bool
+is_placeholder(int fd)
+{
+    struct stat st;
+    int flags = fcntl(fd, F_GETFL);
+
+    return flags >= 0 && (flags & O_NOFOLLOW) && fstat(fd, &st) == 0
+        && S_ISCHR(st.st_mode)
+        && (st.st_rdev == makedev(1, 3) || st.st_rdev == makedev(1, 7));
+}
+
+/* Tell which of 0, 1 and 2 were closed, and have none that is, lest something
+ * of ours becomes the user's output. */
+static void
+fill_places(bool ret_closed[3])
+{
+    for (int fd = 0; fd < 3; fd++) {
+        if (fcntl(fd, F_GETFD) < 0
+            && open("/dev/null", O_RDWR | O_NOFOLLOW) != fd)
+            _exit(EXIT_OS);
+        ret_closed[fd] = is_placeholder(fd);
+    }
+}
+
+/* From here on until the user's program no signal is delivered. */
+static void
+know_caller(struct caller *c, int argc, char **argv)
+{
+    struct rlimit files;
+    sigset_t all;
+    uid_t saved_uid;
+    gid_t saved_gid;
+
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, &c->mask);
+    prctl(PR_SET_DUMPABLE, 0);
+    getresuid(&c->uid, &c->our_uid, &saved_uid);
+    getresgid(&c->gid, &c->our_gid, &saved_gid);
+    c->argc = argc;
+    c->argv = argv;
+    c->argv0 = argc > 0 ? argv[0] : "";
+    c->command = argc > 2 && strcmp(argv[1], "-c") == 0 ? argv[2] : NULL;
+    find_environment(c);
+    if (getrlimit(RLIMIT_NOFILE, &c->files) == 0) {
+        files = c->files;
+        files.rlim_cur = files.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
+}
+
+/* Nobody may be able to go back, so do not believe it: look. */
+static bool
+have_ids(uid_t uid, gid_t gid)
+{
+    uid_t u[3];
+    gid_t g[3];
+
+    return getresuid(&u[0], &u[1], &u[2]) == 0
+        && getresgid(&g[0], &g[1], &g[2]) == 0
+        && u[0] == uid && u[1] == uid && u[2] == uid
+        && g[0] == gid && g[1] == gid && g[2] == gid;
+}
+
+static bool
+become(uid_t uid, gid_t gid)
+{
+    return setresgid(gid, gid, gid) == 0 && setresuid(uid, uid, uid) == 0
+        && have_ids(uid, gid);
+}
+
+/* ------------------------------------------------------ the user's program */
+
+static bool
+is_ourselves(const char *path)
+{
+    struct stat a, b;
+
+    return strcmp(path, RECUSE_SHELL) == 0
+        || (stat(path, &a) == 0 && stat("/proc/self/exe", &b) == 0
+            && a.st_dev == b.st_dev && a.st_ino == b.st_ino);
+}
+
+/* `text` need not end in NUL.  What cannot be a shell, or is none but us and
+ * would ask again for ever, is replaced. */
+static void
+set_path(struct program *p, const char *text, size_t len)
+{
+    if (len > RECUSE_MAX_PATH)
+        len = 0;
+    memcpy(p->path, text, len);
+    p->path[len] = '\0';
+    if (p->path[0] != '/' || is_ourselves(p->path))
+        strcpy(p->path, LAST_SHELL);
+}
+
+/* Make "NAME=value" in a field of struct program. */
+static void
+set_variable(char *field, size_t size, const char *name,
+             const char *value, size_t len)
+{
+    struct recuse_text t = { field, 0, size - 1 };
+
+    recuse_text_string(&t, name);
+    recuse_text_string(&t, "=");
+    recuse_text_add(&t, value, len);
+    field[t.len] = '\0';
+}
+
+static bool
+is_named(const char *string, const char *name)
+{
+    size_t len = strlen(name);
+
+    return strncmp(string, name, len) == 0 && string[len] == '=';
+}
+
+/* The user's environment, but for what we are to say in it. */
+static char **
+make_environment(const struct caller *c, struct program *p)
+{
+    const char *shell = get_variable(c, "SHELL");
+    bool replaces_shell = strcmp(shell, RECUSE_SHELL) == 0
+        || (shell[0] == '/' && is_ourselves(shell));
+    size_t n = 4;                   /* three of ours, and NULL */
+    char **env, **next;
+
+    for (const char *s = c->env; s < c->env_end; s += strlen(s) + 1)
+        n++;
+    env = mmap(NULL, n * sizeof *env, PROT_READ | PROT_WRITE,
+               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (env == MAP_FAILED)
+        return NULL;
+    next = env;
+    for (const char *s = c->env; s < c->env_end; s += strlen(s) + 1) {
+        if (!is_named(s, "RECUSE_SESSION") && !is_named(s, "RECUSE_VERDICT")
+            && !(replaces_shell && is_named(s, "SHELL")))
+            *next++ = (char *) s;
+    }
+    if (replaces_shell) {
+        set_variable(p->shell, sizeof p->shell, "SHELL", p->path,
+                     strlen(p->path));
+        *next++ = p->shell;
+    }
+    if (p->session[0])
+        *next++ = p->session;
+    if (p->verdict[0])
+        *next++ = p->verdict;
+    return env;
+}
+
+/* The name as it would have been: the shell's own, "-" before it if it was. */
+static char **
+make_arguments(const struct caller *c, const struct program *p)
+{
+    static char name[RECUSE_MAX_PATH + 2];
+    static char *alone[2];
+    const char *slash = strrchr(p->path, '/');
+    struct recuse_text t = { name, 0, sizeof name - 1 };
+
+    if (p->bare || c->argc == 0) {
+        alone[0] = (char *) p->path;
+        return alone;
+    }
+    if (c->argv0[0] == '-')
+        recuse_text_string(&t, "-");
+    recuse_text_string(&t, slash + 1);
+    c->argv[0] = name;
+    return c->argv;
+}
+
+/* Become the user's program, in every respect.  Does not return. */
+static void
+exec_program(const struct caller *c, struct program *p)
+{
+    pid_t parent = getppid();
+    char **env = make_environment(c, p);
+    char **argv = make_arguments(c, p);
+    int e;
+
+    if (!env)
+        _exit(fail("cannot keep the environment: ", -errno));
+    for (int fd = 0; fd < 3; fd++) {
+        if (is_placeholder(fd))
+            close(fd);
+    }
+    if (!become(c->uid, c->gid))
+        _exit(fail("cannot become the user: ", -EPERM));
+    setrlimit(RLIMIT_NOFILE, &c->files);
+    if (p->dies_with_us) {          /* after become(), which undoes it */
+        prctl(PR_SET_PDEATHSIG, SIGHUP);
+        if (getppid() != parent)
+            _exit(EXIT_OS);
+    }
+    sigprocmask(SIG_SETMASK, &c->mask, NULL);
+    execve(p->path, argv, env);
+    e = errno;
+    say(STDERR_FILENO, p->path, ": ", describe(-e));
+    _exit(e == ENOENT || e == ENOTDIR ? 127 : 126);
+}
+
+/* ------------------------------------------------------------ the terminal */
+
+/* To whom new ptys and pipes belong, and who is asked about old ones. */
+static void
+use_files_of(uid_t uid, gid_t gid)
+{
+    setfsgid(gid);
+    setfsuid(uid);
+}
+
+/*
+ * Open the inner pty, and the outer terminal anew so that we can set it
+ * non-blocking for ourselves alone.  The file system must take us for the
+ * user: the new device is to be his, and the old one is.
+ */
+static int
+open_terminal(const struct caller *c, struct recuse_relay *r)
+{
+    int unlocked = 0, outer;
+
+    if (!recuse_is_same_terminal(STDIN_FILENO, STDOUT_FILENO))
+        return 0;
+    if (ioctl(STDIN_FILENO, TIOCGWINSZ, &r->size) < 0)
+        return -errno;
+    use_files_of(c->uid, c->gid);
+    r->master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+    outer = open("/dev/tty", O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+    if (outer >= 0 && !recuse_is_same_terminal(outer, STDIN_FILENO)) {
+        close(outer);
+        outer = open("/proc/self/fd/0",
+                     O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+    }
+    use_files_of(c->our_uid, c->our_gid);
+    if (r->master < 0)
+        return -errno;
+    if (ioctl(r->master, TIOCSPTLCK, &unlocked) < 0)
+        return -errno;
+    r->slave = ioctl(r->master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (r->slave < 0)
+        return -errno;
+    r->tty_ours = outer >= 0;
+    r->tty_in = outer >= 0 ? outer : STDIN_FILENO;
+    r->tty_out = outer >= 0 ? outer : STDOUT_FILENO;
+    r->terminal = true;
+    return 0;
+}
+
+/* --------------------------------------------------------------- the agent */
+
+/* A field, cut: a long TERM must not be a way to have no agent. */
+static struct recuse_str
+field(const char *s, size_t max)
+{
+    return (struct recuse_str) { s, strnlen(s, max) };
+}
+
+static const char *
+get_language(const struct caller *c)
+{
+    static const char *const NAMES[] = { "LC_ALL", "LC_MESSAGES", "LANG" };
+
+    for (unsigned i = 0; i < 3; i++) {
+        const char *value = get_variable(c, NAMES[i]);
+
+        if (value[0])
+            return value;
+    }
+    return "";
+}
+
+static int
+ask_agent(const struct caller *c, struct recuse_relay *r,
+          struct recuse_answer *ret)
+{
+    static uint8_t request[RECUSE_MAX_MESSAGE], reply[RECUSE_MAX_MESSAGE];
+    const int fds[2] = { STDIN_FILENO, r->master };
+    const char *command = c->command ? c->command : "";
+    struct recuse_session s = {
+        .rows = r->size.ws_row,
+        .cols = r->size.ws_col,
+        .argv0 = field(c->argv0, RECUSE_MAX_NAME),
+        .command = field(command, RECUSE_MAX_COMMAND),
+        .term = field(get_variable(c, "TERM"), RECUSE_MAX_NAME),
+        .lang = field(get_language(c), RECUSE_MAX_NAME),
+        .tags = field(get_variable(c, "LC_RECUSE_TAGS"), RECUSE_MAX_TAGS),
+    };
+    ssize_t len;
+
+    if (r->terminal)
+        s.flags |= RECUSE_SESSION_HAS_TTY;
+    if (c->argv0[0] == '-')
+        s.flags |= RECUSE_SESSION_LOGIN_SHELL;
+    if (c->command)
+        s.flags |= RECUSE_SESSION_HAS_COMMAND;
+    if (command[s.command.len])
+        s.flags |= RECUSE_SESSION_COMMAND_CUT;
+    len = recuse_encode_session(request, sizeof request, &s);
+    if (len < 0)
+        return (int) len;
+    return recuse_ask(RECUSE_HOST_SOCKET, request, (size_t) len, fds,
+                      r->terminal ? 2 : 0, RECUSE_DEADLINE_MS, reply,
+                      sizeof reply, ret, &r->conn, &r->recording);
+}
+
+/* --------------------------------------------------------------- recording */
+
+/* Be somebody whom the user can neither signal nor stop nor trace, and whom
+ * nothing that is his, limits and timers, can end without ending the session
+ * as well. */
+static bool
+become_recorder(const struct caller *c)
+{
+    static const int TIMERS[] = { ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF };
+    static const struct itimerval never;
+    static const struct rlimit no_core;
+    struct rlimit size;
+
+    for (unsigned i = 0; i < sizeof TIMERS / sizeof TIMERS[0]; i++)
+        setitimer(TIMERS[i], &never, NULL);
+    if (getrlimit(RLIMIT_FSIZE, &size) == 0) {
+        size.rlim_cur = size.rlim_max;
+        setrlimit(RLIMIT_FSIZE, &size);
+    }
+    setrlimit(RLIMIT_CORE, &no_core);
+    return become(c->our_uid, c->our_gid)
+        && prctl(PR_SET_DUMPABLE, 0) == 0
+        && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+        && chdir("/") == 0;         /* his home can be unmounted */
+}
+
+/* End as the child did, that whoever waits for us sees what he would see. */
+static int
+end_like(int status)
+{
+    if (WIFSIGNALED(status)) {
+        struct sigaction action = { .sa_handler = SIG_DFL };
+        sigset_t one;
+
+        sigemptyset(&one);
+        sigaddset(&one, WTERMSIG(status));
+        sigaction(WTERMSIG(status), &action, NULL);
+        raise(WTERMSIG(status));
+        sigprocmask(SIG_UNBLOCK, &one, NULL);
+        return 128 + WTERMSIG(status);
+    }
+    return WEXITSTATUS(status);
+}
+
+/*
+ * Run the user's program with the relay around it.  It starts when the relay
+ * is out of its reach, not before.
+ */
+static int
+record(const struct caller *c, struct recuse_relay *r, struct program *p)
+{
+    int go[2], e;
+    pid_t child;
+
+    p->dies_with_us = !r->terminal;     /* a terminal is hung up instead */
+    use_files_of(c->uid, c->gid);   /* /dev/stderr is to be his to open */
+    e = recuse_relay_prepare(r);
+    use_files_of(c->our_uid, c->our_gid);
+    if (e)
+        return fail("cannot set up the session: ", e);
+    if (pipe2(go, O_CLOEXEC) < 0 || (child = fork()) < 0)
+        return fail("cannot start the session: ", -errno);
+    if (child == 0) {
+        char byte;
+
+        close(go[1]);
+        if (read(go[0], &byte, 1) != 1)
+            _exit(EXIT_OS);
+        e = recuse_relay_attach(r);
+        if (e)
+            _exit(fail("cannot set up the session: ", e));
+        exec_program(c, p);
+    }
+    if (!become_recorder(c))
+        return fail("cannot become the recorder: ", -EPERM);
+    if (write(go[1], "", 1) != 1)
+        return fail("cannot start the session: ", -errno);
+    return end_like(recuse_relay_run(r, child));
+}
+
+static int
+carry_out(const struct caller *c, struct recuse_relay *r,
+          const struct recuse_answer *a)
+{
+    static struct program p;
+
+    if (a->verdict == RECUSE_REFUSE) {
+        show(STDERR_FILENO, &a->message);
+        return RECUSE_EXIT_REFUSED;
+    }
+    set_path(&p, a->shell.data, a->shell.len);
+    if (a->session.len > 0)
+        set_variable(p.session, sizeof p.session, "RECUSE_SESSION",
+                     a->session.data, a->session.len);
+    if (a->label.len > 0)
+        set_variable(p.verdict, sizeof p.verdict, "RECUSE_VERDICT",
+                     a->label.data, a->label.len);
+    p.bare = a->flags & RECUSE_ANSWER_NO_SHELL;
+    if (r->terminal)
+        show(STDOUT_FILENO, &a->notice);
+    if (a->verdict == RECUSE_EXEC)
+        exec_program(c, &p);
+    r->start_ns = a->start_ns;
+    r->capture_bytes = a->capture_bytes;
+    r->input = a->flags & RECUSE_ANSWER_INPUT;
+    r->end_on_fault = a->flags & RECUSE_ANSWER_END_ON_FAULT;
+    return record(c, r, &p);
+}
+
+/* ------------------------------------------------------------ without agent */
+
+static int64_t
+now_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t) now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static void
+exec_getent(const struct caller *c, int out)
+{
+    static char *env[] = { "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C",
+                           NULL };
+    char uid[24];
+    struct recuse_text t = { uid, 0, sizeof uid - 1 };
+    char *argv[] = { "getent", "passwd", uid, NULL };
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    sigset_t none;
+
+    recuse_text_number(&t, c->uid);
+    uid[t.len] = '\0';
+    sigemptyset(&none);
+    if (dup2(null, 0) < 0 || dup2(out, 1) < 0 || dup2(null, 2) < 0
+        || close_range(3, UINT_MAX, 0) < 0 || chdir("/") < 0
+        || !become(c->our_uid, c->our_gid))
+        _exit(EXIT_OS);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    execve(RECUSE_GETENT, argv, env);
+    _exit(127);
+}
+
+/*
+ * Ask for the user's entry.  Another program does it, as name services are
+ * shared libraries, which a static set-id program had better not load; as
+ * `recuse`, so that the user cannot disturb it.  Returns its length.
+ */
+static size_t
+read_entry(const struct caller *c, char *entry, size_t size)
+{
+    int64_t deadline = now_ms() + GETENT_DEADLINE_MS;
+    struct pollfd p = { .events = POLLIN };
+    size_t len = 0;
+    int out[2];
+    pid_t child;
+
+    if (pipe2(out, O_CLOEXEC) < 0)
+        return 0;
+    child = fork();
+    if (child == 0)
+        exec_getent(c, out[1]);
+    close(out[1]);
+    p.fd = out[0];
+    while (child > 0 && len < size) {
+        int64_t left = deadline - now_ms();
+        ssize_t n;
+
+        if (left <= 0 || poll(&p, 1, (int) left) <= 0)
+            break;
+        n = read(out[0], entry + len, size - len);
+        if (n <= 0)
+            break;
+        len += (size_t) n;
+    }
+    close(out[0]);
+    if (child > 0) {
+        kill(child, SIGKILL);
+        waitpid(child, NULL, 0);
+    }
+    return len;
+}
+
+/* The user's name and real shell: fields 1 and 7 of passwd(5). */
+static void
+look_up(struct caller *c, struct program *p)
+{
+    char entry[GETENT_ENTRY];
+    size_t len = read_entry(c, entry, sizeof entry);
+    const char *end = memchr(entry, '\n', len);
+    const char *start = entry;
+
+    for (unsigned i = 1; end && i < 7; i++) {
+        const char *colon = memchr(start, ':', (size_t) (end - start));
+        size_t size;
+
+        if (!colon)
+            break;
+        size = (size_t) (colon - start);
+        if (i == 1 && size < sizeof c->name)
+            memcpy(c->name, start, size);
+        start = colon + 1;
+        if (i == 6) {
+            set_path(p, start, (size_t) (end - start));
+            return;
+        }
+    }
+    set_path(p, LAST_SHELL, strlen(LAST_SHELL));
+}
+
+static void
+add_json_field(struct recuse_text *t, const char *name, const char *value,
+               size_t max)
+{
+    recuse_text_string(t, ",\"");
+    recuse_text_string(t, name);
+    recuse_text_string(t, "\":\"");
+    recuse_text_json(t, value, strnlen(value, max));
+    recuse_text_string(t, "\"");
+}
+
+static void
+add_json_number(struct recuse_text *t, const char *name, uint64_t n)
+{
+    recuse_text_string(t, ",\"");
+    recuse_text_string(t, name);
+    recuse_text_string(t, "\":");
+    recuse_text_number(t, n);
+}
+
+/* The first line of a recording (asciicast v2), with all that the agent can
+ * not learn from the kernel any more when it finds the file. */
+static void
+write_header(const struct caller *c, const struct recuse_relay *r,
+             uint64_t start_ns, struct recuse_text *t)
+{
+    char tty[256] = "";
+    ssize_t n = readlink("/proc/self/fd/0", tty, sizeof tty - 1);
+
+    if (n < 0 || !r->terminal)
+        n = 0;
+    tty[n] = '\0';
+    recuse_text_string(t, "{\"version\":2");
+    add_json_number(t, "width", r->size.ws_col ? r->size.ws_col : 80);
+    add_json_number(t, "height", r->size.ws_row ? r->size.ws_row : 24);
+    add_json_number(t, "timestamp", start_ns / 1000000000);
+    recuse_text_string(t, ",\"recuse\":{\"late\":true");
+    add_json_number(t, "uid", c->uid);
+    add_json_number(t, "pid", (uint64_t) getpid());
+    add_json_number(t, "start_ns", start_ns);
+    add_json_field(t, "user", c->name, RECUSE_MAX_NAME);
+    add_json_field(t, "argv0", c->argv0, RECUSE_MAX_NAME);
+    if (c->command)
+        add_json_field(t, "command", c->command, ORPHAN_COMMAND);
+    else
+        recuse_text_string(t, ",\"command\":null");
+    add_json_field(t, "tty", tty, sizeof tty);
+    add_json_field(t, "term", get_variable(c, "TERM"), RECUSE_MAX_NAME);
+    add_json_field(t, "lang", get_language(c), RECUSE_MAX_NAME);
+    add_json_field(t, "tags", get_variable(c, "LC_RECUSE_TAGS"),
+                   RECUSE_MAX_TAGS);
+    recuse_text_string(t, "}}\n");
+}
+
+/*
+ * Create a file in the orphan directory, which nobody but us and root can
+ * enter, with a header; the agent finds and signs it later.  The lock, held as
+ * long as somebody has the descriptor, tells it that we are not done.
+ */
+static int
+create_orphan(const struct caller *c, struct recuse_relay *r,
+              const char *suffix, int *ret_fd)
+{
+    char path[sizeof RECUSE_ORPHAN_DIR + 80];
+    struct recuse_text name = { path, 0, sizeof path - 1 };
+    struct recuse_text header = { r->cast.line, 0, sizeof r->cast.line };
+    struct timespec now;
+    uint64_t start_ns;
+    int fd, e = 0;
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    start_ns = (uint64_t) now.tv_sec * 1000000000 + (uint64_t) now.tv_nsec;
+    recuse_text_string(&name, RECUSE_ORPHAN_DIR "/");
+    recuse_text_number(&name, c->uid);
+    recuse_text_string(&name, "-");
+    recuse_text_number(&name, (uint64_t) getpid());
+    recuse_text_string(&name, "-");
+    recuse_text_number(&name, start_ns);
+    recuse_text_string(&name, suffix);
+    path[name.len] = '\0';
+    fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_NOFOLLOW
+              | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return -errno;
+    write_header(c, r, start_ns, &header);
+    if (fchmod(fd, 0600) < 0 || flock(fd, LOCK_EX) < 0)
+        e = -errno;
+    else if (write(fd, header.data, header.len) != (ssize_t) header.len)
+        e = -EIO;
+    if (e) {
+        close(fd);
+        return e;
+    }
+    *ret_fd = fd;
+    return 0;
+}
+
+static void
+warn(const char *what, int e)
+{
+    if (isatty(STDERR_FILENO))
+        say(STDERR_FILENO, "recuse: warning: ", what, describe(e));
+}
+
+/* The agent did not answer: do what the administrator chose for that. */
+static int
+fall_back(struct caller *c, struct recuse_relay *r)
+{
+    static struct program p;
+    char mode[32] = RECUSE_FALLBACK_RECORD;
+    ssize_t n = readlink(RECUSE_FALLBACK_LINK, mode, sizeof mode - 1);
+    struct timespec now;
+    int fd, e;
+
+    if (n >= 0)
+        mode[n] = '\0';
+    if (strcmp(mode, RECUSE_FALLBACK_REFUSE) == 0) {
+        say(STDERR_FILENO, "recuse: error: ",
+            "sessions cannot be recorded now, so none begins", "");
+        return RECUSE_EXIT_REFUSED;
+    }
+    look_up(c, &p);
+    if (strcmp(mode, RECUSE_FALLBACK_ALLOW) == 0) {
+        e = create_orphan(c, r, ".stub", &fd);
+        if (e)
+            warn("cannot note this session, proceeding: ", e);
+        exec_program(c, &p);
+    }
+    e = create_orphan(c, r, ".cast", &r->recording);
+    if (e) {
+        /* Nobody is locked out by us: a directory that is missing or a disk
+         * that is full shall not keep out those who could mend it.  There is
+         * nowhere to say it but here; the agent finds the login without a
+         * session when it is back. */
+        warn("cannot record this session, proceeding: ", e);
+        exec_program(c, &p);
+    }
+    set_variable(p.verdict, sizeof p.verdict, "RECUSE_VERDICT", "recorded", 8);
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    r->start_ns = (uint64_t) now.tv_sec * 1000000000 + (uint64_t) now.tv_nsec;
+    r->capture_bytes = ORPHAN_CAPTURE;
+    return record(c, r, &p);
+}
+
+/* -------------------------------------------------------------------- main */
+
+static bool
+is_disabled(void)
+{
+    struct stat st;
+
+    return lstat(RECUSE_DISABLED, &st) == 0;
+}
+
+int
+main(int argc, char **argv)
+{
+    static struct caller c;
+    static struct recuse_relay r;
+    struct recuse_answer answer;
+    int e;
+
+    r.master = r.slave = r.recording = r.conn = -1;
+    fill_places(r.closed);
+    know_caller(&c, argc, argv);
+    if (is_disabled()) {
+        static struct program p;
+
+        look_up(&c, &p);
+        exec_program(&c, &p);
+    }
+    e = open_terminal(&c, &r);
+    if (e)      /* recorded all the same, as a session without a terminal */
+        warn("no terminal for this session, proceeding without: ", e);
+    e = ask_agent(&c, &r, &answer);
+    if (e == -EMFILE)   /* the user's own limit, maybe set for this */
+        return fail("cannot ask about this session: ", e);
+    return e ? fall_back(&c, &r) : carry_out(&c, &r, &answer);
+}

@@ -1,0 +1,944 @@
+/*
+ * relay.c - standing between the user's program and the world, and recording
+ *
+ * The order of things is the point of this file: what is read is recorded,
+ * and only what is recorded is sent on (keep_flow before send_flow, always).
+ *
+ * Nothing in here waits but poll(2), so that neither a program that does not
+ * read nor a terminal that does not take can stop the other direction.  There
+ * is no timer either, except while the rest of a character is awaited: an idle
+ * session costs nothing.
+ */
+#define _GNU_SOURCE 1
+#include "relay.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "wire.h"
+
+/* How long the rest of a character may take.  People do not see the one, and
+ * programs that talk to each other do not feel the other. */
+#define HOLD_TERMINAL_NS    50000000u
+#define HOLD_STREAM_NS      5000000u
+
+/* A pty holds less than this (n_tty(4): 4 KiB of line discipline, 8 KiB
+ * behind it, rounded up to pages).  More than that after the child has ended
+ * comes from somebody in the background, whom nobody waits for. */
+#define DRAIN_MAX           65536u
+
+/* One read of a terminal.  More than it gives at once only makes what the user
+ * interrupted scroll on longer. */
+#define TERMINAL_READ       16384u
+
+/* Written to a device that said it has room, which may be little. */
+#define DEVICE_WRITE        256u
+
+#define INPUT   RECUSE_INPUT
+#define OUTPUT  RECUSE_OUTPUT
+#define ERROR   RECUSE_ERROR
+
+static uint64_t
+now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t) now.tv_sec * 1000000000 + (uint64_t) now.tv_nsec;
+}
+
+/* ------------------------------------------------------------ descriptors */
+
+static short
+poll_now(int fd, short events)
+{
+    struct pollfd p = { .fd = fd, .events = events };
+
+    return poll(&p, 1, 0) > 0 ? p.revents : 0;
+}
+
+/* read(2) that does not wait.  Returns bytes, 0 at the end, or -errno. */
+static ssize_t
+read_some(int fd, enum recuse_end kind, void *data, size_t len)
+{
+    struct iovec v = { data, len };
+    ssize_t n = -1;
+
+    switch (kind) {
+    case RECUSE_END_SOCKET:
+        n = recv(fd, data, len, MSG_DONTWAIT);
+        break;
+    case RECUSE_END_PIPE:
+    case RECUSE_END_DEVICE:
+        n = preadv2(fd, &v, 1, -1, RWF_NOWAIT);
+        if (n >= 0 || (errno != EOPNOTSUPP && errno != ENOSYS))
+            break;
+        if (!poll_now(fd, POLLIN))
+            return -EAGAIN;
+        /* fall through */
+    case RECUSE_END_OURS:
+    case RECUSE_END_FILE:
+        n = read(fd, data, len);
+        break;
+    }
+    return n < 0 ? -errno : n;
+}
+
+/* write(2) that does not wait.  Returns bytes or -errno. */
+static ssize_t
+write_some(int fd, enum recuse_end kind, const void *data, size_t len)
+{
+    struct iovec v = { (void *) data, len };
+    ssize_t n = -1;
+
+    switch (kind) {
+    case RECUSE_END_SOCKET:
+        n = send(fd, data, len, MSG_DONTWAIT | MSG_NOSIGNAL);
+        break;
+    case RECUSE_END_PIPE:
+    case RECUSE_END_DEVICE:
+        n = pwritev2(fd, &v, 1, -1, RWF_NOWAIT);
+        if (n >= 0 || (errno != EOPNOTSUPP && errno != ENOSYS))
+            break;
+        if (!poll_now(fd, POLLOUT))
+            return -EAGAIN;
+        /* A pipe that can be written takes PIPE_BUF bytes: pipe(7). */
+        if (len > (kind == RECUSE_END_PIPE ? PIPE_BUF : DEVICE_WRITE))
+            len = kind == RECUSE_END_PIPE ? PIPE_BUF : DEVICE_WRITE;
+        /* fall through */
+    case RECUSE_END_OURS:
+    case RECUSE_END_FILE:
+        n = write(fd, data, len);
+        break;
+    }
+    return n < 0 ? -errno : n;
+}
+
+static bool
+is_busy(ssize_t result)
+{
+    return result == -EAGAIN || result == -EINTR;
+}
+
+static enum recuse_end
+kind_of(const struct stat *st)
+{
+    if (S_ISSOCK(st->st_mode))
+        return RECUSE_END_SOCKET;
+    if (S_ISFIFO(st->st_mode))
+        return RECUSE_END_PIPE;
+    if (S_ISCHR(st->st_mode))
+        return RECUSE_END_DEVICE;
+    return RECUSE_END_FILE;
+}
+
+static bool
+is_same_file(const struct stat *a, const struct stat *b)
+{
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+bool
+recuse_is_same_terminal(int a, int b)
+{
+    unsigned device_a, device_b;
+
+    /* Not fstat(2): /dev/tty is the same terminal by another name. */
+    return ioctl(a, TIOCGDEV, &device_a) == 0
+        && ioctl(b, TIOCGDEV, &device_b) == 0 && device_a == device_b;
+}
+
+static int
+set_nonblocking(int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
+        return -errno;
+    return 0;
+}
+
+/* ---------------------------------------------------------------- set-up */
+
+/* Make a channel of the kind of `outer`: some programs look (bash reads its
+ * start-up files if it runs on a socket). */
+static int
+make_channel(const struct stat *outer, bool is_input, int *ret_child,
+             int *ret_ours)
+{
+    int ends[2], e;
+
+    if (S_ISSOCK(outer->st_mode)) {
+        if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0)
+            return -errno;
+    } else if (pipe2(ends, O_CLOEXEC) < 0)
+        return -errno;
+    e = set_nonblocking(ends[is_input ? 1 : 0]);
+    if (e) {
+        close(ends[0]);
+        close(ends[1]);
+        return e;
+    }
+    *ret_child = ends[is_input ? 0 : 1];
+    *ret_ours = ends[is_input ? 1 : 0];
+    return 0;
+}
+
+/*
+ * Whether the child gets a descriptor as it is.  /dev/null has nothing to
+ * record.  Of a file, a relay would read more than the program does, and so
+ * take it away from whoever reads on after it, as in `while read x; do su ...`.
+ */
+static bool
+is_passed_on(const struct stat *st, unsigned i)
+{
+    if (S_ISCHR(st->st_mode) && st->st_rdev == makedev(1, 3))
+        return true;
+    return i == 0 && S_ISREG(st->st_mode);
+}
+
+/* Which earlier descriptor is the same thing: then they are one in the child
+ * too, as order between output and errors can only be kept that way. */
+static unsigned
+find_twin(const struct stat st[3], unsigned i)
+{
+    for (unsigned j = 0; j < i; j++) {
+        if (is_same_file(&st[j], &st[i]) && (j > 0 || S_ISSOCK(st[i].st_mode)))
+            return j;
+    }
+    return i;
+}
+
+static int
+prepare_stream(struct recuse_relay *r, const struct stat st[3], unsigned i)
+{
+    static const enum recuse_stream STREAMS[3] = { INPUT, OUTPUT, ERROR };
+    struct recuse_flow *f = &r->flows[STREAMS[i]];
+    unsigned twin = find_twin(st, i);
+    int ours = -1, e;
+
+    if (r->closed[i])
+        return 0;
+    if (is_passed_on(&st[i], i)) {
+        r->child_ends[i] = (int) i;
+        r->has_input_file |= S_ISREG(st[i].st_mode);
+        return 0;
+    }
+    if (twin < i) {
+        r->child_ends[i] = r->child_ends[twin];
+        if (twin > 0 || i == 2)
+            return 0;
+        ours = r->flows[INPUT].sink;    /* a socket has both directions */
+    } else {
+        e = make_channel(&st[i], i == 0, &r->child_ends[i], &ours);
+        if (e)
+            return e;
+    }
+    f->source = i == 0 ? 0 : ours;
+    f->source_kind = i == 0 ? kind_of(&st[i]) : RECUSE_END_OURS;
+    f->sink = i == 0 ? ours : (int) i;
+    f->sink_kind = i == 0 ? RECUSE_END_OURS : kind_of(&st[i]);
+    f->recorded = true;
+    return 0;
+}
+
+static void
+prepare_terminal(struct recuse_relay *r)
+{
+    enum recuse_end kind = r->tty_ours ? RECUSE_END_OURS : RECUSE_END_DEVICE;
+    struct recuse_flow *in = &r->flows[INPUT], *out = &r->flows[OUTPUT];
+
+    in->source = r->tty_in;
+    in->source_kind = kind;
+    in->sink = r->master;
+    in->recorded = r->input;
+    out->source = r->master;
+    out->sink = r->tty_out;
+    out->sink_kind = kind;
+    out->recorded = true;
+    r->child_ends[0] = r->child_ends[1] = r->slave;
+}
+
+int
+recuse_relay_prepare(struct recuse_relay *r)
+{
+    struct stat st[3];
+
+    for (unsigned i = 0; i < 3; i++) {
+        struct recuse_flow *f = &r->flows[i];
+
+        f->source = f->sink = -1;
+        f->source_kind = f->sink_kind = RECUSE_END_OURS;
+        r->child_ends[i] = -1;
+        if (fstat((int) i, &st[i]) < 0)
+            return -errno;
+    }
+    if (r->terminal) {
+        int e = set_nonblocking(r->master);
+
+        if (e)
+            return e;
+        /* The modes first, that what is typed ahead meets the right ones. */
+        if (tcgetattr(r->tty_in, &r->modes) < 0
+            || tcsetattr(r->slave, TCSANOW, &r->modes) < 0
+            || ioctl(r->slave, TIOCSWINSZ, &r->size) < 0)
+            return -errno;
+        prepare_terminal(r);
+        if (recuse_is_same_terminal(1, 2)) {
+            r->child_ends[2] = r->slave;
+            return 0;
+        }
+        return prepare_stream(r, st, 2);
+    }
+    for (unsigned i = 0; i < 3; i++) {
+        int e = prepare_stream(r, st, i);
+
+        if (e)
+            return e;
+    }
+    return 0;
+}
+
+/* Leave the session of the outer terminal, if it has one: through /dev/tty
+ * the user could use that, unrecorded, whoever owns it. */
+static int
+leave_terminal(void)
+{
+    int fd = open("/dev/tty", O_RDWR | O_NOCTTY | O_CLOEXEC);
+
+    if (fd < 0)
+        return 0;       /* none; the process group stays, for killpg(3) */
+    close(fd);
+    return setsid() < 0 ? -errno : 0;
+}
+
+int
+recuse_relay_attach(struct recuse_relay *r)
+{
+    if (r->terminal) {
+        if (setsid() < 0 || ioctl(r->slave, TIOCSCTTY, 0) < 0)
+            return -errno;
+    } else {
+        int e = leave_terminal();
+
+        if (e)
+            return e;
+    }
+    for (int i = 0; i < 3; i++) {
+        if (r->child_ends[i] < 0)
+            close(i);
+        else if (dup2(r->child_ends[i], i) < 0)
+            return -errno;
+    }
+    /* All of them, the user's too: one might lead to the outer terminal. */
+    return close_range(3, UINT_MAX, 0) < 0 ? -errno : 0;
+}
+
+static void
+add_fd(int fds[], unsigned *n, int fd)
+{
+    if (fd >= 0)
+        fds[(*n)++] = fd;
+}
+
+/* Close every descriptor but those the relay works with. */
+static void
+close_others(struct recuse_relay *r)
+{
+    int keep[16];
+    unsigned n = 0, first = 0;
+
+    for (unsigned i = 0; i < RECUSE_STREAMS; i++) {
+        add_fd(keep, &n, r->flows[i].source);
+        add_fd(keep, &n, r->flows[i].sink);
+    }
+    if (r->terminal)
+        add_fd(keep, &n, r->slave);     /* so that the master has no end */
+    add_fd(keep, &n, r->recording);
+    add_fd(keep, &n, r->conn);
+    add_fd(keep, &n, r->signals);
+    for (;;) {
+        unsigned next = UINT_MAX;
+
+        for (unsigned i = 0; i < n; i++) {
+            if ((unsigned) keep[i] >= first && (unsigned) keep[i] < next)
+                next = (unsigned) keep[i];
+        }
+        if (next > first)
+            close_range(first, next == UINT_MAX ? next : next - 1, 0);
+        if (next == UINT_MAX)
+            break;
+        first = next + 1;
+    }
+}
+
+/* -------------------------------------------------------------- terminal */
+
+static bool
+in_foreground(const struct recuse_relay *r)
+{
+    return tcgetpgrp(r->tty_in) == getpgrp();
+}
+
+/* Pass every byte as it is; the line itself (speed, parity) stays. */
+static void
+enter_raw(struct recuse_relay *r)
+{
+    struct termios raw = r->modes;
+    tcflag_t line = raw.c_cflag;
+
+    cfmakeraw(&raw);
+    raw.c_cflag = line;
+    r->is_raw = tcsetattr(r->tty_in, TCSANOW, &raw) == 0;
+}
+
+/* Not from the background: there the terminal is somebody else's by now. */
+static void
+leave_raw(struct recuse_relay *r)
+{
+    if (r->is_raw && in_foreground(r))
+        tcsetattr(r->tty_in, TCSANOW, &r->modes);
+    r->is_raw = false;
+}
+
+/* -------------------------------------------------------------- one flow */
+
+/* Close a descriptor of one flow, unless it is another's too.  Terminals stay
+ * open to the end: their modes are to be restored. */
+static void
+close_end(struct recuse_relay *r, int *fd)
+{
+    int closing = *fd;
+
+    *fd = -1;
+    if (closing < 0)
+        return;
+    if (r->terminal && (closing == r->master || closing == r->tty_in
+                        || closing == r->tty_out))
+        return;
+    for (unsigned i = 0; i < RECUSE_STREAMS; i++) {
+        if (r->flows[i].source == closing || r->flows[i].sink == closing)
+            return;
+    }
+    close(closing);
+}
+
+static void
+hang_up(struct recuse_relay *r, int signo)
+{
+    if (r->hangup == 0)
+        r->hangup = signo;
+}
+
+/* Whether typed bytes are to be left out: the terminal does not show them
+ * either.  One mark stands for all of them up to the next that is shown. */
+static bool
+hide_input(struct recuse_relay *r)
+{
+    struct termios modes;
+
+    if (tcgetattr(r->slave, &modes) < 0 || (modes.c_lflag & ECHO)) {
+        r->is_hiding = false;
+        return false;
+    }
+    if (!r->is_hiding)
+        r->is_hiding = recuse_cast_note(&r->cast, 'm', "recuse input hidden");
+    return true;
+}
+
+/* Record what was read, and so allow it to be sent. */
+static void
+keep_flow(struct recuse_relay *r, struct recuse_flow *f, bool final)
+{
+    enum recuse_stream stream = (enum recuse_stream) (f - r->flows);
+    size_t len = f->filled - f->kept;
+
+    f->hold_ns = 0;
+    if (len == 0)
+        return;
+    if (!f->recorded || (r->terminal && stream == INPUT && hide_input(r)))
+        f->kept = f->filled;
+    else
+        f->kept += recuse_cast_put(&r->cast, stream, f->buffer + f->kept, len,
+                                   final);
+    if (f->kept < f->filled)
+        f->hold_ns = now_ns()
+            + (r->terminal ? HOLD_TERMINAL_NS : HOLD_STREAM_NS);
+    /* A limit on the size of files is set by the user, or in his name: it
+     * must not be a way to be rid of the recording. */
+    if (r->cast.fault && (r->end_on_fault || r->cast.fault == -EFBIG))
+        r->failed = true;
+}
+
+/* The sink does not take any more: nor do we, so that the writer learns.  (A
+ * socket may stay open for its other direction.) */
+static void
+break_flow(struct recuse_relay *r, struct recuse_flow *f)
+{
+    f->sent = f->kept = f->filled = 0;
+    f->hold_ns = 0;
+    if (f->source_kind == RECUSE_END_OURS)
+        shutdown(f->source, SHUT_RD);
+    close_end(r, &f->source);
+    close_end(r, &f->sink);
+}
+
+/*
+ * All has been sent: say so to whoever reads.  A socket of which the child shut
+ * one direction down, or whose other direction we use, is shut down; anything
+ * else is closed, as others may go on to use the same one.
+ */
+static void
+finish_flow(struct recuse_relay *r, struct recuse_flow *f)
+{
+    close_end(r, &f->source);
+    if (f->is_half_closed || f->sink == r->flows[OUTPUT].source)
+        shutdown(f->sink, SHUT_WR);
+    close_end(r, &f->sink);
+}
+
+static void
+send_flow(struct recuse_relay *r, struct recuse_flow *f)
+{
+    while (f->sent < f->kept && !r->failed) {
+        ssize_t n = write_some(f->sink, f->sink_kind, f->buffer + f->sent,
+                               f->kept - f->sent);
+
+        if (is_busy(n))
+            return;
+        if (n < 0) {
+            if (r->terminal && f->sink == r->tty_out)
+                hang_up(r, SIGHUP);
+            break_flow(r, f);
+            return;
+        }
+        f->sent += (size_t) n;
+    }
+}
+
+/* The source has ended, or what is left of it is not waited for. */
+static void
+end_source(struct recuse_relay *r, struct recuse_flow *f)
+{
+    f->is_half_closed = f->source_kind == RECUSE_END_OURS
+        && f->sink_kind == RECUSE_END_SOCKET
+        && !(poll_now(f->source, 0) & POLLHUP);
+    close_end(r, &f->source);
+    keep_flow(r, f, true);
+    send_flow(r, f);            /* finished by serve_flow when all is sent */
+}
+
+static void
+fill_flow(struct recuse_relay *r, struct recuse_flow *f)
+{
+    bool from_pty = r->terminal && f->source == r->master;
+    size_t room;
+    ssize_t n;
+
+    memmove(f->buffer, f->buffer + f->kept, f->filled - f->kept);
+    f->filled -= f->kept;
+    f->sent = f->kept = 0;
+    room = sizeof f->buffer - f->filled;
+    if (r->terminal && room > TERMINAL_READ)
+        room = TERMINAL_READ;
+    n = read_some(f->source, f->source_kind, f->buffer + f->filled, room);
+    if (is_busy(n)) {
+        if (r->ended && r->terminal)
+            end_source(r, f);
+        return;
+    }
+    if (n <= 0) {
+        if (r->terminal && f == &r->flows[INPUT])
+            hang_up(r, SIGHUP);
+        end_source(r, f);
+        return;
+    }
+    f->filled += (size_t) n;
+    keep_flow(r, f, false);
+    send_flow(r, f);
+    if (r->ended && r->terminal && (from_pty || f == &r->flows[ERROR])) {
+        r->drain_left -= r->drain_left < (size_t) n ? r->drain_left
+            : (size_t) n;
+        if (r->drain_left == 0 && f->source >= 0)
+            end_source(r, f);
+    }
+}
+
+static bool
+wants_source(const struct recuse_flow *f)
+{
+    return f->source >= 0 && f->sink >= 0 && f->sent == f->kept;
+}
+
+static bool
+is_open(const struct recuse_flow *f)
+{
+    return f->sink >= 0;
+}
+
+/* --------------------------------------------------------------- signals */
+
+/* Follow the size of the outer terminal. */
+static void
+follow_size(struct recuse_relay *r)
+{
+    struct winsize size;
+    char digits[16];
+    struct recuse_text t = { digits, 0, sizeof digits - 1 };
+
+    if (ioctl(r->tty_in, TIOCGWINSZ, &size) < 0
+        || memcmp(&size, &r->size, sizeof size) == 0)
+        return;
+    r->size = size;
+    keep_flow(r, &r->flows[OUTPUT], true);
+    recuse_text_number(&t, size.ws_col);
+    recuse_text_string(&t, "x");
+    recuse_text_number(&t, size.ws_row);
+    digits[t.len] = 0;
+    recuse_cast_note(&r->cast, 'r', digits);
+    ioctl(r->slave, TIOCSWINSZ, &size);
+}
+
+/* The agent does it: we may not signal the user's processes. */
+static void
+wake_child(struct recuse_relay *r)
+{
+    uint8_t packet[32];
+    ssize_t len = recuse_encode_signal(packet, sizeof packet, SIGCONT);
+
+    if (r->conn >= 0 && len > 0)
+        send(r->conn, packet, (size_t) len, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+/*
+ * The child stopped itself (`suspend`).  Do the same if there is a shell that
+ * will notice and can wake us: one in our session, which thus is not ours to
+ * lead.  Otherwise the user sees what he would see without us, nothing; and so
+ * he does if there is nobody who could wake the child again.
+ */
+static void
+suspend(struct recuse_relay *r)
+{
+    if (!r->terminal || r->conn < 0 || getsid(0) == getpid()
+        || getsid(getppid()) != getsid(0))
+        return;
+    leave_raw(r);
+    kill(getpid(), SIGSTOP);
+    tcgetattr(r->tty_in, &r->modes);
+    enter_raw(r);
+    follow_size(r);
+    wake_child(r);
+}
+
+static void
+look_after_child(struct recuse_relay *r)
+{
+    int status;
+
+    while (!r->ended && waitpid(r->child, &status, WNOHANG | WUNTRACED) > 0) {
+        if (WIFSTOPPED(status)) {
+            suspend(r);
+            continue;
+        }
+        r->status = status;
+        r->ended = true;
+        r->drain_left = DRAIN_MAX;
+    }
+}
+
+static void
+take_signals(struct recuse_relay *r)
+{
+    struct signalfd_siginfo info;
+
+    while (read(r->signals, &info, sizeof info) == sizeof info) {
+        switch (info.ssi_signo) {
+        case SIGCHLD:
+            look_after_child(r);
+            break;
+        case SIGWINCH:
+            follow_size(r);
+            break;
+        case SIGCONT:
+            enter_raw(r);
+            follow_size(r);
+            break;
+        default:
+            hang_up(r, (int) info.ssi_signo);
+            break;
+        }
+    }
+}
+
+static bool
+is_ignored(int signo)
+{
+    struct sigaction action;
+
+    return sigaction(signo, NULL, &action) == 0
+        && action.sa_handler == SIG_IGN;
+}
+
+/*
+ * Take signals as events.  What was ignored when we came (nohup, background
+ * jobs) stays ignored.  Stopping is left to the kernel: only the outer terminal
+ * can ask for it, and in raw mode does so only in the background.
+ */
+static int
+watch_signals(struct recuse_relay *r)
+{
+    static const int STREAM[] = { SIGHUP, SIGTERM, SIGINT, SIGQUIT };
+    static const int ALLOWED[] = { SIGTSTP, SIGTTIN, SIGTTOU };
+    struct sigaction action = { .sa_handler = SIG_DFL };
+    sigset_t watched, allowed;
+
+    sigemptyset(&watched);
+    sigaddset(&watched, SIGCHLD);
+    sigaction(SIGCHLD, &action, NULL);
+    if (r->terminal) {
+        sigaddset(&watched, SIGWINCH);
+        sigaddset(&watched, SIGCONT);
+    }
+    /* From a terminal in raw mode, no key sends the last two. */
+    for (unsigned i = 0; i < (r->terminal ? 2 : 4); i++) {
+        if (!is_ignored(STREAM[i]))
+            sigaddset(&watched, STREAM[i]);
+    }
+    sigemptyset(&allowed);
+    for (unsigned i = 0; i < sizeof ALLOWED / sizeof ALLOWED[0]; i++)
+        sigaddset(&allowed, ALLOWED[i]);
+    r->signals = signalfd(-1, &watched, SFD_NONBLOCK | SFD_CLOEXEC);
+    if (r->signals < 0)
+        return -errno;
+    return sigprocmask(SIG_UNBLOCK, &allowed, NULL) < 0 ? -errno : 0;
+}
+
+/* ------------------------------------------------------------------ loop */
+
+enum { AT_SIGNALS, AT_AGENT, AT_FLOWS, AT_END = AT_FLOWS + 2 * RECUSE_STREAMS };
+
+/*
+ * Say what to wait for.  A descriptor from which nothing is wanted is left out
+ * altogether, as poll(2) would report its hang-up again and again; sinks stay,
+ * because a writer wants to know that its reader is gone.
+ */
+static void
+fill_poll(const struct recuse_relay *r, struct pollfd fds[AT_END])
+{
+    fds[AT_SIGNALS] = (struct pollfd) { .fd = r->signals, .events = POLLIN };
+    fds[AT_AGENT] = (struct pollfd) { .fd = r->conn, .events = POLLIN };
+    for (unsigned i = 0; i < RECUSE_STREAMS; i++) {
+        const struct recuse_flow *f = &r->flows[i];
+        struct pollfd *source = &fds[AT_FLOWS + 2 * i], *sink = source + 1;
+        bool waiting = f->sent < f->kept;
+
+        *source = (struct pollfd) {
+            .fd = wants_source(f) ? f->source : -1,
+            .events = POLLIN,
+        };
+        *sink = (struct pollfd) {
+            .fd = f->sink_kind == RECUSE_END_FILE && !waiting ? -1 : f->sink,
+            .events = waiting ? POLLOUT : 0,
+        };
+    }
+}
+
+/* Whether there is still something to take from a child that has ended. */
+static bool
+is_draining(const struct recuse_relay *r, const struct recuse_flow *f)
+{
+    return r->ended && r->terminal && f != &r->flows[INPUT]
+        && wants_source(f);
+}
+
+/* Milliseconds until the rest of a character is not waited for any longer. */
+static int
+poll_timeout(const struct recuse_relay *r)
+{
+    uint64_t first = UINT64_MAX, now;
+
+    for (unsigned i = 0; i < RECUSE_STREAMS; i++) {
+        const struct recuse_flow *f = &r->flows[i];
+
+        if (is_draining(r, f))
+            return 0;
+        if (f->hold_ns > 0 && f->hold_ns < first)
+            first = f->hold_ns;
+    }
+    if (first == UINT64_MAX)
+        return -1;
+    now = now_ns();
+    return first > now ? (int) ((first - now) / 1000000 + 1) : 0;
+}
+
+static void
+serve_flow(struct recuse_relay *r, struct recuse_flow *f, short source,
+           short sink)
+{
+    if (sink && is_open(f)) {
+        if (f->sent < f->kept)
+            send_flow(r, f);
+        else if (sink & (POLLERR | POLLHUP | POLLNVAL)) {
+            if (r->terminal && f->sink == r->tty_out)
+                hang_up(r, SIGHUP);
+            break_flow(r, f);
+        }
+    }
+    if ((source || is_draining(r, f)) && wants_source(f))
+        fill_flow(r, f);
+    if (f->hold_ns > 0 && now_ns() >= f->hold_ns) {
+        keep_flow(r, f, true);
+        send_flow(r, f);
+    }
+    if (f->source < 0 && is_open(f) && f->sent == f->filled)
+        finish_flow(r, f);
+}
+
+/* Nothing that an agent says is known yet.  Its end means nothing. */
+static void
+hear_agent(struct recuse_relay *r)
+{
+    char packet[64];
+    ssize_t n = recv(r->conn, packet, sizeof packet, MSG_DONTWAIT);
+
+    if (n == 0 || (n < 0 && !is_busy(-errno))) {
+        close(r->conn);
+        r->conn = -1;
+    }
+}
+
+/*
+ * Whether the session is over.  Without a terminal, not before everybody has
+ * closed the output: sshd waits for them as well, and they can only reach it
+ * through us.
+ */
+static bool
+is_over(const struct recuse_relay *r)
+{
+    if (r->hangup || r->failed)
+        return true;
+    return r->ended && !is_open(&r->flows[OUTPUT])
+        && !is_open(&r->flows[ERROR]);
+}
+
+/* Record what was written up to now, though nobody is there to see it. */
+static void
+record_rest(struct recuse_relay *r)
+{
+    for (unsigned i = 0; i < RECUSE_STREAMS; i++) {
+        struct recuse_flow *f = &r->flows[i];
+        size_t left = DRAIN_MAX;
+
+        keep_flow(r, f, true);
+        while (i != INPUT && f->source >= 0 && left > 0 && !r->failed) {
+            size_t room = left < sizeof f->buffer ? left : sizeof f->buffer;
+            ssize_t n = read_some(f->source, f->source_kind, f->buffer, room);
+
+            if (n <= 0)
+                break;
+            left -= (size_t) n;
+            f->kept = 0;
+            f->filled = (size_t) n;
+            keep_flow(r, f, true);
+        }
+    }
+}
+
+static void
+say_failed(const struct recuse_relay *r)
+{
+    static const char before[] = "\r\nrecuse: error: recording failed (";
+    static const char after[] = "), the session ends\r\n";
+    const char *why = strerrordesc_np(-r->cast.fault);
+    char text[256];
+    struct recuse_text t = { text, 0, sizeof text };
+
+    recuse_text_string(&t, before);
+    recuse_text_string(&t, why ? why : "unknown error");
+    recuse_text_string(&t, after);
+    if (r->terminal)
+        write_some(r->tty_out, r->tty_ours ? RECUSE_END_OURS
+                   : RECUSE_END_DEVICE, text, t.len);
+}
+
+/* End what has not ended, and the recording.  Returns how to end ourselves. */
+static int
+close_session(struct recuse_relay *r)
+{
+    int status = r->status;
+
+    if (r->hangup && !r->failed)
+        record_rest(r);
+    if (r->failed) {
+        say_failed(r);
+        status = W_EXITCODE(RECUSE_EXIT_FAULT, 0);
+    } else if (!r->ended)
+        status = W_EXITCODE(0, r->hangup);
+    if (r->terminal) {
+        close(r->master);       /* the kernel hangs up whoever is inside */
+        close(r->slave);
+    }
+    recuse_cast_end(&r->cast, WIFSIGNALED(status) ? 128 + WTERMSIG(status)
+                    : WEXITSTATUS(status));
+    if (r->terminal)
+        leave_raw(r);
+    return status;
+}
+
+/* We cannot do our work. */
+static void
+fail(struct recuse_relay *r, int e)
+{
+    r->cast.fault = e;
+    r->failed = true;
+}
+
+int
+recuse_relay_run(struct recuse_relay *r, pid_t child)
+{
+    struct pollfd fds[AT_END];
+    int e;
+
+    r->child = child;
+    r->signals = -1;
+    recuse_cast_begin(&r->cast, r->recording, r->start_ns, r->capture_bytes);
+    if (r->terminal)            /* whose streams are kept whole */
+        r->cast.streams[INPUT].left = r->cast.streams[OUTPUT].left = UINT64_MAX;
+    e = watch_signals(r);
+    if (e)
+        fail(r, e);
+    close_others(r);
+    if (r->has_input_file)
+        recuse_cast_note(&r->cast, 'm', "recuse input is a file, not kept");
+    if (r->terminal) {
+        enter_raw(r);
+        follow_size(r);
+    }
+    while (!is_over(r)) {
+        fill_poll(r, fds);
+        if (poll(fds, AT_END, poll_timeout(r)) < 0 && errno != EINTR) {
+            fail(r, -errno);
+            break;
+        }
+        if (fds[AT_SIGNALS].revents)
+            take_signals(r);
+        if (fds[AT_AGENT].revents)
+            hear_agent(r);
+        for (unsigned i = 0; i < RECUSE_STREAMS && !is_over(r); i++)
+            serve_flow(r, &r->flows[i], fds[AT_FLOWS + 2 * i].revents,
+                       fds[AT_FLOWS + 2 * i + 1].revents);
+    }
+    return close_session(r);
+}

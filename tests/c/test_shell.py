@@ -1,0 +1,1270 @@
+"""recuse-shell, set-id, on terminals and pipes: what the user sees, and what is on the record."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import json
+import os
+import re
+import resource
+import select
+import signal
+import socket
+import stat
+import subprocess
+import termios
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+import pytest
+from shell_host import (
+    ENVIRONMENT,
+    OTHER,
+    PATIENCE,
+    RECUSE,
+    USER,
+    VARIANTS,
+    Host,
+    Terminal,
+    child_of,
+    status_of,
+)
+
+from fake_agent import Request
+from recuse import cast, wire
+
+REFUSED, FAULT, OS_ERROR = 77, 74, 71
+EVERY_BYTE = bytes(range(256))
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[Host]:
+    host = Host("gcc")
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def host(installed: Host) -> Host:
+    installed.reset()
+    return installed
+
+
+@pytest.fixture
+def terminal(host: Host) -> Iterator[Terminal]:
+    made = Terminal(host)
+    yield made
+    made.close()
+
+
+def codes(events: List[cast.Event]) -> str:
+    return "".join(e.code for e in events)
+
+
+def gap(code: str, data: bytes, cause: str) -> bytes:
+    digest = hashlib.sha256(data).hexdigest()
+    return f"stream={code} bytes={len(data)} sha256={digest} cause={cause}".encode()
+
+
+def raw(command: str) -> str:
+    """Return a command that runs with nothing changed on its way to the terminal."""
+    return f"stty raw -echo; {command}"
+
+
+# ------------------------------------------------------------------ all builds
+
+
+@pytest.fixture(params=VARIANTS)
+def any_host(request: pytest.FixtureRequest) -> Iterator[Host]:
+    host = Host(request.param)
+    host.reset()
+    yield host
+    host.close()
+
+
+def test_shell_works_however_it_is_built(any_host: Host) -> None:
+    data = EVERY_BYTE * 5000
+    with any_host.agent(flags=wire.ANSWER_INPUT):
+        done = any_host.run(any_host.command("cat; echo no >&2; exit 3"), stdin=data)
+        assert (done.stdout, done.stderr, done.returncode) == (data, b"no\n", 3)
+        assert any_host.recorded("o") == any_host.recorded("i") == data
+        any_host.recording.unlink()
+        command = "echo up; read x; echo $x$x; kill -9 $$"
+        terminal = Terminal(any_host).start(any_host.command(command))
+        terminal.wait_for(b"up\r\n")
+        terminal.type("ä\n".encode())
+        assert terminal.end() == -signal.SIGKILL
+        assert terminal.output == "ä\r\nää\r\n".encode()
+        assert any_host.recorded("o") == b"up\r\n" + terminal.output
+        terminal.close()
+    with any_host.agent("exec"):
+        assert any_host.run(any_host.command("echo in place")).stdout == b"in place\n"
+    with any_host.agent("refuse", message=b"not today"):
+        assert any_host.run(any_host.command(":")).returncode == REFUSED
+    assert any_host.run(any_host.command("echo alone")).stdout == b"alone\n"
+    assert len(list(any_host.orphans.iterdir())) == 1
+
+
+# ------------------------------------------------------------------- terminals
+
+
+def test_terminal_shows_exactly_what_is_recorded(host: Host, terminal: Terminal) -> None:
+    data = host.root / "data"
+    data.write_bytes(EVERY_BYTE * 40 + "äöü€😀".encode() * 3000 + os.urandom(50000))
+    with host.agent():
+        terminal.start(host.command(raw(f"cat {data}")))
+        assert terminal.end() == 0
+    assert terminal.output == data.read_bytes()
+    assert host.recorded("o") == data.read_bytes()
+    assert codes(host.events()).strip("ob") == "x"
+    data.unlink()
+
+
+def test_terminal_passes_every_byte_typed(host: Host, terminal: Terminal) -> None:
+    with host.agent(flags=wire.ANSWER_INPUT):
+        command = "stty raw; echo go; head -c 2560 | od -An -v -tx1 | tr -d ' \\n'"
+        terminal.start(host.command(command))
+        terminal.wait_for(b"go\n")
+        terminal.type(EVERY_BYTE * 10)
+        assert terminal.end() == 0
+        assert terminal.output.endswith((EVERY_BYTE * 10).hex().encode())
+    assert host.recorded("i") == EVERY_BYTE * 10
+
+
+def test_terminal_input_is_not_recorded_by_default(host: Host, terminal: Terminal) -> None:
+    with host.agent():
+        terminal.start(host.command("stty -echo; echo go; read x; echo ok"))
+        terminal.wait_for(b"go")
+        terminal.type(b"secret\n")
+        assert terminal.end() == 0
+    assert b"secret" not in host.recording.read_bytes()
+    assert set(codes(host.events())) == {"o", "x"}
+
+
+def test_terminal_input_without_echo_is_hidden(host: Host, terminal: Terminal) -> None:
+    with host.agent(flags=wire.ANSWER_INPUT):
+        command = "read a; stty -echo; echo off; read b; echo; read c; stty echo; echo on; read d"
+        terminal.start(host.command(command))
+        terminal.type(b"one\n")
+        terminal.wait_for(b"off")
+        terminal.type(b"sec")
+        terminal.type(b"ret\n")
+        terminal.wait_for(b"\n\r\n")
+        terminal.type(b"more\n")
+        terminal.wait_for(b"on")
+        terminal.type(b"two\n")
+        assert terminal.end() == 0
+    events = [e for e in host.events() if e.code in "im"]
+    assert b"".join(e.data for e in events if e.code == "i") == b"one\ntwo\n"
+    assert [e.data for e in events if e.code == "m"] == [b"recuse input hidden"]
+    assert b"sec" not in host.recording.read_bytes()
+
+
+def test_terminal_has_modes_and_size_of_the_outer_one(host: Host, terminal: Terminal) -> None:
+    terminal.resize(33, 99)
+    modes = termios.tcgetattr(terminal.slave)
+    modes[6][termios.VERASE] = b"\x08"
+    modes[3] &= ~termios.ECHOCTL
+    termios.tcsetattr(terminal.slave, termios.TCSANOW, modes)
+    with host.agent() as agent:
+        terminal.start(host.command("stty -a; stty size; tty; ps -o tty= -p $$; ls -l $(tty)"))
+        assert terminal.end() == 0
+        request = agent.asked()
+        assert (request.message.rows, request.message.cols) == (33, 99)
+    output = terminal.output.decode()
+    assert "erase = ^H;" in output and "-echoctl" in output and "33 99" in output
+    name = re.search(r"(/dev/pts/\d+)\r\n(pts/\d+)", output)
+    assert name and name[1] == "/dev/" + name[2]
+    assert f"{USER}" in output.splitlines()[-1]  # the inner terminal is the user's
+
+
+def test_terminal_modes_are_restored(host: Host, terminal: Terminal) -> None:
+    before = terminal.modes()
+    hold = os.open(os.ttyname(terminal.slave), os.O_RDWR | os.O_NOCTTY)
+    with host.agent():
+        terminal.start(host.command("echo up; read x"))
+        terminal.wait_for(b"up\r\n")
+        assert not terminal.modes()[3] & (termios.ECHO | termios.ICANON)
+        terminal.type(b"\n")
+        assert terminal.process.wait(PATIENCE) == 0
+    assert terminal.modes() == before
+    assert not fcntl.fcntl(hold, fcntl.F_GETFL) & os.O_NONBLOCK
+    os.close(hold)
+
+
+def test_terminal_size_before_at_and_during_start(host: Host, terminal: Terminal) -> None:
+    def resize(request: Request) -> None:
+        terminal.resize(30, 100)  # while the shell waits for its answer
+
+    with host.agent(on_request=resize):
+        terminal.start(
+            host.command("trap 'stty size' WINCH; stty size; echo up; while :; do read x; done")
+        )
+        assert b"30 100" in terminal.wait_for(b"up")
+        terminal.resize(40, 120)
+        terminal.wait_for(b"40 120")
+        terminal.resize(41, 121)
+        terminal.wait_for(b"41 121")
+        terminal.process.send_signal(signal.SIGTERM)
+        assert terminal.end() == -signal.SIGTERM
+    sizes = [e.data for e in host.events() if e.code == "r"]
+    assert sizes == [b"100x30", b"120x40", b"121x41"]
+
+
+def test_terminal_interrupts_and_ends_programs(host: Host, terminal: Terminal) -> None:
+    with host.agent():
+        terminal.start(host.command("trap 'echo interrupted' INT; echo up; cat; echo more; cat"))
+        terminal.wait_for(b"up")
+        terminal.type(b"\x03")
+        terminal.wait_for(b"interrupted")
+        terminal.wait_for(b"more")
+        terminal.type(b"\x04")
+        assert terminal.end() == 0
+
+
+def test_terminal_stops_and_continues_jobs(host: Host, terminal: Terminal) -> None:
+    job = "trap 'echo co''nt' CONT; echo u''p; while :; do read x && echo \\$x; done"
+    with host.agent(shell=b"/bin/bash"):
+        terminal.start(["-recuse-shell"])
+        terminal.type(b"exec bash --norc -i\n")
+        terminal.type(b"PS1=ok'> '\n")
+        terminal.wait_for(b"ok> ")
+        terminal.type(f'sh -c "{job}"\n'.encode())
+        terminal.wait_for(b"up\r\n")
+        terminal.type(b"word\n")
+        terminal.wait_for(b"word\r\nword\r\n")
+        terminal.type(b"\x1a")
+        terminal.wait_for(b"Stopped")
+        terminal.wait_for(b"ok> ")
+        terminal.type(b"fg\n")
+        terminal.wait_for(b"cont\r\n")
+        terminal.type(b"again\n")
+        terminal.wait_for(b"again\r\nagain\r\n")
+        terminal.type(b"\x1c")
+        terminal.wait_for(b"ok> ")
+        terminal.type(b"exit 9\n")
+        assert terminal.end() == 9
+
+
+def test_terminal_flood_loses_nothing_and_does_not_block_input(
+    host: Host, terminal: Terminal
+) -> None:
+    size = 8 << 20
+    with host.agent():
+        command = f"echo up; head -c {size} /dev/urandom; echo; read x; exit 7"
+        terminal.start(host.command(raw(command)))
+        terminal.wait_for(b"up\n")
+        terminal.type(b"typed while nobody reads the screen\n")
+        assert terminal.end() == 7
+    assert len(terminal.output) == size + 1
+    assert host.recorded("o") == b"up\n" + terminal.output
+
+
+def test_terminal_survives_a_paste_that_nobody_reads(host: Host, terminal: Terminal) -> None:
+    fifo = host.root / "fifo"
+    os.mkfifo(fifo)
+    fifo.chmod(0o666)
+    paste = b"x" * 300000
+    with host.agent():
+        command = raw(f"echo up; cat {fifo}; head -c {len(paste)} | md5sum; exit 5")
+        terminal.start(host.command(command))
+        terminal.wait_for(b"up\n")
+        sent = 0
+        while select.select([], [terminal.master], [], 0.5)[1]:
+            sent += os.write(terminal.master, paste[sent:])
+        assert 4096 < sent < len(paste)  # stuck, as it would be without us
+        fifo.write_bytes(b"still alive")
+        terminal.wait_for(b"still alive")
+        terminal.type(paste[sent:])
+        assert terminal.end() == 5
+    assert hashlib.md5(paste).hexdigest().encode() in terminal.output
+    fifo.unlink()
+
+
+def test_terminal_holds_a_split_character_only_shortly(host: Host, terminal: Terminal) -> None:
+    with host.agent():
+        terminal.start(host.command(raw("echo up; printf 'a\\303'; read x; printf '\\244'")))
+        terminal.wait_for(b"up\n")
+        assert terminal.wait_for(b"\xc3") == b"a\xc3"  # shown, though it will not be completed
+        terminal.type(b"\n")
+        assert terminal.end() == 0
+        assert terminal.output == b"\xa4"
+    data = b"".join(e.data for e in host.events() if e.code == "o")
+    assert data == b"up\na\xc3\xa4"
+
+
+def test_terminal_joins_a_character_split_over_writes(host: Host, terminal: Terminal) -> None:
+    with host.agent():
+        terminal.start(host.command(raw("printf 'a\\342'; printf '\\202'; printf '\\254b'")))
+        assert terminal.end() == 0
+    assert terminal.output == "a€b".encode()
+    assert "b" not in codes(host.events())
+
+
+def test_terminal_loses_nothing_of_a_thousand_short_commands(host: Host) -> None:
+    with host.agent():
+        for i in range(1000):
+            terminal = Terminal(host).start(host.command(f"echo {i}"))
+            assert terminal.end() == 0
+            assert terminal.output == b"%d\r\n" % i
+            terminal.close()
+    assert host.recorded("o") == b"".join(b"%d\r\n" % i for i in range(1000))
+    assert host.recorded("x") == b"0" * 1000
+
+
+def test_terminal_does_not_wait_for_the_background(host: Host, terminal: Terminal) -> None:
+    with host.agent():
+        terminal.start(host.command("trap '' HUP; yes & echo $!; exit 4"))
+        assert terminal.end() == 4
+        background = int(terminal.output.split()[0])
+    assert host.events()[-1].data == b"4"
+    with pytest.raises(ProcessLookupError):
+        for _ in range(10**7):  # its terminal is gone
+            os.kill(background, 0)
+
+
+def test_terminal_with_errors_apart(host: Host, terminal: Terminal) -> None:
+    errors = host.root / "errors"
+    with host.agent(), errors.open("wb") as stderr:
+        terminal.start(host.command("echo out; echo err >&2; test -t 0 -a -t 1"), stderr=stderr)
+        assert terminal.end() == 0
+    assert (terminal.output, errors.read_bytes()) == (b"out\r\n", b"err\n")
+    assert (host.recorded("o"), host.recorded("e")) == (b"out\r\n", b"err\n")
+    errors.unlink()
+
+
+def test_terminal_that_hangs_up_ends_the_session(host: Host, terminal: Terminal) -> None:
+    mark = host.root / "mark"
+    os.mkfifo(mark)
+    mark.chmod(0o666)
+    reader = os.open(mark, os.O_RDONLY | os.O_NONBLOCK)
+    with host.agent() as agent:
+        terminal.start(host.command(f"trap 'echo hup >{mark}; exit' HUP; echo up; cat"))
+        terminal.wait_for(b"up")
+        pid = agent.asked().pid
+        os.close(terminal.master)
+        terminal.master = -1
+        assert terminal.process.wait(PATIENCE) == -signal.SIGHUP
+        assert agent.hangups.get(timeout=PATIENCE) == pid
+    assert select.select([reader], [], [], PATIENCE)[0]
+    assert os.read(reader, 9) == b"hup\n"
+    assert host.events()[-1].data == b"129"
+    os.close(reader)
+    mark.unlink()
+
+
+def test_terminal_ends_with_the_recorder(host: Host, terminal: Terminal) -> None:
+    with host.agent() as agent:
+        terminal.start(host.command("echo before; cat"))
+        terminal.wait_for(b"before")
+        agent.asked()
+        child = child_of(terminal.process.pid)
+        end = os.pidfd_open(child)
+        terminal.process.kill()
+        assert select.select([end], [], [], PATIENCE)[0]
+        os.close(end)
+    assert host.recorded("o") == b"before\r\n"  # nothing displayed is lost
+
+
+def test_terminal_suspended_shell_comes_back(host: Host, terminal: Terminal) -> None:
+    """As in `su`, then `suspend`: an outer shell with job control, in the same session."""
+    with host.agent(shell=b"/bin/sh") as agent:
+        terminal.start(
+            ["bash", "--norc", "-i"], executable="/bin/bash",
+            env={**ENVIRONMENT, "PS1": "outer> "},
+        )  # fmt: skip
+        terminal.wait_for(b"outer> ")
+        terminal.type(f"{host.shell}\n".encode())
+        relay = agent.asked().pid
+        child = child_of(relay)
+        terminal.type(b"echo in''side\n")
+        terminal.wait_for(b"inside\r\n")
+        os.kill(child, signal.SIGSTOP)
+        terminal.wait_for(b"Stopped")
+        terminal.wait_for(b"outer> ")
+        terminal.type(b"stty size; echo ba''ck\n")
+        terminal.wait_for(b"back\r\n")
+        terminal.wait_for(b"outer> ")
+        terminal.type(b"fg\n")
+        woken = agent.request()
+        assert (woken.pid, woken.message) == (relay, wire.Signal(signal.SIGCONT))
+        os.kill(child, signal.SIGCONT)  # what the agent is there for
+        terminal.type(b"echo a''live; exit 3\n")
+        terminal.wait_for(b"alive\r\n")
+        terminal.wait_for(b"outer> ")
+        terminal.type(b"echo $?\n")
+        terminal.wait_for(b"3\r\n")
+        terminal.type(b"exit\n")
+        terminal.end()
+
+
+def test_terminal_idle_relay_waits_without_a_timer(host: Host, terminal: Terminal) -> None:
+    with host.agent():
+        terminal.start(host.command("printf 'up\\303'; cat"))
+        terminal.wait_for(b"\xc3")
+        poll = f"{7 if os.uname().machine == 'x86_64' else 73} "
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            call = Path(f"/proc/{terminal.process.pid}/syscall").read_text()
+            if call.startswith(poll) and int(call.split()[3], 16) & 0xFFFFFFFF == 0xFFFFFFFF:
+                break
+        else:
+            raise AssertionError(call)
+        rollup = Path(f"/proc/{terminal.process.pid}/smaps_rollup").read_text()
+        dirty = sum(int(kb) for kb in re.findall(r"Private_Dirty: +(\d+) kB", rollup))
+        assert dirty <= 150
+        terminal.type(b"\x04")
+        assert terminal.end() == 0
+
+
+# -------------------------------------------------- exit statuses, both ways
+
+
+@pytest.mark.parametrize(
+    "ending, status",
+    [("exit 0", 0), ("exit 3", 3), ("exit 255", 255), ("kill -9 $$", -9), ("kill -15 $$", -15),
+     ("ulimit -c unlimited; kill -11 $$", -11), ("kill -2 $$", -2), ("kill -13 $$", -13)],
+)  # fmt: skip
+@pytest.mark.parametrize("on_terminal", [True, False], ids=["terminal", "pipes"])
+def test_status_is_the_childs(
+    host: Host, terminal: Terminal, ending: str, status: int, on_terminal: bool
+) -> None:
+    with host.agent():
+        if on_terminal:
+            assert terminal.start(host.command(ending)).end() == status
+        else:
+            assert host.run(host.command(ending)).returncode == status
+    expected = status if status >= 0 else 128 - status
+    assert [(e.code, e.data) for e in host.events()] == [("x", str(expected).encode())]
+
+
+@pytest.mark.parametrize(
+    "shell, status", [("/no/such/shell", 127), ("/etc/passwd", 126), ("/etc", 126)]
+)
+@pytest.mark.parametrize("verdict", ["record", "exec"])
+def test_status_of_a_shell_that_cannot_run(
+    host: Host, verdict: str, shell: str, status: int
+) -> None:
+    with host.agent(verdict, shell=shell.encode()):
+        done = host.run(host.command(":"))
+    assert done.returncode == status
+    assert done.stderr.startswith(shell.encode() + b": ")
+
+
+# ----------------------------------------------------------- without a terminal
+
+
+def finish(process: "subprocess.Popen[bytes]", status: int) -> None:
+    """Close what is still open; the process ends with `status`."""
+    assert process.wait(PATIENCE) == status
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream:
+            stream.close()
+
+
+def test_pipes_keep_three_streams_apart(host: Host) -> None:
+    with host.agent():
+        done = host.run(host.command("cat; echo err >&2"), stdin=EVERY_BYTE)
+    assert (done.stdout, done.stderr) == (EVERY_BYTE, b"err\n")
+    assert host.recorded("i") == host.recorded("o") == EVERY_BYTE
+    assert host.recorded("e") == b"err\n"
+
+
+def test_pipes_do_not_deadlock_when_more_is_written_than_read(host: Host) -> None:
+    data = os.urandom(3 << 20)
+    with host.agent(capture_bytes=1000):
+        done = host.run(host.command("tee /dev/stderr | od -An -v -tx1 | tr -d ' \\n'"), stdin=data)
+    assert done.stdout == data.hex().encode() and done.stderr == data
+    events = host.events()
+    assert host.recorded("i") == data[:1000]
+    gaps = {e.data for e in events if e.code == "g"}
+    assert gaps == {
+        gap("i", data[1000:], "limit"),
+        gap("e", data[1000:], "limit"),
+        gap("o", data.hex().encode()[1000:], "limit"),
+    }
+    assert codes(events).endswith("gggx")
+    assert host.recording.stat().st_size < 20000
+
+
+def test_pipes_with_nothing_captured(host: Host) -> None:
+    with host.agent(capture_bytes=0):
+        host.run(host.command("echo hello"))
+    assert [(e.code, e.data) for e in host.events()] == [
+        ("g", gap("o", b"hello\n", "limit")),
+        ("x", b"0"),
+    ]
+
+
+def test_pipes_carry_a_disk_image(host: Host) -> None:
+    with host.agent(capture_bytes=4096):
+        done = host.run(host.command("head -c 100000000 /dev/zero"))
+    assert done.stdout == bytes(100000000)
+    assert host.recording.stat().st_size < 60000
+
+
+def test_pipes_end_of_input_reaches_the_command(host: Host) -> None:
+    with host.agent():
+        process = host.start(host.command("cat >/dev/null; echo seen"))
+        assert process.stdin and process.stdout
+        assert not select.select([process.stdout], [], [], 0.2)[0]
+        process.stdin.close()
+        assert process.stdout.read() == b"seen\n"
+        finish(process, 0)
+
+
+def test_pipes_closed_output_reaches_the_reader(host: Host) -> None:
+    with host.agent():
+        process = host.start(host.command("exec >&-; read x; exit 3"))
+        assert process.stdin and process.stdout
+        assert process.stdout.read() == b""  # while the command goes on
+        process.stdin.write(b"\n")
+        finish(process, 3)
+
+
+def test_pipes_writer_gets_sigpipe_when_the_reader_is_gone(host: Host) -> None:
+    with host.agent():
+        process = host.start(["recuse-shell", "-c", "exec yes"])
+        assert process.stdout
+        process.stdout.read(10)
+        process.stdout.close()
+        finish(process, -signal.SIGPIPE)
+
+
+def test_pipes_quiet_writer_notices_that_the_reader_is_gone(host: Host) -> None:
+    watch = "import select; p = select.poll(); p.register(1, 0); print('up', flush=True)"
+    watch += "; raise SystemExit(p.poll()[0][1])"
+    with host.agent():
+        process = host.start(host.command(f'exec /usr/bin/python3 -c "{watch}"'))
+        assert process.stdout
+        assert process.stdout.readline() == b"up\n"
+        process.stdout.close()
+        finish(process, select.POLLERR)
+
+
+def test_pipes_source_gets_sigpipe_when_the_command_reads_no_more(host: Host) -> None:
+    read_end, write_end = os.pipe()
+    with host.agent():
+        process = host.start(host.command("exec <&-; echo deaf; read x"), stdin=read_end)
+        os.close(read_end)
+        with pytest.raises(BrokenPipeError):
+            while select.select([], [write_end], [], PATIENCE)[1]:
+                os.write(write_end, bytes(4096))
+        os.close(write_end)
+        process.communicate(timeout=PATIENCE)
+
+
+def test_pipes_wait_for_the_background_that_holds_them(host: Host) -> None:
+    fifo = host.root / "fifo"
+    os.mkfifo(fifo)
+    fifo.chmod(0o666)
+    with host.agent():
+        process = host.start(host.command(f"(cat {fifo}; echo late) & exit 6"))
+        assert process.stdout
+        assert not select.select([process.stdout], [], [], 0.3)[0]
+        assert process.poll() is None
+        fifo.write_bytes(b"at last ")
+        assert process.communicate(timeout=PATIENCE)[0] == b"at last late\n"
+        assert process.returncode == 6
+    assert host.recorded("o") == b"at last late\n"
+    fifo.unlink()
+
+
+def test_pipes_order_of_output_and_errors_in_one_pipe(host: Host) -> None:
+    command = "for i in 1 2 3 4 5 6 7 8 9; do echo o$i; echo e$i >&2; done"
+    with host.agent():
+        done = host.run(host.command(command), stderr=subprocess.STDOUT)
+    assert done.stdout == b"".join(b"o%d\ne%d\n" % (i, i) for i in range(1, 10))
+
+
+@pytest.mark.parametrize("stream", [0, 1, 2])
+def test_pipes_null_device_is_passed_on(host: Host, stream: int) -> None:
+    names = ("stdin", "stdout", "stderr")
+    report = host.root / "report"
+    report.touch()
+    report.chmod(0o666)
+    with host.agent(), open(os.devnull, "r+b") as null:
+        host.run(
+            host.command(f"readlink /proc/self/fd/{stream} >{report}")
+            if stream != 1
+            else host.command(f"readlink /proc/$$/fd/1 | cat >{report}"),
+            **{names[stream]: null},
+        )
+    assert report.read_text() == "/dev/null\n"
+    report.unlink()
+
+
+def test_pipes_file_as_input_is_not_read_ahead(host: Host) -> None:
+    lines = host.root / "lines"
+    lines.write_text("1\n2\n3\n")
+    with host.agent(), lines.open("rb", buffering=0) as stdin:
+        done = host.run(host.command("head -c 2"), stdin=stdin)
+        assert (done.stdout, stdin.read()) == (b"1\n", b"2\n3\n")
+    assert ("m", b"recuse input is a file, not kept") in [(e.code, e.data) for e in host.events()]
+    lines.unlink()
+
+
+def test_pipes_file_as_output_is_appended_to(host: Host) -> None:
+    out = host.root / "out"
+    with host.agent(), out.open("wb") as stdout:
+        stdout.write(b"before ")
+        stdout.flush()
+        host.run(host.command("echo after"), stdout=stdout)
+    assert out.read_bytes() == b"before after\n"
+    out.unlink()
+
+
+@pytest.fixture
+def sockets() -> Iterator[List[socket.socket]]:
+    pair = list(socket.socketpair())
+    for end in pair:
+        end.settimeout(PATIENCE)
+    yield pair
+    for end in pair:
+        end.close()
+
+
+def test_sockets_are_sockets_inside_and_one_if_they_were_one(
+    host: Host, sockets: List[socket.socket]
+) -> None:
+    ours, theirs = sockets
+    with host.agent():
+        command = "stat -L -c '%F %i' /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2"
+        process = host.start(host.command(command), stdin=theirs, stdout=theirs)
+        theirs.close()
+        lines = ours.makefile().read().split("\n")
+        assert lines[0].startswith("socket") and lines[0] == lines[1]
+        assert lines[2].startswith("fifo")
+        process.communicate(timeout=PATIENCE)
+
+
+def test_sockets_half_closed_by_the_client(host: Host, sockets: List[socket.socket]) -> None:
+    ours, theirs = sockets
+    data = os.urandom(1 << 20)
+    with host.agent():
+        process = host.start(host.command("md5sum; echo bye"), stdin=theirs, stdout=theirs)
+        theirs.close()
+        ours.sendall(data)
+        ours.shutdown(socket.SHUT_WR)
+        expected = hashlib.md5(data).hexdigest() + "  -\nbye\n"
+        assert ours.makefile().read() == expected
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0
+
+
+def test_sockets_half_closed_by_the_command(host: Host, sockets: List[socket.socket]) -> None:
+    ours, theirs = sockets
+    shut = "import os, socket; s = socket.socket(fileno=1); s.send(b'done')"
+    shut += "; s.shutdown(socket.SHUT_WR); raise SystemExit(len(os.read(0, 99)))"
+    with host.agent():
+        command = host.command(f'exec /usr/bin/python3 -c "{shut}"')
+        process = host.start(command, stdin=theirs, stdout=theirs)
+        theirs.close()
+        assert ours.makefile().read() == "done"  # the end, while the command goes on
+        ours.send(b"12345")
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == 5
+
+
+def test_sockets_that_others_go_on_to_use_stay_open(
+    host: Host, sockets: List[socket.socket]
+) -> None:
+    ours, theirs = sockets
+    with host.agent():
+        process = host.start(host.command("echo one"), stdin=theirs, stdout=theirs)
+        process.communicate(timeout=PATIENCE)
+        theirs.sendall(b"two\n")
+        theirs.close()
+        assert ours.makefile().read() == "one\ntwo\n"
+
+
+def test_sockets_closed_by_the_client_end_the_writer(
+    host: Host, sockets: List[socket.socket]
+) -> None:
+    ours, theirs = sockets
+    with host.agent():
+        process = host.start(host.command("exec yes"), stdin=theirs, stdout=theirs)
+        theirs.close()
+        ours.recv(10)
+        ours.close()
+        process.communicate(timeout=PATIENCE)
+        # by SIGPIPE, or with an error of its own if its last words were thrown away unread
+        assert process.returncode in (-signal.SIGPIPE, 1)
+
+
+def test_pipes_shared_with_others_stay_blocking(host: Host) -> None:
+    read_end, write_end = os.pipe()
+    with host.agent():
+        process = host.start(host.command("echo up; read x"), stdout=write_end)
+        assert os.read(read_end, 9) == b"up\n"
+        assert not fcntl.fcntl(write_end, fcntl.F_GETFL) & os.O_NONBLOCK
+        process.communicate(b"\n", timeout=PATIENCE)
+    os.close(read_end)
+    os.close(write_end)
+
+
+def test_pipes_from_a_terminal_leave_no_way_to_it(host: Host, terminal: Terminal) -> None:
+    out = host.root / "out"
+    with host.agent(), out.open("wb") as stdout:
+        terminal.start(host.command("cat; echo no </dev/tty && echo yes"), stdout=stdout)
+        terminal.type(b"typed\n\x04")
+        terminal.end()
+        assert terminal.process.returncode != 0
+    assert out.read_bytes() == b"typed\n"
+    assert host.recorded("o") == b"typed\n"
+    out.unlink()
+
+
+def test_pipes_from_a_terminal_are_interrupted(host: Host, terminal: Terminal) -> None:
+    out = host.root / "out"
+    with host.agent() as agent, out.open("wb") as stdout:
+        terminal.start(host.command("echo up >&2; exec cat /dev/zero"), stdout=stdout)
+        terminal.wait_for(b"up")
+        child = child_of(agent.asked().pid)
+        end = os.pidfd_open(child)
+        terminal.type(b"\x03")
+        assert terminal.end() == -signal.SIGINT
+        assert select.select([end], [], [], PATIENCE)[0]
+        os.close(end)
+    assert host.events()[-1].data == b"130"
+    out.unlink()
+
+
+def test_pipes_command_can_be_signalled_as_a_group(host: Host) -> None:
+    with host.agent():
+        process = host.start(host.command("echo up; exec cat"))
+        assert process.stdout
+        process.stdout.readline()
+        script = f"import os; os.killpg({process.pid}, 15)"
+        subprocess.run(["/usr/bin/python3", "-c", script], user=USER, group=USER, check=True)
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("mask", range(8), ids=lambda m: f"open-{m:03b}")
+def test_closed_descriptors_are_closed_for_the_command(host: Host, mask: int) -> None:
+    report = host.root / "report"
+    for verdict in ("record", "exec"):
+        report.write_bytes(b"")
+        report.chmod(0o666)
+        host.recording.unlink(missing_ok=True)
+
+        def close_some() -> None:
+            for fd in range(3):
+                if not mask & 1 << fd:
+                    os.close(fd)
+
+        look = "import os; found = [n for n in (0, 1, 2) if os.path.exists('/proc/self/fd/%d' % n)]"
+        look += f"; fd = os.open('{report}', os.O_WRONLY); os.write(fd, repr(found).encode())"
+        with host.agent(verdict):
+            argv = host.command(f'exec /usr/bin/python3 -c "{look}"')
+            process = host.start(argv, preexec_fn=close_some)
+            process.communicate(timeout=PATIENCE)
+        assert report.read_text() == repr([fd for fd in range(3) if mask & 1 << fd])
+        if verdict == "record":
+            assert host.events()[-1].code == "x"
+    report.unlink()
+
+
+# ------------------------------------------------------------------ the recorder
+
+
+ATTACK = """
+import ctypes, os, signal, sys
+pid = int(sys.argv[1])
+libc = ctypes.CDLL(None, use_errno=True)
+def attempt(name, call):
+    try:
+        call()
+        print(name)
+    except OSError:
+        pass
+def trace():
+    if libc.ptrace(16, pid, 0, 0) < 0:
+        raise OSError
+for number in (0, signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGCONT, signal.SIGHUP):
+    attempt("kill %d" % number, lambda: os.kill(pid, number))
+attempt("ptrace", trace)
+for name in ("fd", "cwd", "root", "exe", "environ", "mem", "maps", "stack"):
+    path = "/proc/%d/%s" % (pid, name)
+    attempt("list " + name, lambda: os.listdir(path) if name == "fd" else open(path).read())
+    if name in ("cwd", "root", "exe"):
+        attempt("link " + name, lambda: os.readlink(path))
+attempt("prlimit", lambda: __import__("resource").prlimit(pid, 1))
+attempt("affinity", lambda: os.sched_setaffinity(pid, {0}))
+attempt("priority", lambda: os.setpriority(os.PRIO_PROCESS, pid, 19))
+"""
+
+
+@pytest.mark.parametrize("on_terminal", [True, False], ids=["terminal", "pipes"])
+def test_recorder_is_out_of_the_users_reach(
+    host: Host, terminal: Terminal, on_terminal: bool
+) -> None:
+    with host.agent() as agent:
+        if on_terminal:
+            terminal.start(host.command("echo up; read x"))
+            terminal.wait_for(b"up")
+        else:
+            process = host.start(host.command("echo up; read x"))
+            assert process.stdout and process.stdout.readline() == b"up\n"
+        pid = agent.asked().pid
+        attack = ["/usr/bin/python3", "-c", ATTACK, str(pid)]
+        done = subprocess.run(attack, user=USER, group=USER, extra_groups=[], capture_output=True)
+        assert done.stdout.decode().splitlines() == [] and done.returncode == 0
+        status = status_of(pid)
+        assert status["Uid"].split() == status["Gid"].split()[:4] == [str(RECUSE)] * 4
+        assert status["NoNewPrivs"] == "1"
+        child = status_of(child_of(pid))
+        assert child["Uid"].split() == child["Gid"].split() == [str(USER)] * 4
+        assert child["NoNewPrivs"] == "0"
+        links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        assert str(host.recording) in links and len(links) <= 10
+        held = os.listdir(f"/proc/{child_of(pid)}/fd")
+        assert sorted(held)[:3] == ["0", "1", "2"] and not {"3", "4", "5", "6"} & set(held)
+        if on_terminal:
+            terminal.type(b"\n")
+            assert terminal.end() == 0
+        else:
+            process.communicate(b"\n", timeout=PATIENCE)
+
+
+def test_recorder_of_root_has_no_capability(host: Host, terminal: Terminal) -> None:
+    ours = status_of(os.getpid())["CapPrm"]
+    with host.agent():
+        terminal.start(host.command("grep -E 'Cap(Prm|Eff)' /proc/$$/status; echo up; cat"), uid=0)
+        assert terminal.wait_for(b"up").count(ours.encode()) == 2
+        status = status_of(terminal.process.pid)
+        assert status["Uid"].split() == [str(RECUSE)] * 4
+        assert {int(status[f"Cap{kind}"], 16) for kind in ("Prm", "Eff", "Amb")} == {0}
+        terminal.type(b"\x04")
+        assert terminal.end() == 0
+
+
+def test_recorder_outlives_the_users_timer_and_limits(host: Host) -> None:
+    def limit() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (6, 64))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10**6))
+        resource.setrlimit(resource.RLIMIT_CORE, (10**6, 10**6))
+
+    with host.agent():
+        command = "ulimit -n; ulimit -f -S; echo up; read x"
+        process = host.start(host.command(command), preexec_fn=limit)
+        assert process.stdout
+        assert process.stdout.readline() == b"6\n"
+        select.select([process.stdin], [], [], 0.6)  # longer than the timer
+        assert process.poll() is None
+        out, _ = process.communicate(b"\n", timeout=PATIENCE)
+        assert out == b"0\nup\n" and process.returncode == 0
+    assert host.recorded("o") == b"6\n0\nup\n"
+
+
+def test_recorder_ends_the_session_if_the_users_limit_ends_the_recording(host: Host) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+
+    with host.agent():
+        done = host.run(host.command("echo hello; cat"), preexec_fn=limit)
+    assert (done.stdout, done.returncode) == (b"", FAULT)
+
+
+def test_recorder_dies_with_the_child_group_intact_on_kill(host: Host) -> None:
+    with host.agent():
+        process = host.start(host.command("echo up; exec cat"))
+        assert process.stdout
+        process.stdout.readline()
+        end = os.pidfd_open(child_of(process.pid))
+        process.kill()
+        assert select.select([end], [], [], PATIENCE)[0]
+        os.close(end)
+        process.communicate(timeout=PATIENCE)
+
+
+# ------------------------------------------------------------------ full disks
+
+
+@pytest.fixture
+def small_disk(host: Host) -> Iterator[Path]:
+    path = host.root / "disk"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "recuse-test", path], check=True)
+    yield path
+    subprocess.run(["umount", path], check=True)
+    path.rmdir()
+
+
+def test_full_disk_leaves_a_gap_that_says_what_is_missing(
+    host: Host, small_disk: Path, terminal: Terminal
+) -> None:
+    filler = small_disk / "filler"
+    host.recording = small_disk / "cast"
+    try:
+        with host.agent():
+            terminal.start(host.command(raw("echo up; while read x; do echo $x; done; echo end")))
+            terminal.wait_for(b"up\n")
+            full = os.open(filler, os.O_WRONLY | os.O_CREAT)
+            with pytest.raises(OSError):
+                while True:
+                    os.write(full, bytes(4096))
+            os.close(full)
+            lost = b""
+            while len(lost) < 9000:
+                terminal.type(b"x" * 3000 + b"\n")
+                lost += terminal.wait_for(b"x\n")  # displayed: the session goes on
+            filler.unlink()
+            shown = b""
+            deadline = time.monotonic() + PATIENCE
+            while b'"g"' not in host.recording.read_bytes():
+                assert time.monotonic() < deadline
+                terminal.type(b"y\n")
+                shown += terminal.wait_for(b"y\n")
+            terminal.type(b"\x04")
+            terminal.process.send_signal(signal.SIGTERM)
+            terminal.end()
+        events = host.events()
+        (hole,) = [e for e in events if e.code == "g"]
+        at = len(b"".join(e.data for e in events[: events.index(hole)] if e.code == "o"))
+        missing = re.match(rb"stream=o bytes=(\d+) sha256=([0-9a-f]+) cause=fault", hole.data)
+        assert missing
+        all_shown = b"up\n" + lost + shown
+        part = all_shown[at : at + int(missing[1])]
+        assert hashlib.sha256(part).hexdigest().encode() == missing[2]
+        kept = b"".join(e.data for e in events if e.code == "o")
+        assert kept == all_shown[:at] + all_shown[at + len(part) :]
+    finally:
+        host.recording = host.root / "recording"
+
+
+@pytest.mark.parametrize("on_terminal", [True, False], ids=["terminal", "pipes"])
+def test_full_disk_ends_the_session_if_policy_says_so(
+    host: Host, terminal: Terminal, on_terminal: bool
+) -> None:
+    command = "echo up; while read x; do echo $x; done"
+    with host.agent(recording="/dev/full", flags=wire.ANSWER_END_ON_FAULT) as agent:
+        if on_terminal:
+            terminal.start(host.command(command))
+            assert terminal.end() == FAULT
+            assert b"recording failed (No space left on device)" in terminal.output
+            assert b"up" not in terminal.output
+        else:
+            done = host.run(host.command(command), stdin=b"word\n")
+            assert (done.stdout, done.stderr, done.returncode) == (b"", b"", FAULT)
+        agent.asked()
+
+
+# ------------------------------------------------------------------- verdicts
+
+
+def test_agent_is_told_what_it_needs(host: Host, terminal: Terminal) -> None:
+    env = {**ENVIRONMENT, "LC_RECUSE_TAGS": "a,b", "TERM": "vt100", "LC_ALL": "de_DE.UTF-8"}
+    with host.agent() as agent:
+        terminal.start(["-recuse-shell"], env=env)
+        request = agent.request()
+        message = request.message
+        assert isinstance(message, wire.SessionRequest)
+        assert message.flags == wire.SESSION_HAS_TTY | wire.SESSION_LOGIN_SHELL
+        assert (message.argv0, message.command, message.tags) == (b"-recuse-shell", b"", b"a,b")
+        assert (message.term, message.lang) == (b"vt100", b"de_DE.UTF-8")
+        assert (request.pid, request.uid, request.gid) == (terminal.process.pid, RECUSE, RECUSE)
+        outer, inner = request.fds
+        assert os.fstat(outer).st_uid == USER and os.isatty(outer)
+        assert os.major(os.fstat(inner).st_rdev) == 5  # /dev/ptmx
+        for fd in request.fds:
+            os.close(fd)
+        terminal.type(b"exit\n")
+        assert terminal.end() == 0
+        host.run(host.command("x" * 40000))
+        message = agent.request().message
+        assert isinstance(message, wire.SessionRequest)
+        assert message.flags == wire.SESSION_HAS_COMMAND | wire.SESSION_COMMAND_CUT
+        assert len(message.command) == wire.MAX_COMMAND
+
+
+def test_agent_is_asked_however_long_the_environment_is(host: Host) -> None:
+    env = {**ENVIRONMENT, "TERM": "t" * 9999, "LC_ALL": "l" * 9999, "LC_RECUSE_TAGS": "x" * 9999}
+    env.update({f"V{i}": "v" * 100000 for i in range(12)})
+    with host.agent("refuse") as agent:
+        assert host.run(["a" * 9999], env=env).returncode == REFUSED
+        message = agent.request().message
+        assert isinstance(message, wire.SessionRequest)
+        assert len(message.term) == len(message.lang) == len(message.argv0) == wire.MAX_NAME
+
+
+def test_refused_session_says_why(host: Host, terminal: Terminal) -> None:
+    with host.agent("refuse", message="geschlossen: täglich".encode()):
+        done = host.run(host.command("echo no"))
+        assert (done.stdout, done.returncode) == (b"", REFUSED)
+        assert done.stderr == "geschlossen: täglich\n".encode()
+        assert terminal.start(["-recuse-shell"]).end() == REFUSED
+        assert terminal.output == "geschlossen: täglich\r\n".encode()
+
+
+def test_exempt_session_leaves_no_process_of_ours(host: Host, terminal: Terminal) -> None:
+    with host.agent("exec", notice=b"not recorded") as agent:
+        terminal.start(host.command("echo $$ $PPID; readlink /proc/$$/exe; ls /proc/$$/fd; cat"))
+        terminal.wait_for(b"not recorded\r\n")
+        terminal.wait_for(f"{terminal.process.pid} {os.getpid()}\r\n".encode())
+        request = agent.asked()
+        assert agent.hangups.get(timeout=PATIENCE) == request.pid
+        status = status_of(terminal.process.pid)
+        assert status["Uid"].split() == status["Gid"].split() == [str(USER)] * 4
+        assert not Path(f"/proc/{terminal.process.pid}/task/{terminal.process.pid}/children") \
+            .read_text().split()[1:]  # fmt: skip
+        terminal.type(b"\x04")
+        assert terminal.end() == 0
+    assert "recuse" not in terminal.output.decode()
+
+
+def test_exempt_session_may_be_a_program_without_arguments(host: Host) -> None:
+    with host.agent("exec", shell=b"/usr/bin/id", flags=wire.ANSWER_NO_SHELL):
+        done = host.run(host.command("ignored"))
+    assert done.stdout.startswith(f"uid={USER}".encode())
+
+
+def test_notice_is_for_terminals_only(host: Host, terminal: Terminal) -> None:
+    with host.agent(notice=b"this session is recorded"):
+        assert host.run(host.command("echo hi")).stdout == b"hi\n"
+        terminal.start(host.command("echo hi"))
+        assert terminal.end() == 0
+    assert terminal.output == b"this session is recorded\r\nhi\r\n"
+
+
+# -------------------------------------------------------- the user's environment
+
+
+VERDICTS = ("record", "exec", "disabled", "alone")
+
+
+def run_by(host: Host, verdict: str, argv: List[str], **more: Any) -> bytes:
+    """Run to the end under a verdict; return its output."""
+    if verdict in ("record", "exec"):
+        with host.agent(verdict, shell=b"/bin/bash"):
+            return host.run(argv, **more).stdout
+    host.set_entry("tester", "/bin/bash")
+    if verdict == "disabled":
+        (host.root / "disabled").touch()
+    return host.run(argv, **more).stdout
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_environment_is_the_users_to_the_last_byte(host: Host, verdict: str) -> None:
+    env = {
+        **ENVIRONMENT, "TMPDIR": "/var/tmp", "LD_LIBRARY_PATH": "/nowhere", "MALLOC_TRACE": "/x",
+        "LD_PRELOAD": "", "GLIBC_TUNABLES": "glibc.malloc.check=3", "EMPTY": "",
+        "SHELL": "/bin/zsh", "BYTES": "\udcff\udc80", "LINE": "a\nb", "LOCPATH": "/y", "ENV": "", "_": "z",
+        "RECUSE_SESSION": "s-stale", "RECUSE_VERDICT": "stale",
+    }  # fmt: skip
+    output = run_by(host, verdict, ["recuse-shell", "-c", "exec cat /proc/self/environ"], env=env)
+    got = dict(item.split(b"=", 1) for item in output.split(b"\0") if item)
+    expected = {os.fsencode(k): os.fsencode(v) for k, v in env.items()}
+    del expected[b"RECUSE_SESSION"], expected[b"RECUSE_VERDICT"], expected[b"_"]
+    if verdict in ("record", "exec"):
+        expected[b"RECUSE_SESSION"] = b"s-1"
+    if verdict != "disabled":
+        expected[b"RECUSE_VERDICT"] = b"recorded"
+    for name in (b"_", b"PWD", b"SHLVL", b"OLDPWD"):  # bash's own
+        got.pop(name, None)
+    assert got == expected
+
+
+def test_environment_names_the_real_shell(host: Host) -> None:
+    env = {**ENVIRONMENT, "SHELL": str(host.shell)}
+    with host.agent(shell=b"/bin/bash"):
+        done = host.run(host.command("echo $SHELL"), env=env)
+    assert done.stdout == b"/bin/bash\n"
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        (["recuse-shell", "-c", 'echo "$0"'], b"bash\n"),
+        (["-recuse-shell", "-c", 'echo "$0"'], b"-bash\n"),
+        (["/usr/lib/recuse/recuse-shell", "-c", 'echo "$0"'], b"bash\n"),
+        (["recuse-shell", "-c", 'echo "$0,$1,$2"', "a", "b c", ""], b"a,b c,\n"),
+        (["recuse-shell", "--norc", "-c", 'echo "$0" $-'], b"bash hBc\n"),
+    ],
+)
+def test_arguments_are_the_users(
+    host: Host, verdict: str, argv: List[str], expected: bytes
+) -> None:
+    assert run_by(host, verdict, argv) == expected
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_arguments_may_be_none(host: Host, verdict: str) -> None:
+    libc = ctypes.CDLL(None)
+
+    def exec_without() -> None:
+        empty = (ctypes.c_char_p * 1)(None)
+        libc.execve(os.fsencode(host.shell), empty, empty)
+
+    output = run_by(host, verdict, ["never run"], stdin=b"echo $0", preexec_fn=exec_without)
+    assert output == b"bash\n"
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_signals_limits_and_umask_are_the_users(host: Host, verdict: str) -> None:
+    def prepare() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGWINCH})
+        resource.setrlimit(resource.RLIMIT_NOFILE, (20, 99))
+        os.umask(0o077)
+
+    command = "grep -E '^Sig(Blk|Ign)|^Umask' /proc/self/status; ulimit -Sn; ulimit -Hn"
+    argv = ["recuse-shell", "-c", command]
+    options: Dict[str, Any] = {"preexec_fn": prepare, "restore_signals": False}
+    plain = subprocess.run(["/bin/bash", "-c", command], capture_output=True, **options)
+    assert run_by(host, verdict, argv, **options) == plain.stdout
+    assert b"20\n99\n" in plain.stdout
+
+
+def test_shell_that_is_ourselves_is_replaced(host: Host) -> None:
+    link = host.root / "link"
+    link.symlink_to(host.shell)
+    for shell in (str(link), str(host.shell)):
+        with host.agent("exec", shell=shell.encode()):
+            assert host.run(host.command("readlink /proc/$$/exe")).stdout == os.fsencode(
+                os.path.realpath("/bin/sh") + "\n"
+            )
+    link.unlink()
+
+
+# ------------------------------------------------------------------- no agent
+
+
+def test_alone_records_where_nobody_can_read(host: Host, terminal: Terminal) -> None:
+    terminal.start(host.command("echo alone; exit 3"))
+    assert terminal.end() == 3
+    (orphan,) = host.orphans.iterdir()
+    assert re.fullmatch(rf"{USER}-{terminal.process.pid}-\d{{19}}\.cast", orphan.name)
+    info = orphan.stat()
+    assert (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode)) == (RECUSE, RECUSE, 0o600)
+    header = json.loads(orphan.read_bytes().split(b"\n")[0])
+    assert (header["version"], header["width"], header["height"]) == (2, 80, 24)
+    facts = header["recuse"]
+    assert facts["late"] is True and facts["uid"] == USER and facts["user"] == "tester"
+    assert facts["pid"] == terminal.process.pid and facts["command"] == "echo alone; exit 3"
+    assert facts["tty"].startswith("/dev/pts/") and facts["argv0"] == "recuse-shell"
+    assert abs(facts["start_ns"] - time.time_ns()) < 60e9
+    events = host.events(orphan)
+    assert [(e.code, e.data) for e in events] == [("o", b"alone\r\n"), ("x", b"3")]
+
+
+def test_alone_holds_a_lock_while_recording(host: Host) -> None:
+    process = host.start(host.command("echo up; read x"))
+    assert process.stdout and process.stdout.readline() == b"up\n"
+    (orphan,) = host.orphans.iterdir()
+    with orphan.open() as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        process.communicate(b"\n", timeout=PATIENCE)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_alone_header_holds_any_command(host: Host) -> None:
+    command = ': "\x01\x1b\\\udcff\n' + "x" * 60000 + '"'
+    assert host.run(host.command(command)).returncode == 0
+    (orphan,) = host.orphans.iterdir()
+    header = json.loads(orphan.read_bytes().split(b"\n")[0])
+    assert header["recuse"]["command"].startswith(': "\x01\x1b\\\ufffd\nxxx')
+
+
+@pytest.mark.parametrize(
+    "behaviour", ["garbage", "close", "slam", "hang", "wrong-version", "record-without-fd"]
+)
+def test_alone_when_the_agent_is_of_no_use(host: Host, behaviour: str) -> None:
+    with host.agent(behaviour):
+        assert host.run(host.command("echo ok")).stdout == b"ok\n"
+    assert [p.suffix for p in host.orphans.iterdir()] == [".cast"]
+
+
+def test_alone_may_be_refused(host: Host) -> None:
+    (host.root / "fallback").symlink_to("refuse")
+    done = host.run(host.command("echo ok"))
+    assert (done.stdout, done.returncode) == (b"", REFUSED)
+    assert b"recorded" in done.stderr and not list(host.orphans.iterdir())
+
+
+def test_alone_may_leave_a_stub_only(host: Host) -> None:
+    (host.root / "fallback").symlink_to("allow-with-stub")
+    process = host.start(host.command("echo $$; cat"))
+    assert process.stdout and process.stdout.readline() == b"%d\n" % process.pid
+    process.communicate(timeout=PATIENCE)
+    (stub,) = host.orphans.iterdir()
+    assert stub.suffix == ".stub"
+    (line,) = stub.read_bytes().splitlines()
+    assert json.loads(line)["recuse"]["pid"] == process.pid
+
+
+def test_alone_with_no_room_locks_nobody_out(host: Host, terminal: Terminal) -> None:
+    host.orphans.rmdir()
+    done = host.run(host.command("echo ok"))
+    assert (done.stdout, done.stderr, done.returncode) == (b"ok\n", b"", 0)
+    assert terminal.start(host.command("echo ok")).end() == 0
+    assert terminal.output.startswith(b"recuse: warning: cannot record this session")
+    host.orphans.mkdir()
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["exit 2", "echo nonsense", "sleep 60", "echo a:b:c:d:e:f:", "yes", "echo a:x:1:1:::sh"],
+)
+def test_alone_without_an_entry_there_is_sh(host: Host, script: str) -> None:
+    (host.root / "getent").write_text(f"#!/bin/sh\n{script}\n")
+    started = time.monotonic()
+    done = host.run(host.command("readlink /proc/$$/exe"))
+    assert done.stdout == os.fsencode(os.path.realpath("/bin/sh") + "\n")
+    assert time.monotonic() - started < 10
+
+
+def test_alone_getent_runs_as_the_recorder(host: Host) -> None:
+    report = host.root / "report"
+    report.touch()
+    report.chmod(0o666)
+    (host.root / "getent").write_text(
+        f"#!/bin/sh\n(grep -E '^(Uid|Gid|SigBlk)' /proc/$$/status; echo $*; env) >{report}\n"
+    )
+    host.run(host.command(":"), env={**ENVIRONMENT, "HOME": "/evil", "NSS_X": "evil"})
+    text = report.read_text()
+    assert text.count(str(RECUSE)) == 8 and f"passwd {USER}\n" in text and "evil" not in text
+    assert "SigBlk:\t0000000000000000" in text
+    report.unlink()
+
+
+def test_disabled_makes_it_transparent(host: Host) -> None:
+    (host.root / "disabled").touch()
+    with host.agent("refuse") as agent:
+        process = host.start(host.command("echo $$"))
+        assert process.communicate(timeout=PATIENCE)[0] == b"%d\n" % process.pid
+        assert agent.requests.empty()
+    assert not list(host.orphans.iterdir())
+
+
+def test_too_few_descriptors_to_ask_refuse(host: Host) -> None:
+    """Or else a limit of the user's own would choose what happens without an agent."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+
+    with host.agent("exec"):
+        done = host.run(host.command("echo no"), preexec_fn=limit)
+    assert (done.stdout, done.returncode) == (b"", OS_ERROR)
+
+
+def test_not_set_id_is_of_no_use_but_locks_nobody_out(host: Host, tmp_path: Path) -> None:
+    copy = host.root / "copy"
+    copy.write_bytes(host.shell.read_bytes())
+    copy.chmod(0o755)
+    os.chmod(host.root, 0o755)
+    done = subprocess.run(
+        ["recuse-shell", "-c", "id -u"], executable=copy, user=OTHER, group=OTHER,
+        extra_groups=[], capture_output=True, env=ENVIRONMENT, timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.stdout == b"%d\n" % OTHER
+    copy.unlink()
