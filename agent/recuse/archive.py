@@ -211,11 +211,13 @@ class StoreArchive:
 
 
 def _connect(database: str) -> sqlite3.Connection:
-    """Open read only. A store on a medium that cannot be written has no log to share: immutable."""
+    """Open read only, leaving nothing behind.
+
+    Even a reader makes the files of SQLite's log if there are none, as its own user: a collector
+    could not open them afterwards. If there are none, nobody is writing, and they are not needed.
+    """
     path = urllib.parse.quote(os.path.abspath(database))
-    writable = os.access(os.path.dirname(os.path.abspath(database)), os.W_OK)
-    busy = os.path.exists(f"{database}-wal") or writable
-    mode = "mode=ro" if busy else "mode=ro&immutable=1"
+    mode = "mode=ro" if os.path.exists(f"{database}-wal") else "mode=ro&immutable=1"
     try:
         return sqlite3.connect(f"file:{path}?{mode}", uri=True, timeout=10)
     except sqlite3.DatabaseError as error:

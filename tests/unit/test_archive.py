@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Callable, List
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from recuse import checkpoint as cp
+from recuse import keys
+from recuse.archive import LedgerArchive, StoreArchive, open_archive
+from recuse.errors import LedgerError, NotFound
+from recuse.ledger import Ledger, read_ledger
+from recuse.store import Store
+
+PREFIX = "example.org/recuse/host/h1"
+SEED = Ed25519PrivateKey.from_private_bytes(bytes([1]) * 32)
+BLOB = hashlib.sha256(b"content").hexdigest()
+
+
+def signer(epoch: int = 1) -> cp.Signer:
+    return cp.Signer(f"{PREFIX}/{epoch}", SEED)
+
+
+def make_ledger(path: Path, epoch: int = 1, count: int = 3) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Ledger.open(path, signer(epoch), 0) as ledger:
+        ledger.append([b"entry %d" % n for n in range(count)])
+        ledger.checkpoint()
+    return path
+
+
+@pytest.fixture()
+def host(tmp_path: Path) -> Path:
+    """The root of a host with two epochs, a blob and receipts."""
+    root = tmp_path / "host"
+    state = root / "var/lib/recuse"
+    make_ledger(state / "ledger", 2)
+    make_ledger(state / "ledger-epoch-1", 1)
+    keys.write_vkey(state / "host.pub", signer())
+    out = root / "var/spool/recuse/out"
+    out.mkdir(parents=True)
+    (out / BLOB).write_bytes(b"content")
+    receipts = root / "var/lib/recuse-ship/receipts"
+    (receipts / "blob").mkdir(parents=True)
+    (receipts / "blob" / BLOB).write_bytes(b"receipt")
+    note = (state / "ledger/checkpoint").read_bytes()
+    (receipts / "checkpoint").write_bytes(cp.cosign(note, signer(9), 5))
+    return root
+
+
+def origins(path: Path) -> List[str]:
+    return [one.origin for one in open_archive(path)]
+
+
+@pytest.mark.parametrize("where", ["", "var/lib/recuse", "var/lib/recuse/"])
+def test_a_host_is_opened_with_all_its_epochs(host: Path, where: str) -> None:
+    first, second = open_archive(host / where)
+    assert (first.origin, second.origin) == (f"{PREFIX}/1", f"{PREFIX}/2")
+    assert second.blob(BLOB) == b"content"
+    assert second.blob_receipt(BLOB) == b"receipt"
+    assert second.offered_vkey == signer().vkey
+    assert len(list(second.receipts())) == 1
+    # The one receipt there is belongs to the epoch it names.
+    assert list(first.receipts()) == []
+
+
+def test_one_ledger_of_a_host_keeps_its_surroundings(host: Path) -> None:
+    (found,) = open_archive(host / "var/lib/recuse/ledger")
+    assert found.blob(BLOB) == b"content"
+    assert found.blob_receipt(BLOB) == b"receipt"
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["blobs/{0}", "out/{0}", "blobs/sha256/{1}/{0}", "ledger/blobs/{0}", "{0}"],
+)
+def test_a_copied_ledger_finds_blobs_beside_it(tmp_path: Path, place: str) -> None:
+    ledger = make_ledger(tmp_path / "copy/ledger")
+    blob = tmp_path / "copy" / place.format(BLOB, BLOB[:2])
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    blob.write_bytes(b"content")
+    for path in (ledger, ledger.parent):
+        (found,) = open_archive(path)
+        assert found.origin == f"{PREFIX}/1"
+        assert found.blob(BLOB) == b"content"
+        assert found.blob("0" * 64) is None
+        assert found.offered_vkey is None
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "", "x" * 64, BLOB.upper(), "/etc/passwd"])
+def test_a_blob_has_no_other_name_than_its_hash(host: Path, name: str) -> None:
+    found = open_archive(host)[1]
+    assert found.blob(name) is None
+    assert found.blob_receipt(name) is None
+
+
+def test_a_ledger_without_a_readable_checkpoint_goes_by_its_path(tmp_path: Path) -> None:
+    path = make_ledger(tmp_path / "ledger")
+    (path / "checkpoint").write_bytes(b"garbage")
+    assert origins(path) == [str(path)]
+
+
+def test_entries_and_tiles_are_those_of_the_ledger(tmp_path: Path) -> None:
+    path = make_ledger(tmp_path / "ledger", count=300)
+    (found,) = open_archive(path)
+    assert list(found.entries()) == list(read_ledger(path).walk())
+    assert [name for name, *_ in found.tiles()] == ["tile/1/000"]
+
+
+def test_reading_changes_nothing(host: Path) -> None:
+    before = {one: one.stat().st_mtime_ns for one in host.rglob("*")}
+    for found in open_archive(host):
+        list(found.entries())
+        list(found.tiles())
+        found.checkpoint()
+    assert {one: one.stat().st_mtime_ns for one in host.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.mkdir(), "there is no ledger in"),
+        (lambda path: path.write_bytes(b"file"), "there is no ledger in"),
+    ],
+)
+def test_what_is_no_archive_is_not_found(
+    tmp_path: Path, make: Callable[[Path], None], message: str
+) -> None:
+    make(tmp_path / "x")
+    with pytest.raises(NotFound, match=message):
+        open_archive(tmp_path / "x")
+
+
+# Stores
+
+
+@pytest.fixture()
+def store(tmp_path: Path) -> Path:
+    path = tmp_path / "central"
+    made = Store(path)
+    try:
+        made.enrol_local(PREFIX, signer().vkey, signer().vkey)
+        with Ledger.open(tmp_path / "ledger", signer(), 0) as ledger:
+            ledger.append([b"entry %d" % n for n in range(300)])
+            note = ledger.checkpoint()
+            made.append(f"{PREFIX}/1", note, list(ledger.entries()))
+        made.put_blob(f"{PREFIX}/1", BLOB, b"content")
+    finally:
+        made.close()
+    return path
+
+
+def test_a_store_is_opened_with_all_its_hosts(store: Path) -> None:
+    (found,) = open_archive(store)
+    assert isinstance(found, StoreArchive)
+    assert found.origin == f"{PREFIX}/1"
+    items = list(found.entries())
+    assert [index for index, _, _ in items] == list(range(300))
+    assert all(leaf == cp.leaf_hash(entry or b"") for _, entry, leaf in items)
+    assert found.blob(BLOB) == b"content"
+    assert found.offered_vkey == signer().vkey
+    (receipt,) = found.receipts()
+    assert found.checkpoint() == receipt
+    key = keys.read_vkey(store / "store.pub")
+    assert cp.verify_cosignature(receipt, key) > 0
+    assert cp.open_checkpoint(receipt, signer().verifier).size == 300
+
+
+def test_a_copied_store_is_read_where_nothing_can_be_written(store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "copy")
+    copy = tmp_path / "copy"
+    for one in [*copy.rglob("*"), copy]:
+        os.chmod(one, 0o555 if one.is_dir() else 0o444)
+    before = sorted(copy.rglob("*"))
+    (found,) = open_archive(copy)
+    assert len(list(found.entries())) == 300
+    assert [one for one in sorted(copy.rglob("*")) if one not in before] == []
+    for one in [copy, *copy.rglob("*")]:
+        os.chmod(one, 0o755)
+
+
+def test_a_store_at_work_is_read(store: Path, tmp_path: Path) -> None:
+    made = Store(store)
+    try:
+        (found,) = open_archive(store)
+        reading = found.entries()
+        next(reading)
+        with Ledger.open(tmp_path / "ledger", signer(), 0) as ledger:
+            ledger.append([b"one more"])
+            made.append(f"{PREFIX}/1", ledger.checkpoint(), [b"one more"])
+        assert len(list(reading)) >= 299
+        (found,) = open_archive(store)
+        assert len(list(found.entries())) == 301
+    finally:
+        made.close()
+
+
+def test_a_damaged_store_is_named(tmp_path: Path) -> None:
+    (tmp_path / "store.db").write_bytes(b"no database" * 100)
+    with pytest.raises(LedgerError, match=f"store {tmp_path}: "):
+        open_archive(tmp_path)
+
+
+def test_what_a_ledger_archive_lacks_is_simply_not_there(tmp_path: Path) -> None:
+    path = make_ledger(tmp_path / "ledger")
+    found = LedgerArchive(str(path))
+    assert found.blob(BLOB) is None
+    assert found.blob_receipt(BLOB) is None
+    assert list(found.receipts()) == []
+    assert found.offered_vkey is None
