@@ -26,7 +26,7 @@ from .door import Connection, Door
 from .errors import RecuseError, SpoolError
 from .host import Account, Identity, Kernel, Peer, Stat
 from .journal import Journal
-from .live import LiveFiles, LiveLogin, LiveSession
+from .live import Live, LiveFiles, LiveLogin, LiveSession
 from .orphan import adopt_orphans
 from .policy import UNKNOWN_SOURCE, Decision, Facts, Policy, decide
 from .sealing import Sealed, Sealer
@@ -275,6 +275,7 @@ class Agent:
         if live.pidfd >= 0:
             loop.remove_reader(live.pidfd)
             os.close(live.pidfd)
+            live.pidfd = -1
         self.notifier.drop(f"l-{live.id}")
         outcome, gap = live.outcome()
         await self._enter_for_sure(
@@ -336,7 +337,9 @@ class Agent:
             notes=self._notes(label, account),
         )
         if decision.verdict == "refuse" or label == "refuse":
+            owner.sessions += 1
             await self._refuse_session(connection, session, decision)
+            self.files.save(owner)
             return
         live = LiveSession(
             session=session,
@@ -755,21 +758,34 @@ class Agent:
     async def stop(self) -> None:
         """Leave: sessions go on, their state is on disk and their descriptors with systemd."""
         self.notifier.notify("STOPPING=1")
-        await self.sealer.stop()
-        for task in list(self._tasks):
-            if task is not asyncio.current_task():
-                task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.let_go()
         try:
             await self.book.enter(records.stop_entry)
         except NotEntered:
             pass
         self.book.checkpoint()
+        self.book.halt()
         self.journal.write("stopped", live=len(self.sessions))
 
-
-
-
+    async def let_go(self) -> None:
+        """Close our descriptors of what goes on, and end what was being done about it."""
+        loop = asyncio.get_running_loop()
+        lives: List[Live] = [*self.logins.values(), *self.sessions.values()]
+        for live in lives:
+            if live.pidfd >= 0:
+                loop.remove_reader(live.pidfd)
+                os.close(live.pidfd)
+                live.pidfd = -1
+        for session in self.sessions.values():
+            if session.terminal is not None:
+                os.close(session.terminal.handle)
+                session.terminal = None
+        await self.door.close()
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.sealer.stop()
 
 
 def _real_shell(account: Optional[Account]) -> str:

@@ -52,6 +52,7 @@ class Book:
         self._kernel = kernel
         self._journal = journal
         self._waiting: List[_Waiting] = []
+        self._halted = False
         self._timer: Optional[asyncio.TimerHandle] = None
 
     @property
@@ -65,6 +66,8 @@ class Book:
 
         Raises: NotEntered
         """
+        if self._halted:
+            raise NotEntered("the agent stops")
         waiting = _Waiting(build, arguments, options, urgent)
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._write)
@@ -158,3 +161,10 @@ class Book:
             return
         for watcher in list(self.watchers):
             watcher(self.ledger.size)
+
+    def halt(self) -> None:
+        """Enter and sign nothing any more."""
+        self._halted = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -97,11 +97,7 @@ class Front:
             writer.close()
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        size = struct.calcsize("3i")
-        sock = writer.get_extra_info("socket")
-        _, uid, _ = struct.unpack(
-            "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        )
+        uid = self.peer_uid(writer)
         while True:
             watching = writer in self._watchers
             line = await asyncio.wait_for(reader.readline(), None if watching else IDLE_SECONDS)
@@ -144,6 +140,13 @@ class Front:
             self._watchers.add(writer)
             return {"ok": True, "size": agent.book.size, "blobs": len(agent.sealer.entered)}
         return {"ok": True, "removed": self._receipts.check()}
+
+    def peer_uid(self, writer: asyncio.StreamWriter) -> int:
+        """Say whom the kernel takes the client for."""
+        size = struct.calcsize("3i")
+        sock = writer.get_extra_info("socket")
+        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        return int(struct.unpack("3i", raw)[1])
 
     def _ship_uid(self) -> int:
         try:

@@ -16,7 +16,7 @@ import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, cast
+from typing import Any, Collection, Dict, Iterator, List, Mapping, Optional, Tuple, cast
 
 from . import __version__, keys, records
 from .agent import Agent
@@ -220,8 +220,8 @@ class Recovery:
             if isinstance(live, LiveSession):
                 self._session(live, ended)
         known = {live.id for live in lives}
-        ended += [s for s in self._forgotten_sessions() if s.id not in known]
-        ended_logins += [one for one in self._forgotten_logins() if one.id not in known]
+        ended += self._forgotten_sessions(known)
+        ended_logins += self._forgotten_logins(known)
         for session in ended:
             agent.sessions[session.id] = session
             if session.recording is not None:
@@ -362,10 +362,10 @@ class Recovery:
             return
         self.agent.door.take_in(Connection(sock, peer, pidfd, relay=live))
 
-    def _forgotten_sessions(self) -> Iterator[LiveSession]:
+    def _forgotten_sessions(self, known: Collection[str]) -> Iterator[LiveSession]:
         """Give sessions the ledger has open that no state file speaks of."""
         for row in self.view.sessions.values():
-            if row.closed_seq is not None or row.session in self.agent.sessions:
+            if row.closed_seq is not None or row.session in known:
                 continue
             login = _login_from(row)
             session = records.Session(
@@ -386,9 +386,9 @@ class Recovery:
                     self._recording(live, row)
             yield live
 
-    def _forgotten_logins(self) -> Iterator[LiveLogin]:
+    def _forgotten_logins(self, known: Collection[str]) -> Iterator[LiveLogin]:
         for row in self.view.logins.values():
-            if row.closed_seq is None and row.login not in self.agent.logins:
+            if row.closed_seq is None and row.login not in known:
                 yield LiveLogin(
                     _login_from(row), _grounds(row), row.verdict or "record", 0, 0, "", row.seq,
                     len(row.sessions),

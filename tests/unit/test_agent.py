@@ -1,33 +1,40 @@
 """The agent, over real sockets and with real processes as peers."""
+
 from __future__ import annotations
 
 import array
 import asyncio
 import contextlib
+import dataclasses
+import fcntl
 import json
 import os
+import pty
 import signal
 import socket
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import pytest
 
-from recuse import records, recovery, wire
-from recuse.agent import Agent
+from recuse import checkpoint as tlog
+from recuse import keys, records, recovery, wire
 from recuse.config import Paths
+from recuse.errors import LedgerError
 from recuse.front import Front
-from recuse.host import Account, Identity, Kernel, Peer, Terminal
+from recuse.host import Account, Identity, Kernel, Peer, Stat
 from recuse.journal import Journal
 from recuse.ledger import read_ledger
+from recuse.orphan import BadOrphan, adopt_orphans, parse_orphan
 from recuse.receipts import Receipts
+from recuse.store import receipt_text
 from recuse.upkeep import Notifier
 from recuse.wire import Verdict
 
 RECUSE = 64000
-ALICE, BOB = 1000, 1001
+USERS = {"alice": 1000, "robot": 1001, "mallory": 1002, "root": 0}
 POLICY = """
 [[rule]]
 name = "robots"
@@ -41,26 +48,35 @@ name = "no-mallory"
 effect = "deny"
 users = ["mallory"]
 message = "ask the help desk"
+[[rule]]
+name = "no-nc"
+effect = "deny"
+users = ["alice"]
+commands = ["nc *"]
 """
-USERS = {"alice": 1000, "robot": 1001, "mallory": 1002, "root": 0}
+ROOMY = '[spool]\nmin_free = "1 B"\nreserve = "1 MiB"\n'
 
 
 @dataclass
 class SimulatedKernel(Kernel):
-    """The real kernel, except for who a process is and for terminals."""
+    """The real kernel, except for who a process is and for the terminals it says it has."""
 
     uids: Dict[int, Tuple[int, int]] = field(default_factory=dict)  # pid -> real, effective
     sources: Dict[int, str] = field(default_factory=dict)
     audit: Dict[int, int] = field(default_factory=dict)
     ttys: Dict[int, int] = field(default_factory=dict)
-    inner: int = 0
-    returned: List[Terminal] = field(default_factory=list)
+    woken: List[int] = field(default_factory=list)
+    left: Tuple[str, ...] = ()
+    boot: str = "11111111-1111-1111-1111-111111111111"
 
     def __post_init__(self) -> None:
         super().__init__()
 
+    def boot_id(self) -> str:
+        return self.boot
+
     def identity(self, pid: int) -> Identity:
-        real = super().identity(pid)
+        super().identity(pid)
         ruid, euid = self.uids.get(pid, (0, 0))
         return Identity(ruid, euid, None, self.audit.get(pid))
 
@@ -69,12 +85,10 @@ class SimulatedKernel(Kernel):
         pid, _, gid = struct.unpack(
             "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
         )
-        start = self.stat(pid).start
-        return Peer(pid, self.uids.get(pid, (0, 0))[1], gid, start), self.pidfd_open(pid)
+        peer = Peer(pid, self.uids.get(pid, (0, 0))[1], gid, self.stat(pid).start)
+        return peer, self.pidfd_open(pid)
 
-    def stat(self, pid: int) -> Any:
-        import dataclasses
-
+    def stat(self, pid: int) -> Stat:
         return dataclasses.replace(super().stat(pid), tty=self.ttys.get(pid, 0))
 
     def peer_of(self, pid: int) -> Optional[str]:
@@ -82,21 +96,23 @@ class SimulatedKernel(Kernel):
 
     def account(self, uid: int, name: Optional[str] = None) -> Optional[Account]:
         for known, number in USERS.items():
-            if name == known and uid in (-1, number):
-                return Account(known, number, number, "/bin/bash")
-        for known, number in USERS.items():
-            if number == uid:
+            if number == uid or (uid == -1 and known == name):
                 return Account(known, number, number, "/bin/bash")
         return None
 
     def groups(self, account: Account) -> Tuple[str, ...]:
         return (account.name,)
 
+    def wake(self, pid: int) -> None:
+        self.woken.append(pid)
+
     def survivors(self, audit_session: Optional[int], ttys: Any) -> Tuple[str, ...]:
-        return ()
+        return self.left
 
 
-class SilentNotifier(Notifier):
+class Store(Notifier):
+    """systemd, as far as the agent talks to it."""
+
     def __init__(self) -> None:
         self.sent: List[str] = []
         self.kept: Dict[str, int] = {}
@@ -105,6 +121,7 @@ class SilentNotifier(Notifier):
         self.sent.append(state)
 
     def keep(self, name: str, fd: int) -> None:
+        self.drop(name)
         self.kept[name] = os.dup(fd)
 
     def drop(self, name: str) -> None:
@@ -114,38 +131,36 @@ class SilentNotifier(Notifier):
 
 
 class Child:
-    """A process that does as it is told over a pipe: it connects, sends, answers, ends."""
+    """A process that does as it is told over a socket: forks, asks the agent, ends."""
 
-    def __init__(self, kernel: SimulatedKernel, ruid: int, euid: int, parent: Optional["Child"] = None) -> None:
-        self.ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        if parent is None:
-            self.pid = os.fork()
-            if self.pid == 0:
-                os.dup2(theirs.fileno(), 3)
-                os.closerange(4, 4096)
-                _obey(socket.socket(fileno=3))
-            theirs.close()
-        else:
-            parent.ours.sendmsg(
-                [b'{"do":"fork"}'],
-                [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [theirs.fileno()]))],
-            )
-            theirs.close()
-            self.pid = json.loads(parent.ours.recv(65536))["pid"]
+    def __init__(
+        self, kernel: SimulatedKernel, ruid: int, euid: int, parent: Optional[Child] = None
+    ) -> None:
         self.parent = parent
+        self.fds: List[int] = []
+        self.ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            if parent is not None:
+                parent.order({"do": "fork"}, [theirs.fileno()])
+                self.pid = json.loads(parent.ours.recv(65536))["pid"]
+            else:
+                self.pid = os.fork()
+                if self.pid == 0:
+                    os.dup2(theirs.fileno(), 3)
+                    os.closerange(4, 4096)
+                    _obey(socket.socket(fileno=3))
         kernel.uids[self.pid] = (ruid, euid)
 
-    def tell(self, **what: Any) -> None:
-        self.ours.send(json.dumps(what).encode())
+    def order(self, what: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", list(fds)))]
+        self.ours.sendmsg([json.dumps(what).encode()], rights if fds else [])
 
-    async def send(self, path: Path, message: wire.Message, fds: Sequence[int] = ()) -> Optional[wire.Answer]:
-        self.ours.sendmsg(
-            [json.dumps({"do": "ask", "path": str(path), "packet": wire.encode(message).hex()}).encode()],
-            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", list(fds)))] if fds else [],
-        )
+    async def ask(
+        self, path: Path, packet: bytes, fds: Sequence[int] = ()
+    ) -> Optional[wire.Answer]:
+        """Send a packet on a new connection and give the answer; None if it is hung up on."""
+        self.order({"do": "ask", "path": str(path), "packet": packet.hex()}, fds)
         return await self.answer()
-
-    fd = -1
 
     async def answer(self) -> Optional[wire.Answer]:
         loop = asyncio.get_running_loop()
@@ -157,30 +172,36 @@ class Child:
             loop.remove_reader(self.ours)
         packet, ancillary, _, _ = self.ours.recvmsg(65536, socket.CMSG_SPACE(4))
         for _, _, data in ancillary:
-            self.fd = array.array("i", data)[0]
-        if not packet or packet == b"-":
+            self.fds.extend(array.array("i", data))
+        if packet == b"-":
             return None
         found = wire.decode(packet)
         assert isinstance(found, wire.Answer)
         return found
 
+    def write(self, *lines: bytes) -> None:
+        """Write to the recording, as the relay would."""
+        for line in lines:
+            os.write(self.fds[-1], line + b"\n")
+
     def end(self) -> None:
-        if self.ours.fileno() >= 0:
-            self.ours.close()  # it reads the end, and ends
-            if self.fd >= 0:
-                os.close(self.fd)
-                self.fd = -1
-            if self.parent is None:
-                os.waitpid(self.pid, 0)
+        """Let the process end; it must be known to have ended by the time this returns."""
+        if self.ours.fileno() < 0:
+            return
+        self.ours.close()
+        while self.fds:
+            os.close(self.fds.pop())
+        if self.parent is None:
+            os.waitpid(self.pid, 0)
 
 
 def _obey(orders: socket.socket) -> None:
     """Be the child: never returns."""
     with contextlib.suppress(BaseException):
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        kept = []
+        kept: List[socket.socket] = []
         while True:
-            data, ancillary, _, _ = orders.recvmsg(1 << 17, socket.CMSG_SPACE(16))
+            data, ancillary, _, _ = orders.recvmsg(1 << 18, socket.CMSG_SPACE(16))
             if not data:
                 break
             order = json.loads(data)
@@ -189,88 +210,147 @@ def _obey(orders: socket.socket) -> None:
                 pid = os.fork()
                 if pid == 0:
                     orders.close()
+                    for sock in kept:
+                        sock.close()
                     _obey(socket.socket(fileno=fds[0]))
-                os.close(fds[0])
                 orders.send(json.dumps({"pid": pid}).encode())
             elif order["do"] == "ask":
                 sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 sock.connect(order["path"])
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-                sock.sendmsg([bytes.fromhex(order["packet"])], rights)
-                packet, ancillary, _, _ = sock.recvmsg(65536, socket.CMSG_SPACE(4))
-                orders.sendmsg([packet or b"-"], ancillary)
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+                sock.sendmsg([bytes.fromhex(order["packet"])], rights if fds else [])
+                packet, passed, _, _ = sock.recvmsg(65536, socket.CMSG_SPACE(4))
+                orders.sendmsg([packet or b"-"], passed)
                 kept.append(sock)
+                fds += [fd for _, _, raw in passed for fd in array.array("i", raw)]
+            elif order["do"] == "say":
+                kept[-1].send(bytes.fromhex(order["packet"]))
+            for fd in fds:
+                os.close(fd)
     os._exit(0)
 
 
 @dataclass
 class World:
+    """An agent, and what is around it."""
+
     paths: Paths
-    kernel: SimulatedKernel
-    notifier: SilentNotifier
-    agent: Agent
-    events: List[Mapping[str, str]]
+    kernel: SimulatedKernel = field(default_factory=SimulatedKernel)
+    store: Store = field(default_factory=Store)
+    events: List[Mapping[str, str]] = field(default_factory=list)
     children: List[Child] = field(default_factory=list)
-    front: Optional[Front] = None
+
+    async def start(self) -> None:
+        self.agent = await recovery.make_agent(
+            self.paths,
+            self.paths.config,
+            RECUSE,
+            self.kernel,
+            Journal(self.events.append),
+            self.store,
+        )
+        stored = {name: os.dup(fd) for name, fd in self.store.kept.items()}
+        await recovery.Recovery(self.agent, stored).run()
+        recovery.keep_floor(self.agent)
+        self.agent.book.watchers.append(lambda _: recovery.keep_floor(self.agent))
+        self.receipts = Receipts(self.agent)
+        sockets = recovery.make_sockets(self.paths)
+        self.listener = sockets.host[0]
+        self.agent.door.listen(self.listener)
+        self.front = Front(self.agent, self.receipts)
+        await self.front.listen(sockets.control[0])
+
+    async def stop(self) -> None:
+        await self._close()
+        await self.agent.stop()
+        self.agent.book.ledger.close()
+
+    async def crash(self) -> None:
+        """End the agent as SIGKILL does: nothing is written any more."""
+        await self._close()
+        self.agent.book.halt()
+        await self.agent.let_go()
+        self.agent.book.ledger.close()
+
+    async def _close(self) -> None:
+        await self.front.close()
+        asyncio.get_running_loop().remove_reader(self.listener)
+        self.listener.close()
 
     def child(self, ruid: int = 0, euid: int = 0, parent: Optional[Child] = None) -> Child:
-        found = Child(self.kernel, ruid, euid, parent)
-        self.children.append(found)
-        return found
+        self.children.append(Child(self.kernel, ruid, euid, parent))
+        return self.children[-1]
 
-    def shell(self, uid: int, parent: Child) -> Child:
-        return self.child(uid, RECUSE, parent)
+    async def ask(
+        self, child: Child, message: wire.Message, fds: Sequence[int] = ()
+    ) -> Optional[wire.Answer]:
+        return await child.ask(self.paths.host_socket, wire.encode(message), fds)
 
-    async def login(self, user: str, service: str = "sshd") -> Child:
-        sshd = self.child()
-        self.kernel.sources[sshd.pid] = "192.0.2.7:40112"
-        answer = await self.ask(sshd, wire.Login(service.encode(), user.encode(), b"", b"192.0.2.99", b"ssh"))
+    async def login(
+        self, user: str, service: str = "sshd", parent: Optional[Child] = None
+    ) -> Child:
+        process = self.child(parent=parent)
+        if parent is None:
+            self.kernel.sources[process.pid] = "192.0.2.7:40112"
+        answer = await self.ask(
+            process, wire.Login(service.encode(), user.encode(), b"", b"192.0.2.99", b"ssh")
+        )
         assert answer is not None and answer.verdict == Verdict.ALLOW
-        return sshd
+        return process
 
-    async def ask(self, child: Child, message: wire.Message, fds: Sequence[int] = ()) -> Optional[wire.Answer]:
-        return await child.send(self.paths.host_socket, message, fds)
+    async def session(
+        self, parent: Child, user: str, command: Optional[bytes] = None
+    ) -> Tuple[Child, wire.Answer]:
+        shell = self.child(USERS[user], RECUSE, parent)
+        flags = wire.SESSION_LOGIN_SHELL if command is None else wire.SESSION_HAS_COMMAND
+        answer = await self.ask(
+            shell,
+            wire.SessionRequest(flags, 0, 0, b"-bash", command or b"", b"xterm", b"C.UTF-8", b""),
+        )
+        assert answer is not None
+        return shell, answer
 
     def entries(self) -> List[records.Entry]:
         return [records.parse(raw) for raw in read_ledger(self.paths.ledger).entries()]
 
     def kinds(self) -> List[str]:
-        return [entry.kind for entry in self.entries()]
-
-    async def until(self, true: Callable[[], Any]) -> None:
-        async def wait() -> None:
-            while not true():
-                await asyncio.sleep(0.005)
-
-        await asyncio.wait_for(wait(), 10)
+        """List what was entered since the start."""
+        kinds = [entry.kind for entry in self.entries()]
+        return kinds[kinds.index("policy") + 1 :]
 
     def last(self, kind: str) -> records.Entry:
         return [entry for entry in self.entries() if entry.kind == kind][-1]
 
+    def event(self, kind: str) -> Mapping[str, str]:
+        message_id = _message_id(kind)
+        return [event for event in self.events if event["MESSAGE_ID"] == message_id][-1]
 
-async def start(paths: Paths, kernel: SimulatedKernel, notifier: SilentNotifier) -> World:
-    events: List[Mapping[str, str]] = []
-    agent = await recovery.make_agent(
-        paths, paths.config, RECUSE, kernel, Journal(events.append), notifier
-    )
-    await recovery.Recovery(agent, {name: os.dup(fd) for name, fd in notifier.kept.items()}).run()
-    sockets = recovery.make_sockets(paths)
-    agent.door.listen(sockets.host[0])
-    front = Front(agent, Receipts(agent))
-    await front.listen(sockets.control[0])
-    world = World(paths, kernel, notifier, agent, events, front=front)
-    world.listener = sockets.host[0]  # type: ignore[attr-defined]
-    return world
+    async def until(self, true: Callable[[], Any]) -> None:
+        async def wait() -> None:
+            while not true():
+                await asyncio.sleep(0.002)
+
+        await asyncio.wait_for(wait(), 10)
+
+    async def ended(self) -> None:
+        """Wait until every session that has ended is in the ledger."""
+        await self.until(lambda: not self.agent.sessions)
+
+    async def control(self, **request: Any) -> Dict[str, Any]:
+        reader, writer = await asyncio.open_unix_connection(str(self.paths.control_socket))
+        try:
+            writer.write(json.dumps(request).encode() + b"\n")
+            answer: Dict[str, Any] = json.loads(await asyncio.wait_for(reader.readline(), 10))
+        finally:
+            writer.close()
+            await writer.wait_closed()
+        return answer
 
 
-async def stop(world: World, abruptly: bool = False) -> None:
-    assert world.front is not None
-    await world.front.close()
-    listener = world.listener  # type: ignore[attr-defined]
-    asyncio.get_running_loop().remove_reader(listener)
-    listener.close()
-    await world.agent.stop()
-    world.agent.book.ledger.close()
+def _message_id(kind: str) -> str:
+    from recuse.journal import EVENTS
+
+    return EVENTS[kind].message_id
 
 
 @pytest.fixture
@@ -278,51 +358,1005 @@ def paths(tmp_path: Path) -> Paths:
     found = Paths(tmp_path)
     found.state.mkdir(parents=True)
     found.spool.mkdir(parents=True)
+    (found.spool / "orphan").mkdir()
     found.policy_dir.mkdir(parents=True)
     (found.policy_dir / "50-test.toml").write_text(POLICY)
-    found.config.write_text('[spool]\nmin_free = "1 B"\nreserve = "1 MiB"\n')
+    found.config.write_text(ROOMY)
     return found
 
 
-def run(paths: Paths, scene: Callable[[World], Awaitable[None]]) -> None:
-    async def main() -> None:
-        world = await start(paths, SimulatedKernel(), SilentNotifier())
+def run(paths: Paths, scene: Callable[[World], Awaitable[None]]) -> World:
+    """Play a scene before an agent that runs, and clear the stage."""
+
+    async def main() -> World:
+        world = World(paths)
+        await world.start()
         try:
             await scene(world)
         finally:
             for child in reversed(world.children):
                 child.end()
-            await asyncio.sleep(0)
-            await stop(world)
-            for fd in world.notifier.kept.values():
-                os.close(fd)
+            await world.stop()
+            for name in list(world.store.kept):
+                world.store.drop(name)
+            for left in world.agent.spool.live_sessions():
+                world.agent.spool.forget(left)
+        return world
 
-    asyncio.run(main())
+    return asyncio.run(main())
 
 
-SHELL = wire.SessionRequest(wire.SESSION_LOGIN_SHELL, 0, 0, b"-bash", b"", b"xterm", b"C.UTF-8", b"")
+# -- recorded, exempt, refused --------------------------------------------------------
 
 
 def test_agent_records_a_session_to_its_end(paths: Paths) -> None:
     async def scene(world: World) -> None:
         sshd = await world.login("alice")
-        shell = world.shell(ALICE, sshd)
-        answer = await world.ask(shell, SHELL)
-        assert answer is not None and answer.verdict == Verdict.RECORD
-        assert answer.shell == b"/bin/bash" and b"is recorded" in answer.notice
-        assert world.kinds() == ["start", "policy", "login", "open"]
-        os.write(shell.fd, b'[0.5, "o", "hello\\r\\n"]\n[0.6, "x", "3"]\n')
+        shell, answer = await world.session(sshd, "alice")
+        assert answer.verdict == Verdict.RECORD and answer.shell == b"/bin/bash"
+        assert answer.label == b"record" and b"is recorded" in answer.notice
+        assert world.kinds() == ["login", "open"]
+        shell.write(b'[0.5, "o", "hello\\r\\n"]', b'[0.6, "x", "3"]')
         shell.end()
-        await world.until(lambda: not world.agent.sessions)
-        assert world.kinds()[4:] == ["segment", "close"]
+        await world.ended()
+        assert world.kinds()[2:] == ["segment", "close"]
         close = world.last("close")
         assert (close.get("outcome"), close.number("exit_status")) == ("recorded", 3)
         assert close.get("source") == "192.0.2.7:40112"
         assert close.get("source_claimed") == "192.0.2.99"
         assert os.listdir(paths.spool / "live") == []
-        assert len(os.listdir(paths.spool / "out")) == 1
+        assert os.listdir(paths.spool / "out") == [world.last("segment").get("blob")]
         sshd.end()
         await world.until(lambda: not world.agent.logins)
         assert world.last("logout").get("outcome") is None
+        assert list(paths.sessions.iterdir()) == [] and world.store.kept == {}
+
+    run(paths, scene)
+
+
+def test_agent_leaves_an_exempt_session_alone(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        sshd = await world.login("robot")
+        shell, answer = await world.session(sshd, "robot", b"backup")
+        assert answer.verdict == Verdict.EXEC and answer.flags == 0 and not shell.fds
+        assert b"not recorded: unattended job (rule robots, ops@example.org" in answer.notice
+        assert world.last("exempt").get("reason") == "unattended job"
+        shell.end()
+        await world.ended()
+        close = world.last("close")
+        assert close.get("outcome") == "exempt" and close.number("size") == 0
+        assert os.listdir(paths.spool / "live") == [] == os.listdir(paths.spool / "out")
+        event = world.event("exempt")
+        assert event["RECUSE_VERDICT"] == "exempt" and event["RECUSE_RULE"] == "robots"
+        assert event["RECUSE_SEQ"] == str(world.last("exempt").index)
+
+    run(paths, scene)
+
+
+def test_agent_refuses_a_login_and_says_why(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        sshd = world.child()
+        answer = await world.ask(sshd, wire.Login(b"sshd", b"mallory", b"", b"", b"ssh"))
+        assert answer is not None and answer.verdict == Verdict.REFUSE
+        assert answer.message == b"recuse: refused: ask the help desk (rule no-mallory)\n"
+        assert world.kinds() == ["refused"] and world.last("refused").get("outcome") == "refused"
+        assert world.agent.logins == {}
+
+    run(paths, scene)
+
+
+def test_agent_refuses_a_session_of_a_login_it_let_in(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        sshd = await world.login("alice")
+        shell, answer = await world.session(sshd, "alice", b"nc -l 80")
+        assert answer.verdict == Verdict.REFUSE and b"no-nc" in answer.message
+        assert world.kinds() == ["login", "refused"]
+        assert world.agent.sessions == {} and os.listdir(paths.spool / "live") == []
+        sshd.end()
+        await world.until(lambda: not world.agent.logins)
+        assert world.last("logout").get("outcome") is None  # its session carries it
+
+    run(paths, scene)
+
+
+def test_agent_accounts_for_every_channel_of_a_connection(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        sshd = await world.login("alice")
+        shells = [(await world.session(sshd, "alice", b"id"))[0] for _ in range(3)]
+        for shell in shells:
+            shell.write(b'[0.1,"x","0"]')
+            shell.end()
+        await world.ended()
+        assert world.kinds().count("open") == world.kinds().count("close") == 3
+        sshd.end()
+        await world.until(lambda: not world.agent.logins)
+        assert world.last("logout").number("sessions") == 3
+
+    run(paths, scene)
+
+
+@pytest.mark.parametrize(
+    ("user", "outcome", "gap"), [("alice", "partial", "limit"), ("robot", "exempt", None)]
+)
+def test_login_without_a_session_carries_its_outcome(
+    paths: Paths, user: str, outcome: str, gap: Optional[str]
+) -> None:
+    async def scene(world: World) -> None:
+        sshd = await world.login(user)
+        sshd.end()
+        await world.until(lambda: not world.agent.logins)
+        logout = world.last("logout")
+        assert (logout.get("outcome"), logout.get("gap")) == (outcome, gap)
+
+    run(paths, scene)
+
+
+def test_logout_ends_the_login_while_its_process_lives(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        sshd = await world.login("alice")
+        answer = await world.ask(sshd, wire.Logout(b"sshd", b"alice", b"ssh"))
+        assert answer is not None and answer.verdict == Verdict.ALLOW
+        assert world.kinds() == ["login", "logout"]
+        answer = await world.ask(sshd, wire.Logout(b"sshd", b"alice", b"ssh"))
+        assert answer is not None and world.kinds() == ["login", "logout"]
+
+    run(paths, scene)
+
+
+def test_services_that_are_no_logins_leave_no_entry(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        await world.login("root", "cron")
+        assert world.kinds() == [] and world.agent.logins == {}
+
+    run(paths, scene)
+
+
+def test_transfer_is_executed_without_a_shell(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        sshd = await world.login("alice")
+        program = b"/usr/lib/openssh/sftp-server"
+        shell, answer = await world.session(sshd, "alice", program)
+        assert (answer.verdict, answer.flags) == (Verdict.EXEC, wire.ANSWER_NO_SHELL)
+        assert answer.shell == program
+        shell.end()
+        await world.ended()
+        close = world.last("close")
+        assert (close.get("outcome"), close.get("session_kind")) == ("partial", "transfer")
+        assert close.ours["gaps"][0]["cause"] == "limit"
+        _, answer = await world.session(sshd, "alice", program + b" ")
+        assert answer.verdict == Verdict.RECORD  # equal, not alike
+
+    run(paths, scene)
+
+
+def test_session_without_a_login_implies_one(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        shell, answer = await world.session(world.child(), "alice")
+        assert answer.verdict == Verdict.RECORD
+        assert world.kinds() == ["login", "open"]
+        assert world.last("login").get("source") == "unknown"
+        shell.end()
+        await world.until(lambda: not world.agent.logins)
+        assert world.kinds()[-2:] == ["close", "logout"]
+
+    run(paths, scene)
+
+
+def test_audit_session_leads_to_the_login_where_ancestry_does_not(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        sshd = world.child()
+        world.kernel.audit[sshd.pid] = 7
+        await world.ask(sshd, wire.Login(b"sshd", b"alice", b"", b"", b""))
+        stray = world.child(USERS["alice"], RECUSE)
+        world.kernel.audit[stray.pid] = 7
+        await world.ask(stray, wire.SessionRequest())
+        assert world.last("open").get("login") == world.last("login").get("login")
+
+    run(paths, scene)
+
+
+# -- inside other sessions ------------------------------------------------------------
+
+
+async def recorded_on_a_terminal(world: World, user: str = "alice") -> Tuple[Child, int]:
+    """Begin a recorded session on a terminal of its own; give it and the inner terminal."""
+    sshd = await world.login(user)
+    shell = world.child(USERS[user], RECUSE, sshd)
+    outer_master, outer = pty.openpty()
+    master, slave = pty.openpty()
+    os.fchown(outer, USERS[user], -1)
+    os.fchmod(outer, 0o620)
+    world.kernel.ttys[shell.pid] = os.fstat(outer).st_rdev
+    answer = await world.ask(
+        shell, wire.SessionRequest(wire.SESSION_HAS_TTY, 24, 80, b"-bash"), [outer, master]
+    )
+    assert answer is not None and answer.verdict == Verdict.RECORD
+    inner = os.fstat(slave).st_rdev
+    for fd in (master, slave):
+        os.close(fd)
+    shell.fds[:0] = [outer_master, outer]
+    return shell, inner
+
+
+def test_outer_terminal_is_taken_and_given_back(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        shell, _ = await recorded_on_a_terminal(world)
+        outer = os.dup(shell.fds[1])
+        master = os.dup(shell.fds[0])
+        now = os.fstat(outer)
+        assert (now.st_uid, now.st_mode & 0o777) == (0, 0o600)
+        assert world.last("open").get("tty") == os.ttyname(outer)[5:]
+        shell.write(b'[0.1,"x","0"]')
+        shell.end()
+        await world.ended()
+        now = os.fstat(outer)
+        assert (now.st_uid, now.st_mode & 0o777) == (USERS["alice"], 0o620)
+        os.close(outer)
+        os.close(master)
+
+    run(paths, scene)
+
+
+def test_terminal_that_is_not_the_peers_is_left_and_said(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        sshd = await world.login("alice")
+        shell = world.child(USERS["alice"], RECUSE, sshd)
+        outer_master, outer = pty.openpty()
+        master, slave = pty.openpty()
+        answer = await world.ask(
+            shell, wire.SessionRequest(wire.SESSION_HAS_TTY, 24, 80), [outer, master]
+        )
+        assert answer is not None and answer.verdict == Verdict.RECORD
+        assert world.event("tty-not-taken")["RECUSE_FAULT"].startswith("the descriptor is not")
+        shell.end()
+        await world.ended()
+        assert "tty-not-taken" in world.last("close").ours["flags"]
+        for fd in (outer_master, outer, master, slave):
+            os.close(fd)
+
+    run(paths, scene)
+
+
+def test_other_holders_of_the_outer_terminal_are_named(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SimulatedKernel, "holders", lambda *_: ("99:sneaky",))
+
+    async def scene(world: World) -> None:
+        shell, _ = await recorded_on_a_terminal(world)
+        await world.until(lambda: any("99:sneaky" in e["MESSAGE"] for e in world.events))
+        shell.end()
+        await world.ended()
+        assert "tty-held:99:sneaky" in world.last("close").ours["flags"]
+
+    run(paths, scene)
+
+
+def test_shell_inside_a_recording_is_nested(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        relay, inner = await recorded_on_a_terminal(world)
+        su = world.child(parent=relay)
+        world.kernel.ttys[su.pid] = inner
+        await world.ask(su, wire.Login(b"su", b"root", b"alice", b"", b"pts/1"))
+        login = world.last("login")
+        assert login.get("outer") == world.last("open").get("session")
+        assert login.get("source") == "192.0.2.7:40112"
+        shell = world.child(0, RECUSE, su)
+        world.kernel.ttys[shell.pid] = inner
+        answer = await world.ask(shell, wire.SessionRequest(0, 0, 0, b"-bash"))
+        assert answer is not None
+        assert (answer.verdict, answer.label, answer.notice) == (Verdict.EXEC, b"nested", b"")
+        shell.end()
+        await world.until(lambda: "close" in world.kinds())
+        assert world.last("close").get("outcome") == "recorded"
+        assert world.last("close").get("session_kind") == "nested"
+
+    run(paths, scene)
+
+
+def test_shell_on_another_terminal_of_a_recorded_user_is_recorded(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        relay, inner = await recorded_on_a_terminal(world)
+        shell = world.child(USERS["alice"], RECUSE, relay)
+        world.kernel.ttys[shell.pid] = inner + 1
+        answer = await world.ask(shell, wire.SessionRequest(0, 0, 0, b"bash"))
+        assert answer is not None and answer.verdict == Verdict.RECORD
+
+    run(paths, scene)
+
+
+@pytest.mark.parametrize(
+    ("where", "outcome"),
+    [("inner", "recorded"), ("none", "recorded"), ("other", "partial")],
+    ids=["on-the-recorded-terminal", "without-a-terminal", "on-a-terminal-of-its-own"],
+)
+def test_sudo_inside_a_recording(paths: Paths, where: str, outcome: str) -> None:
+    async def scene(world: World) -> None:
+        relay, inner = await recorded_on_a_terminal(world)
+        sudo = world.child(parent=relay)
+        world.kernel.ttys[sudo.pid] = {"inner": inner, "none": 0, "other": inner + 1}[where]
+        await world.ask(sudo, wire.Login(b"sudo", b"root", b"alice", b"", b"pts/1"))
+        await world.ask(sudo, wire.Logout(b"sudo", b"root", b"pts/1"))
+        assert world.last("logout").get("outcome") == outcome
+
+    run(paths, scene)
+
+
+def test_sudo_inside_an_exempt_session_is_exempt(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        shell, _ = await world.session(await world.login("robot"), "robot")
+        sudo = world.child(parent=shell)
+        await world.ask(sudo, wire.Login(b"sudo", b"root", b"robot", b"", b""))
+        await world.ask(sudo, wire.Logout(b"sudo", b"root", b""))
+        assert world.last("logout").get("outcome") == "exempt"
+
+    run(paths, scene)
+
+
+# -- peers that misbehave -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("euid", "packet"),
+    [
+        (0, wire.encode(wire.SessionRequest())),
+        (0, wire.encode(wire.Signal())),
+        (0, wire.encode(wire.Answer(Verdict.ALLOW))),
+        (RECUSE, wire.encode(wire.Login(b"sshd", b"root"))),
+        (RECUSE, wire.encode(wire.Signal())),
+        (1000, wire.encode(wire.Login(b"sshd", b"root"))),
+        (1000, wire.encode(wire.SessionRequest())),
+        (0, b"garbage"),
+        (0, wire.encode(wire.Login(b"sshd", b"root")) + b"x"),
+        (RECUSE, wire.encode(wire.SessionRequest(wire.SESSION_HAS_TTY))),
+        (0, b"\0" * 70_000),
+    ],
+    ids=[
+        "session-from-pam",
+        "signal-from-pam",
+        "answer",
+        "login-from-shell",
+        "signal-before-session",
+        "login-from-user",
+        "session-from-user",
+        "garbage",
+        "trailing",
+        "tty-without-descriptors",
+        "overlong",
+    ],
+)
+def test_peer_that_speaks_out_of_turn_is_hung_up_on(
+    paths: Paths, euid: int, packet: bytes
+) -> None:
+    async def scene(world: World) -> None:
+        child = world.child(1000, euid)
+        assert await child.ask(paths.host_socket, packet) is None
+        assert world.event("peer-refused")["OBJECT_PID"] == str(child.pid)
+        assert world.kinds() == []
+
+    run(paths, scene)
+
+
+def test_descriptors_nobody_asked_for_are_closed(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        with open("/dev/null", "rb") as null:
+            packet = wire.encode(wire.Login(b"sshd", b"alice"))
+            assert await world.child().ask(paths.host_socket, packet, [null.fileno()]) is None
+        await world.until(lambda: len(os.listdir("/proc/self/fd")) <= before + 1)
+
+    run(paths, scene)
+
+
+def test_relay_may_wake_its_session_and_nothing_else(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        shell, _ = await world.session(await world.login("alice"), "alice")
+        shell.order({"do": "say", "packet": wire.encode(wire.Signal()).hex()})
+        await world.until(lambda: world.kernel.woken)
+        assert world.kernel.woken == [shell.pid]
+        shell.order({"do": "say", "packet": wire.encode(wire.SessionRequest()).hex()})
+        await world.until(lambda: "c-" not in "".join(world.store.kept))
+        assert world.event("peer-refused") and len(world.agent.sessions) == 1
+
+    run(paths, scene)
+
+
+def test_logins_at_the_same_time_share_a_write(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recuse.ledger import Ledger
+
+    sizes: List[int] = []
+    append = Ledger.append
+
+    def count(self: Ledger, entries: Sequence[bytes]) -> int:
+        sizes.append(len(entries))
+        return append(self, entries)
+
+    monkeypatch.setattr(Ledger, "append", count)
+
+    async def scene(world: World) -> None:
+        children = [world.child() for _ in range(20)]
+        packet = wire.Login(b"sshd", b"alice")
+        answers = await asyncio.gather(*(world.ask(child, packet) for child in children))
+        assert all(answer is not None and answer.verdict == Verdict.ALLOW for answer in answers)
+        assert world.kinds().count("login") == 20
+
+    run(paths, scene)
+    assert max(sizes) > 1
+
+
+# -- restarts -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["stop", "crash"])
+def test_restart_interrupts_nothing_and_misses_no_end(paths: Paths, how: str) -> None:
+    async def scene(world: World) -> None:
+        sshd = await world.login("alice")
+        stays, _ = await world.session(sshd, "alice")
+        leaves, _ = await world.session(sshd, "alice")
+        exempt, _ = await world.session(await world.login("robot"), "robot")
+        stays.write(b'[0.1,"o","before"]')
+        assert (await world.control(verb="sync"))["ok"]
+        stays.write(b'[0.2,"o","while"]')
+        await (world.stop() if how == "stop" else world.crash())
+        leaves.write(b'[0.2,"x","7"]')
+        leaves.end()
+        stays.write(b'[0.3,"o","it was down"]')
+        await world.start()
+        await world.until(lambda: len(world.agent.sessions) == 2)
+        close = world.last("close")
+        assert close.number("exit_status") == 7 and close.ours["flags"] == ["agent-was-down"]
+        stays.order({"do": "say", "packet": wire.encode(wire.Signal()).hex()})
+        await world.until(lambda: world.kernel.woken)  # the connection came along
+        stays.write(b'[0.4,"x","0"]')
+        stays.end()
+        exempt.end()
+        await world.ended()
+        assert world.last("close").ours.get("flags") is None
+        sshd.end()
+        view = records.fold(world.entries())
+        assert sorted(row.outcome or "" for row in view.sessions.values()) == [
+            "exempt", "recorded", "recorded",
+        ]  # fmt: skip
+        row = max(view.sessions.values(), key=lambda row: row.bytes)
+        assert [segment.n for segment in row.segments] == [0, 1]
+        assert sum(segment.plain_size for segment in row.segments) == row.bytes
+
+    run(paths, scene)
+
+
+def test_restart_without_kept_descriptors_finds_the_processes(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        sshd = await world.login("alice")
+        shell, _ = await world.session(sshd, "alice")
+        await world.crash()
+        for name in list(world.store.kept):
+            world.store.drop(name)
+        await world.start()
+        assert len(world.agent.sessions) == 1 and len(world.agent.logins) == 1
+        shell.end()
+        await world.ended()
+        assert world.last("close").ours["flags"] == ["interrupted"]
+
+    run(paths, scene)
+
+
+def test_reboot_closes_what_was_open(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        shell, _ = await world.session(await world.login("alice"), "alice")
+        shell.write(b'[0.1,"o","kept"]')
+        os.write(shell.fds[-1], b'[0.2,"o","to')
+        await world.crash()
+        for name in list(world.store.kept):
+            world.store.drop(name)
+        world.kernel.boot = "22222222-2222-2222-2222-222222222222"
+        await world.start()
+        await world.ended()
+        await world.until(lambda: not world.agent.logins)
+        close = world.last("close")
+        assert close.get("outcome") == "recorded"
+        assert close.ours["flags"] == ["agent-was-down", "interrupted"]
+        assert world.last("segment").number("events") == 1
+
+    run(paths, scene)
+
+
+def test_crash_of_the_host_that_lost_the_state_is_seen_in_the_ledger(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        shell, _ = await world.session(await world.login("alice"), "alice")
+        await world.session(await world.login("robot"), "robot")
+        await world.crash()
+        for path in paths.sessions.iterdir():
+            path.unlink()
+        for name in list(world.store.kept):
+            world.store.drop(name)
+        await world.start()
+        await world.ended()
+        await world.until(lambda: not world.agent.logins)
+        view = records.fold(world.entries())
+        assert sorted(row.outcome or "" for row in view.sessions.values()) == [
+            "exempt", "recorded",
+        ]  # fmt: skip
+        assert all(row.closed_seq is not None for row in view.logins.values())
+
+    run(paths, scene)
+
+
+def test_recording_that_is_gone_is_lost_and_says_so(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        shell, _ = await world.session(await world.login("alice"), "alice")
+        await world.crash()
+        for left in world.agent.spool.live_sessions():
+            world.agent.spool.forget(left)
+        shell.end()
+        await world.start()
+        await world.ended()
+        close = world.last("close")
+        assert close.get("outcome") == "lost" and "recording-missing" in close.ours["flags"]
+
+    run(paths, scene)
+
+
+def test_recording_nobody_knows_is_set_aside(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        await world.stop()
+        (paths.spool / "live" / "s-what.cast").write_text("{}\n[0.1]\n")
+        (paths.spool / "live" / "s-unused.cast").write_text("{}\n")
+        await world.start()
+        assert os.listdir(paths.spool / "live") == []
+        assert os.listdir(paths.spool / "quarantine") == ["s-what.cast"]
+
+    run(paths, scene)
+
+
+def test_damaged_ledger_begins_a_new_epoch_that_names_the_old(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        sshd = await world.login("alice")
+        shell, _ = await world.session(sshd, "alice")
+        shell.write(b'[0.1,"o","kept"]')
+        await world.control(verb="sync")
+        size = world.agent.book.size
+        await world.stop()
+        bundle = paths.ledger / "tile" / "entries" / "000.part"
+        data = bytearray(bundle.read_bytes())
+        data[100] ^= 1
+        bundle.write_bytes(data)
+        await world.start()
+        assert world.agent.book.host.origin.endswith("/2")
+        start = world.entries()[0]
+        assert start.ours["previous"]["origin"].endswith("/1")
+        assert start.ours["previous"]["size"] >= size
+        assert world.event("ledger-renewed")["PRIORITY"] == "2"
+        shell.write(b'[0.2,"x","0"]')
+        shell.end()
+        await world.ended()
+        row = next(iter(records.fold(world.entries()).sessions.values()))
+        assert row.outcome == "recorded" and "continued" in row.notes
+        assert sum(segment.plain_size for segment in row.segments) == row.bytes
+        assert len(os.listdir(paths.state / "ledger.1")) > 0
+
+    run(paths, scene)
+
+
+def test_host_name_that_changes_keeps_the_ledger_unless_configured(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: World) -> None:
+        before = world.agent.book.host.origin
+        await world.stop()
+        monkeypatch.setattr(SimulatedKernel, "hostname", lambda _: "renamed")
+        await world.start()
+        assert world.agent.book.host.origin == before
+        await world.stop()
+        paths.config.write_text(ROOMY + '[host]\nname = "db1"\n')
+        await world.start()
+        assert world.agent.book.host.origin == "local/recuse/host/db1/2"
+
+    run(paths, scene)
+
+
+# -- orphans --------------------------------------------------------------------------
+
+
+def write_orphan(paths: Paths, pid: int, suffix: str, *lines: bytes, **more: Any) -> Path:
+    told = {
+        "late": True, "uid": USERS["alice"], "pid": pid, "start_ns": 1_700_000_000_000_000_000,
+        "user": "alice", "argv0": "-bash", "command": None, "tty": "/dev/pts/9", "term": "xterm",
+        "lang": "C", "tags": "a,b", **more,
+    }  # fmt: skip
+    header = {"version": 2, "width": 80, "height": 24, "timestamp": 1, "recuse": told}
+    path = paths.spool / "orphan" / f"{told['uid']}-{pid}-{told['start_ns']}.{suffix}"
+    path.write_bytes(b"\n".join([json.dumps(header).encode(), *lines, b""]))
+    os.chown(path, RECUSE, -1)
+    return path
+
+
+def test_orphan_of_a_dead_recorder_is_entered_late(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        write_orphan(paths, 4_000_000, "cast", b'[0.1,"o","hi"]', b'[0.2,"x","4"]')
+        assert await adopt_orphans(world.agent) == 1
+        assert world.kinds() == ["login", "open", "segment", "close", "logout"]
+        opened, close = world.last("open"), world.last("close")
+        assert opened.ours["late"] is True and opened.get("tty") == "pts/9"
+        assert opened.get("user") == "alice" and opened.ours["claimed_tags"] == ["a", "b"]
+        assert (close.get("outcome"), close.number("exit_status")) == ("recorded", 4)
+        assert close.get("started", ) == "2023-11-14T22:13:20.000000000Z"
+        assert os.listdir(paths.spool / "orphan") == [] == os.listdir(paths.spool / "live")
+
+    run(paths, scene)
+
+
+def test_orphan_of_a_living_recorder_is_followed(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        sshd = await world.login("alice")
+        shell = world.child(RECUSE, RECUSE, sshd)
+        now_ns = world.kernel.now_ns()
+        path = write_orphan(paths, shell.pid, "cast", b'[0.1,"o","hi"]', start_ns=now_ns)
+        writer = os.open(path, os.O_WRONLY | os.O_APPEND)
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        shell.fds.append(writer)
+        assert await adopt_orphans(world.agent) == 1
+        assert world.kinds() == ["login", "open"]
+        assert world.last("open").get("login") == world.last("login").get("login")
+        assert await adopt_orphans(world.agent) == 0
+        shell.write(b'[0.2,"x","0"]')
+        shell.end()
+        await world.ended()
+        assert world.last("close").get("outcome") == "recorded"
+
+    run(paths, scene)
+
+
+def test_stub_of_a_session_let_pass_is_failed(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        lives = world.child(USERS["alice"], USERS["alice"])
+        write_orphan(paths, 4_000_000, "stub")
+        write_orphan(paths, lives.pid, "stub", start_ns=world.kernel.now_ns())
+        assert await adopt_orphans(world.agent) == 2
+        assert len(world.agent.sessions) == 1
+        lives.end()
+        await world.ended()
+        view = records.fold(world.entries())
+        assert [row.outcome for row in view.sessions.values()] == ["failed", "failed"]
+        assert os.listdir(paths.spool / "orphan") == []
+
+    run(paths, scene)
+
+
+def test_orphan_that_makes_no_sense_is_set_aside_and_the_others_go_on(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        (paths.spool / "orphan" / "1-2-3.cast").write_text("no json\n")
+        os.chown(paths.spool / "orphan" / "1-2-3.cast", RECUSE, -1)
+        (paths.spool / "orphan" / "0-0-0.cast").write_text("{}\n")  # of another owner
+        (paths.spool / "orphan" / "x").symlink_to("/etc/shadow")
+        write_orphan(paths, 4_000_000, "cast")
+        assert await adopt_orphans(world.agent) == 1
+        assert sorted(os.listdir(paths.spool / "quarantine")) == ["0-0-0.cast", "1-2-3.cast", "x"]
+        assert world.event("spool-fault")["PRIORITY"] == "3"
+
+    run(paths, scene)
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("1-2-3.txt", b"{}\n"),
+        ("1-2-3.cast", b"{}"),
+        ("1-2-3.cast", b"[]\n"),
+        ("1-2-3.cast", b'{"version":2,"recuse":[]}\n'),
+        ("1-2-3.cast", b'{"version":2,"recuse":{"late":true,"uid":"1"}}\n'),
+        ("1-2-3.cast", b'{"version":2,"recuse":{"late":true,"uid":true,"pid":2,"start_ns":3}}\n'),
+        ("1-2-3.cast", b'{"version":2,"recuse":{"late":true,"uid":9,"pid":2,"start_ns":3}}\n'),
+        ("1-2-3.cast", b"[" * 60_000 + b"\n"),
+    ],
+    ids=["suffix", "torn", "list", "told", "text-uid", "bool-uid", "other-name", "deep"],
+)
+def test_parse_orphan_is_strict(name: str, first: bytes) -> None:
+    with pytest.raises(BadOrphan):
+        parse_orphan(name, first)
+
+
+# -- faults ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "user", "verdict"),
+    [
+        ("stub", "alice", Verdict.EXEC),
+        ("refuse", "alice", Verdict.REFUSE),
+        ("terminate", "alice", Verdict.REFUSE),
+        ("refuse", "root", Verdict.EXEC),
+        ("refuse", "robot", Verdict.EXEC),
+    ],
+    ids=["stub", "refuse", "terminate", "recovery-group", "exempt-anyway"],
+)
+def test_full_spool(paths: Paths, setting: str, user: str, verdict: Verdict) -> None:
+    paths.config.write_text(
+        f'[session]\non_spool_full = "{setting}"\n[spool]\nmin_free = "100 TiB"\n'
+    )
+
+    async def scene(world: World) -> None:
+        shell, answer = await world.session(await world.login(user), user)
+        assert answer.verdict == verdict
+        shell.end()
+        await world.ended()
+        if user == "robot":
+            return
+        assert world.event("spool-full")["PRIORITY"] == "1"
+        if verdict == Verdict.REFUSE:
+            assert world.last("refused").get("outcome") == "refused"
+        else:
+            assert world.last("close").get("outcome") == "failed"
+            assert world.last("open").ours["notes"] == ["spool-full"]
+            assert "unrecorded" in {k for k in ("unrecorded",) if world.event(k)}
+
+    run(paths, scene)
+
+
+def test_ledger_that_cannot_be_written_leaves_the_host_to_its_fallback(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recuse.ledger import Ledger
+
+    async def scene(world: World) -> None:
+        sshd = await world.login("alice")
+        shell, _ = await world.session(sshd, "alice")
+
+        def fail(self: Ledger, entries: Sequence[bytes]) -> int:
+            raise LedgerError("ledger: no space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "append", fail)
+            assert await world.ask(world.child(), wire.Login(b"sshd", b"alice")) is None
+            other = world.child(USERS["alice"], RECUSE, sshd)
+            assert await world.ask(other, wire.SessionRequest()) is None
+            assert len(world.agent.sessions) == 1
+            assert len(os.listdir(paths.spool / "live")) == 1
+            assert world.event("ledger-failed")["PRIORITY"] == "2"
+            assert (await world.control(verb="status"))["healthy"] is False
+        await world.login("alice")
+        assert (await world.control(verb="status"))["healthy"] is True
+        shell.end()
+        await world.ended()
+
+    run(paths, scene)
+
+
+def test_end_that_cannot_be_entered_is_entered_later(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recuse import agent as module
+    from recuse import sealing
+    from recuse.ledger import Ledger
+
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(sealing, "RETRY_SECONDS", 0.01)
+    append, failures = Ledger.append, [0]
+
+    async def scene(world: World) -> None:
+        shell, _ = await world.session(await world.login("alice"), "alice")
+
+        def fail(self: Ledger, entries: Sequence[bytes]) -> int:
+            failures[0] += 1
+            if failures[0] < 10:
+                raise LedgerError("ledger: input/output error")
+            return append(self, entries)
+
+        monkeypatch.setattr(Ledger, "append", fail)
+        shell.end()
+        await world.ended()
+        assert failures[0] >= 10 and world.last("close").get("outcome") == "recorded"
+
+    run(paths, scene)
+
+
+def test_bad_policy_leaves_the_running_one_in_force(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        digest = world.agent.policy.digest
+        file = paths.policy_dir / "60-bad.toml"
+        file.write_text('[[rule]]\nname = "x"\neffect = "exmpt"\n')
+        paths.config.write_text("[session]\nnotce = true\n")
+        answer = await world.control(verb="reload")
+        assert answer["ok"] is False and "60-bad.toml:3" in answer["error"]
+        assert world.agent.policy.digest == digest and world.kinds() == []
+        assert "60-bad.toml:3" in world.event("policy-bad")["MESSAGE"]
+        assert "recuse.toml:2" in world.event("config-bad")["MESSAGE"]
+        file.write_text('[[rule]]\nname = "x"\neffect = "deny"\nusers = ["eve"]\n')
+        paths.config.write_text(ROOMY + '[session]\non_agent_failure = "refuse"\n')
+        assert (await world.control(verb="reload"))["ok"] is True
+        assert world.kinds() == ["policy"] or world.agent.policy.digest != digest
+        assert os.readlink(paths.fallback_link) == "refuse"
+        assert any(state.startswith("RELOADING=1") for state in world.store.sent)
+
+    run(paths, scene)
+
+
+def test_bad_policy_at_boot_falls_back_to_the_last_good_one(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        digest = world.agent.policy.digest
+        await world.stop()
+        (paths.policy_dir / "60-bad.toml").write_text("[[rule]\n")
+        await world.start()
+        assert world.agent.policy.digest == digest
+        assert world.event("policy-bad")["RECUSE_PROCEEDING"] == "the last good policy"
+        await world.stop()
+        for path in (paths.state / "policy.last").iterdir():
+            path.write_text("[[rule]\n")
+        await world.start()
+        assert world.agent.policy.rules == ()
+
+    run(paths, scene)
+
+
+def test_disabled_is_entered_when_it_appears_and_when_it_goes(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        paths.disabled.touch()
+        await world.control(verb="reload")
+        assert world.last("recovered").get("what") == "disabled"
+        paths.disabled.unlink()
+        await world.control(verb="reload")
+        assert world.last("recovered").get("what") == "enabled"
+
+    run(paths, scene)
+
+
+def test_heartbeats_are_entered_while_nothing_happens(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: World) -> None:
+        config = dataclasses.replace(
+            world.agent.config, ledger=dataclasses.replace(world.agent.config.ledger,
+                                                           heartbeat_seconds=0)
+        )  # fmt: skip
+        world.agent.upkeep.config = config
+        task = asyncio.ensure_future(world.agent.beat())
+        await world.until(lambda: world.kinds().count("heartbeat") >= 2)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert world.last("heartbeat").number("live") == 0
+
+    run(paths, scene)
+
+
+# -- segments and receipts ------------------------------------------------------------
+
+
+def test_receipts_release_segments_and_nothing_else_does(paths: Paths) -> None:
+    store = tlog.Signer("central", _key(), tlog.TYPE_COSIGNER)
+
+    async def scene(world: World) -> None:
+        keys.write_vkey(paths.collector_pub, store)
+        paths.config.write_text(ROOMY + '[central]\nurl = "https://central.example.org"\n')
+        await world.control(verb="reload")
+        shell, _ = await world.session(await world.login("alice"), "alice")
+        shell.end()
+        await world.ended()
+        blob = os.listdir(paths.spool / "out")[0]
+        origin = world.agent.book.host.origin
+        (paths.receipts / "blob").mkdir(parents=True)
+        note = (paths.ledger / "checkpoint").read_bytes()
+
+        async def removed(checkpoint: bytes, receipt: bytes) -> int:
+            (paths.receipts / "checkpoint").write_bytes(checkpoint)
+            (paths.receipts / "blob" / blob).write_bytes(receipt)
+            return int((await world.control(verb="receipt"))["removed"])
+
+        await world.control(verb="sync")
+        note = (paths.ledger / "checkpoint").read_bytes()
+        good = tlog.sign_note(receipt_text(origin, blob), store.of_type(tlog.TYPE_LOG))
+        other = tlog.sign_note(receipt_text(origin, "0" * 64), store.of_type(tlog.TYPE_LOG))
+        forged = tlog.sign_note(
+            receipt_text(origin, blob), tlog.Signer("central", _key(), tlog.TYPE_LOG)
+        )
+        seen = tlog.cosign(note, store, 1)
+        assert await removed(note, good) == 0  # nobody says he has the entries
+        assert await removed(seen, b"") == 0
+        assert await removed(seen, other) == 0
+        assert await removed(seen, forged) == 0
+        assert "receipt" in world.event("receipt-bad")["MESSAGE"]
+        assert await removed(tlog.cosign(note, tlog.Signer("central", _key(), 4), 1), good) == 0
+        assert await removed(seen, good) == 1
+        assert os.listdir(paths.spool / "out") == []
+
+    run(paths, scene)
+
+
+def _key() -> Any:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return Ed25519PrivateKey.generate()
+
+
+def test_segments_are_cut_while_the_session_runs(paths: Paths) -> None:
+    paths.config.write_text(ROOMY + 'segment_bytes = 4096\nsegment_seconds = 3600\n')
+
+    async def scene(world: World) -> None:
+        shell, _ = await world.session(await world.login("alice"), "alice")
+        for number in range(100):
+            shell.write(b'[%d.0,"o","%s"]' % (number, b"x" * 200))
+        await world.until(lambda: world.kinds().count("segment") >= 5)
+        shell.write(b'[100.0,"x","0"]')
+        shell.end()
+        await world.ended()
+        row = next(iter(records.fold(world.entries()).sessions.values()))
+        assert [segment.n for segment in row.segments] == list(range(len(row.segments)))
+        assert sum(segment.plain_size for segment in row.segments) == row.bytes
+
+    run(paths, scene)
+
+
+# -- the control socket ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line", [b"\n", b"{}\n", b"[]\n", b'{"verb": "explode"}\n', b"\xff\n", b"[" * 9000 + b"\n"]
+)
+def test_control_answers_what_it_does_not_know(paths: Paths, line: bytes) -> None:
+    async def scene(world: World) -> None:
+        reader, writer = await asyncio.open_unix_connection(str(paths.control_socket))
+        writer.write(line)
+        answer = json.loads(await reader.readline())
+        assert answer["ok"] is False and answer["exit"] == 5
+        writer.write(b'{"verb": "status"}\n')
+        assert json.loads(await reader.readline())["ok"] is True
+        writer.write(b"x" * 100_000)
+        assert await reader.read() == b""
+        writer.close()
+
+    run(paths, scene)
+
+
+@pytest.mark.parametrize("verb", ["reload", "sync", "watch", "receipt"])
+def test_control_refuses_users_what_is_roots(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    from recuse import front
+
+    monkeypatch.setattr(front.Front, "peer_uid", lambda *_: 1000)
+
+    async def scene(world: World) -> None:
+        answer = await world.control(verb=verb)
+        assert (answer["ok"], answer["exit"]) == (False, 7)
+        assert "ledger" not in await world.control(verb="status")
+
+    run(paths, scene)
+
+
+def test_control_shows_users_their_own_sessions(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recuse import front
+
+    async def scene(world: World) -> None:
+        shell, _ = await world.session(await world.login("alice"), "alice")
+        await world.session(await world.login("robot"), "robot")
+        rows = (await world.control(verb="sessions"))["sessions"]
+        assert {row["user"] for row in rows} == {"alice", "robot"}
+        with monkeypatch.context() as patch:
+            patch.setattr(front.Front, "peer_uid", lambda *_: USERS["alice"])
+            rows = (await world.control(verb="sessions"))["sessions"]
+            assert [row["user"] for row in rows] == ["alice"] and rows[0]["outcome"] is None
+            shell.end()
+            await world.until(lambda: len(world.agent.sessions) == 1)
+            assert (await world.control(verb="sessions"))["sessions"] == []
+            rows = (await world.control(verb="sessions", ended=True))["sessions"]
+            assert [row["outcome"] for row in rows] == ["recorded"]
+
+    run(paths, scene)
+
+
+def test_watch_tells_of_every_checkpoint_and_reload(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        reader, writer = await asyncio.open_unix_connection(str(paths.control_socket))
+        writer.write(b'{"verb": "watch"}\n')
+        assert json.loads(await reader.readline())["ok"] is True
+        await world.login("alice")
+        news = json.loads(await asyncio.wait_for(reader.readline(), 10))
+        assert news == {"size": world.agent.book.size, "blobs": 0}
+        await world.control(verb="reload")
+        assert json.loads(await asyncio.wait_for(reader.readline(), 10)) == {"reload": True}
+        writer.close()
+        await writer.wait_closed()
 
     run(paths, scene)
