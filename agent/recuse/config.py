@@ -470,18 +470,29 @@ def _read_trusted(path: AnyPath) -> bytes:
         raise
     except OSError as error:
         raise _Untrusted(f"cannot be read: {_strerror(error)}") from None
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
+    try:
+        status = _status(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise _Untrusted("not a regular file")
         _check_owner(status)
         if status.st_size > MAX_FILE:
             raise _Untrusted(f"larger than {MAX_FILE} bytes")
-        return file.read(MAX_FILE)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(MAX_FILE)
+    finally:
+        os.close(descriptor)
+
+
+def _status(file: Union[int, str]) -> os.stat_result:
+    return os.stat(file)
+
+
+def _is_root() -> bool:
+    return os.geteuid() == 0
 
 
 def _check_owner(status: os.stat_result) -> None:
-    if os.geteuid() != 0:
+    if not _is_root():
         return
     if status.st_uid != 0:
         raise _Untrusted(f"owned by uid {status.st_uid}, not by root")
@@ -506,7 +517,7 @@ def read_policy_dir(path: AnyPath) -> List[Tuple[str, bytes]]:
     directory = os.fspath(path)
     try:
         names = sorted(os.listdir(directory))
-        _check_owner(os.stat(directory))
+        _check_owner(_status(directory))
     except FileNotFoundError:
         return []
     except OSError as error:

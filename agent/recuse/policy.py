@@ -171,6 +171,7 @@ class _Subject:
         "maybe_roles",
         "now",
         "roles",
+        "today",
         "_local",
     )
 
@@ -179,6 +180,7 @@ class _Subject:
             raise ValueError("the time of a decision needs a time zone")
         self.facts = facts
         self.now = now
+        self.today = now.astimezone(timezone.utc).date()
         self.groups = frozenset(facts.groups or ())
         self.host = facts.host.lower()
         self.at_login = facts.tty is None and facts.command is None
@@ -565,7 +567,7 @@ class Rule:
         for matcher in self.matchers:
             if not matcher.test(subject):
                 return False
-        return self.expires is None or subject.local(timezone.utc).date() <= self.expires
+        return self.expires is None or subject.today <= self.expires
 
 
 @dataclass(frozen=True)
@@ -796,9 +798,8 @@ def _trace(rule: Rule, subject: _Subject, decision: Decision) -> RuleTrace:
         for matcher in rule.matchers
         if matcher.test(subject) is matched
     ]
-    today = subject.local(timezone.utc).date()
-    if rule.expires is not None and today > rule.expires:
-        said.append(f"expired: its last day was {rule.expires}, today is {today} (UTC)")
+    if rule.expires is not None and subject.today > rule.expires:
+        said.append(f"expired: its last day was {rule.expires}, today is {subject.today} (UTC)")
     if not said:
         said.append("asks for nothing: matches every session")
     if matched and not decided:

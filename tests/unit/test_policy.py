@@ -7,6 +7,7 @@ import fnmatch
 import ipaddress
 import itertools
 import json
+import re
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Tuple
@@ -18,6 +19,8 @@ from hypothesis import strategies as st
 
 from recuse.errors import PolicyError
 from recuse.policy import (
+    _MATCHERS,
+    _RULE_KEYS,
     EFFECTS,
     UNKNOWN_SOURCE,
     Decision,
@@ -1101,3 +1104,16 @@ def test_a_decision_looks_at_few_of_many_rules(line: str) -> None:
 def test_a_hostile_command_costs_no_exponential_time() -> None:
     one = policy(rule("r", "require-record", 'commands = ["*a*a*a*a*a*a*a*a*b?"]'))
     assert decide(facts(command="a" * 32768), one, NOW).rule is None
+
+
+# -----------------------------------------------------------------------------
+# The manual
+
+
+def test_the_manual_has_every_key_and_its_examples_hold() -> None:
+    manual = (REPOSITORY / "docs/man/recuse-policy.5").read_text()
+    documented = set(re.findall(r"^\.It Cm ([a-z_]+)", manual, flags=re.MULTILINE))
+    assert documented == {*_RULE_KEYS, *_MATCHERS, "days", "from", "zone"}
+    part = manual[manual.index(".Sh EXAMPLES") : manual.index(".Sh DIAGNOSTICS")]
+    examples = re.findall(r"^\.Bd -literal.*?\n(.*?)^\.Ed", part, flags=re.MULTILINE | re.DOTALL)
+    assert len(policy(*examples).rules) == len(examples) == 4
