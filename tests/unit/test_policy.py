@@ -466,6 +466,7 @@ def test_the_digest_depends_on_names_and_bytes_only() -> None:
     ]  # fmt: skip
     digests = [parse_policy(files).digest for files in others]
     assert len({digest, *digests}) == len(others) + 1
+    assert parse_policy([("a", b"##")]).digest != parse_policy([("a#", b"#")]).digest
 
 
 def test_rules_say_where_they_are() -> None:
@@ -1084,6 +1085,7 @@ def test_nobody_known_is_never_exempt(
         'host_tags = ["t{n}"]',
         'services = ["s{n}"]',
         'sources = ["10.{n}.0.0/16"]\nservices = ["sshd"]',
+        'sources = ["198.51.100.{n}", "2001:db8:{n}::/48", "10.{n}.0.0/16"]',
     ],
 )
 def test_a_decision_looks_at_few_of_many_rules(line: str) -> None:

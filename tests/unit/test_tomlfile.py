@@ -111,6 +111,13 @@ def test_tricky_document_is_valid_and_every_value_of_it_has_a_line() -> None:
     assert set(lines_of(TRICKY)) == set(keys_of(tomllib.loads(TRICKY)))
 
 
+def test_quotes_before_the_end_of_a_long_string_belong_to_it() -> None:
+    text = 'a = [ """x"""", "y",\n"""x""""", "z"\n]\nb = 1\n'
+    lines = lines_of(text)
+    assert lines == lines_of(text.replace('"', "'"))
+    assert [lines[key] for key in (("a", 1), ("a", 2), ("a", 3), ("b",))] == [1, 2, 2, 4]
+
+
 def test_windows_line_ends_count_once() -> None:
     file = TomlFile("f", TRICKY.replace("\n", "\r\n").encode(), [])
     assert [file.line(key) for key, _ in PLACES] == [line for _, line in PLACES]
