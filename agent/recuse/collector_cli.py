@@ -18,7 +18,7 @@ from recuse import __version__, collector
 from recuse import config as configuration
 from recuse.config import CollectorConfig, Paths
 from recuse.errors import CollectorError, FaultsFound, RecuseError
-from recuse.store import Store
+from recuse.store import Store, fingerprint
 
 USER = "recuse-collector"
 
@@ -89,6 +89,7 @@ def _init(arguments: argparse.Namespace, config: CollectorConfig) -> int:
         print(f"kept certificate {config.tls.cert}")
     print(f"store {config.store.path}")
     print(f"key {vkey}")
+    print(f"fingerprint {fingerprint(vkey)}")
     print("next: systemctl enable --now recuse-collector; recuse-collector token HOST")
     return 0
 
@@ -150,10 +151,16 @@ def _status(arguments: argparse.Namespace, config: CollectorConfig) -> int:
             {"time": _time(f.time_s), "origin": f.origin, "kind": f.kind, "detail": f.detail}
             for f in findings
         ]
-        status = {"key": vkey, "hosts": len(hosts), "entries": entries, "findings": found}
+        status = {
+            "key": vkey,
+            "fingerprint": fingerprint(vkey),
+            "hosts": len(hosts),
+            "entries": entries,
+            "findings": found,
+        }
         print(json.dumps(status))
     else:
-        print(f"store {config.store.path}, key {vkey}")
+        print(f"store {config.store.path}, key {vkey}, fingerprint {fingerprint(vkey)}")
         print(f"{len(hosts)} hosts, {entries} entries, {len(findings)} findings")
         for finding in findings:
             print(f"  {_time(finding.time_s)} {finding.kind}: {finding.detail}")

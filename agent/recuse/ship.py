@@ -343,6 +343,7 @@ class Ship:
         self._wake = asyncio.Event()
         self._hurry = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._identity: Tuple[object, ...] = ()
         self._end_routes: Optional[Callable[[], None]] = None
         self._skipped: Set[str] = set()
         self._checked: Set[str] = set()
@@ -426,7 +427,7 @@ class Ship:
             if note is None:
                 return True
             signed = tlog.Checkpoint.parse(tlog.Note.parse(note).text)
-            central = self._connect(signed.origin)
+            central = await self._connect(signed.origin)
             late = await self._send_blobs(central, signed.origin)
             await self._send_entries(central, note, signed)
             if late is not None:
@@ -449,10 +450,16 @@ class Ship:
     def _note(self) -> Optional[bytes]:
         return LedgerReader(self._paths.ledger).checkpoint()
 
-    def _connect(self, origin: str) -> Central:
+    async def _connect(self, origin: str) -> Central:
+        """Return the way to central storage: a new one if host or keys are not what they were."""
+        prefix, _ = storing.split_origin(origin)
+        files = (self._paths.host_pub, self._paths.collector_pub, self._paths.upload_key)
+        identity = (prefix, *map(_stamp, files))
+        if identity != self._identity:
+            await self.disconnect()
+            self._identity = identity
         if self._central is None:
             central = configuration.load(self._paths.config).central
-            prefix, _ = storing.split_origin(origin)
             upload = keys.load_or_create(self._paths.upload_key, prefix)
             if central.directory is not None:
                 host_vkey = keys.read_vkey(self._paths.host_pub).vkey
@@ -560,6 +567,7 @@ class Ship:
     def _drop_receipts(self) -> None:
         """Remove receipts of blobs that the agent has removed."""
         kept = set(_names(self._out))
+        self._skipped &= kept
         for name in _names(self._blob_receipts):
             if name not in kept:
                 try:
@@ -771,7 +779,8 @@ class Ship:
                 None, lambda: ask({"verb": "receipt"}, path)
             )
         except RecuseError as error:
-            _log.debug("agent is not told of receipts: %s", error.message)
+            self._new_receipts = 1
+            _log.debug("agent is not told of receipts, again later: %s", error.message)
 
     async def _watch_agent(self) -> None:
         """Follow the agent's news, over its restarts."""
@@ -861,6 +870,15 @@ def _names(directory: Path) -> List[str]:
         return []
 
 
+def _stamp(path: Path) -> Optional[Tuple[int, int]]:
+    """Return what changes when a file is replaced; None if there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def _below(root: Path, path: Path) -> Path:
     return root / path.relative_to("/")
 
@@ -929,12 +947,7 @@ def enroll(url: str, token: str, paths: Paths, ca: Optional[Path] = None) -> Enr
         raise CollectorError(f"{url} answers no collector's key") from error
     paths.etc.mkdir(mode=0o755, parents=True, exist_ok=True)
     _write(paths.collector_pub, f"{collector.vkey}\n".encode())
-    return Enrolled(prefix, collector.vkey, fingerprint(collector))
-
-
-def fingerprint(key: tlog.Verifier) -> str:
-    """Shorten a public key for people to compare."""
-    return f"SHA256:{hashlib.sha256(key.public).hexdigest()[:32]}"
+    return Enrolled(prefix, collector.vkey, storing.fingerprint(collector.vkey))
 
 
 def host_prefix(paths: Paths) -> str:

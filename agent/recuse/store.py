@@ -848,6 +848,11 @@ def host_verifier(origin: str, host_vkey: str) -> tlog.Verifier:
     return tlog.Verifier.make(origin, tlog.TYPE_LOG, _public(host_vkey))
 
 
+def fingerprint(vkey: str) -> str:
+    """Shorten a public key for people to compare."""
+    return f"SHA256:{hashlib.sha256(_public(vkey)).hexdigest()[:32]}"
+
+
 def receipt_text(origin: str, digest: str) -> bytes:
     """Return what the receipt for a blob says."""
     return f"recuse/receipt/v1\n{origin}\nsha-256 {digest}\n".encode()

@@ -58,6 +58,7 @@ class Host:
     def __init__(self, root: Path, epoch: int = 1) -> None:
         self.paths = Paths(root)
         self.epoch = epoch
+        self.prefix = PREFIX
         for path in (self.paths.etc, self.paths.state, self.paths.ship_state, self.paths.run):
             path.mkdir(parents=True, exist_ok=True)
         self.out = self.paths.spool / "out"
@@ -66,7 +67,7 @@ class Host:
 
     @property
     def origin(self) -> str:
-        return f"{PREFIX}/{self.epoch}"
+        return f"{self.prefix}/{self.epoch}"
 
     def open(self) -> Ledger:
         signer = keys.load_or_create(self.paths.host_key, self.origin)
@@ -254,7 +255,7 @@ class Central:
         self._options = options
         self.port = 0
         self.store = Store(directory / "store", "collector.example", on_finding=self._found)
-        self.service = MoodyService(self.store)
+        self.service: MoodyService
         self._server: Optional[collector.Server] = None
 
     @property
