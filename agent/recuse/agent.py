@@ -230,7 +230,6 @@ class Agent:
         live.pidfd, connection.pidfd = connection.pidfd, -1
         self.door.answer(connection, wire.Answer(Verdict.ALLOW))
         self.follow_login(live)
-        self.files.save(live)
         self._tell("login", login, None, decision, seq=live.seq)
 
     def _source(self, peer: Peer, place: Place) -> Optional[str]:

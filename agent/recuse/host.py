@@ -115,7 +115,7 @@ class Kernel:
         return boot_ns + start * (1_000_000_000 // os.sysconf("SC_CLK_TCK"))
 
     def boot_id(self) -> str:
-        return self._text("sys/kernel/random/boot_id").strip()
+        return self._read("sys/kernel/random/boot_id").decode("ascii").strip()
 
     def machine_id(self) -> str:
         try:
@@ -176,8 +176,7 @@ class Kernel:
     def stat(self, pid: int) -> Stat:
         """Read /proc/PID/stat. Raises: ProcessLookupError if there is no such process."""
         try:
-            with open(f"{self.proc}/{pid}/stat", "rb") as file:
-                raw = file.read()
+            raw = self._read(f"{pid}/stat")
         except (FileNotFoundError, ProcessLookupError) as error:
             raise ProcessLookupError(f"no process {pid}") from error
         head, _, tail = raw.rpartition(b")")  # the name may hold anything, ")" too
@@ -197,10 +196,10 @@ class Kernel:
     def identity(self, pid: int) -> Identity:
         """Read the user and audit ids. Raises: ProcessLookupError if it is gone."""
         try:
-            status = self._text(f"{pid}/status")
+            status = self._read(f"{pid}/status")
         except (FileNotFoundError, ProcessLookupError) as error:
             raise ProcessLookupError(f"no process {pid}") from error
-        uids = status.partition("\nUid:")[2].split(None, 2)
+        uids = status.partition(b"\nUid:")[2].split(None, 2)
         return Identity(
             ruid=int(uids[0]),
             euid=int(uids[1]),
@@ -443,13 +442,17 @@ class Kernel:
 
     # -- helpers ---------------------------------------------------------------------
 
-    def _text(self, name: str) -> str:
-        with open(f"{self.proc}/{name}", encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
+    def _read(self, name: str) -> bytes:
+        """Read a file of /proc, which gives all it has at once."""
+        fd = os.open(f"{self.proc}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(fd, 65536)
+        finally:
+            os.close(fd)
 
     def _audit(self, pid: int, name: str) -> Optional[int]:
         try:
-            value = int(self._text(f"{pid}/{name}"))
+            value = int(self._read(f"{pid}/{name}"))
         except (OSError, ValueError):
             return None  # a kernel without audit
         return None if value == UNSET else value

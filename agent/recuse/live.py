@@ -126,7 +126,9 @@ class LiveFiles:
         }
         path = self.directory / f"{live.id}.json"
         temporary = self.directory / f".{live.id}.new"
-        temporary.write_text(json.dumps({"is": kind, **fields}, ensure_ascii=True))
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb", buffering=0) as file:
+            file.write(json.dumps({"is": kind, **fields}, ensure_ascii=True).encode())
         os.rename(temporary, path)
 
     def remove(self, live: Live) -> None:

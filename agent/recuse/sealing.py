@@ -6,6 +6,7 @@ Part of the agent. Wakes once a second while there are recordings, never otherwi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -167,4 +168,5 @@ class Sealer:
 
 
 def _be_nice() -> None:
-    os.nice(NICE)  # of this thread alone, on Linux
+    with contextlib.suppress(OSError):  # a sandbox may forbid it
+        os.nice(NICE)  # of this thread alone, on Linux

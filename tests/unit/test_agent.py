@@ -1352,7 +1352,9 @@ def test_watch_tells_of_every_checkpoint_and_reload(paths: Paths) -> None:
         writer.write(b'{"verb": "watch"}\n')
         assert json.loads(await reader.readline())["ok"] is True
         await world.login("alice")
-        news = json.loads(await asyncio.wait_for(reader.readline(), 10))
+        news = {"size": 0}
+        while news["size"] < world.agent.book.size:  # the start is news as well
+            news = json.loads(await asyncio.wait_for(reader.readline(), 10))
         assert news == {"size": world.agent.book.size, "blobs": 0}
         await world.control(verb="reload")
         assert json.loads(await asyncio.wait_for(reader.readline(), 10)) == {"reload": True}
@@ -1360,3 +1362,54 @@ def test_watch_tells_of_every_checkpoint_and_reload(paths: Paths) -> None:
         await writer.wait_closed()
 
     run(paths, scene)
+
+
+# -- systemd --------------------------------------------------------------------------
+
+
+def test_notifier_speaks_to_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        Notifier().notify("READY=1")
+        assert manager.recv(4096) == b"READY=1"
+        with open("/dev/null", "rb") as null:
+            Notifier().keep("p-s-a", null.fileno())
+        data, ancillary, _, _ = manager.recvmsg(4096, socket.CMSG_SPACE(64))
+        assert data == b"FDSTORE=1\nFDNAME=p-s-a"
+        passed = [raw for _, kind, raw in ancillary if kind == socket.SCM_RIGHTS]
+        assert len(passed) == 1
+        os.close(array.array("i", passed[0])[0])
+        Notifier().drop("p-s-a")
+        assert manager.recv(4096) == b"FDSTOREREMOVE=1\nFDNAME=p-s-a"
+    Notifier().notify("READY=1")  # nobody there: no matter
+
+
+def test_inherit_sorts_what_systemd_hands_over(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        with contextlib.suppress(BaseException):
+            os.dup2(write, 100)
+            os.closerange(3, 100)
+            host = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            kept = os.open("/dev/null", os.O_RDONLY)
+            odd = os.open("/dev/null", os.O_RDONLY)
+            assert (host.fileno(), control.fileno(), kept, odd) == (3, 4, 5, 6)
+            os.environ.update(
+                LISTEN_PID=str(os.getpid()), LISTEN_FDS="4",
+                LISTEN_FDNAMES="host:control:p-s-abc:what",
+            )  # fmt: skip
+            found = recovery.inherit()
+            told = [s.type for s in found.host], [s.type for s in found.control], found.stored
+            os.write(100, repr(told).encode())
+            status = 0
+        os._exit(status)
+    os.close(write)
+    told = os.read(read, 4096).decode()
+    os.close(read)
+    assert os.waitpid(pid, 0)[1] == 0
+    expected = [socket.SOCK_SEQPACKET], [socket.SOCK_STREAM], {"p-s-abc": 5}
+    assert told == repr(expected)
