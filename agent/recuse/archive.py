@@ -20,7 +20,7 @@ from .errors import CryptoError, LedgerError, NotFound
 from .ledger import LedgerReader
 
 _HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_LEDGER_NAME = re.compile(r"ledger(?:-[A-Za-z0-9._-]+)?", re.ASCII)
+_LEDGER_NAME = re.compile(r"ledger(?:[.-][A-Za-z0-9._+-]+)?", re.ASCII)
 _MAX_BLOB_BYTES = 64 << 20
 _STATE = "var/lib/recuse"
 _SPOOL = "var/spool/recuse"

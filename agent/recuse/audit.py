@@ -224,32 +224,60 @@ def verify_all(
 ) -> List[Report]:
     """Verify ledgers; the epochs of one host in order, as sessions may end in a later one.
 
-    `trusted` is one for all, or by host: the origin without the epoch. min_size is that of the
+    `trusted` is one for all, or by host as group_by_host() names it. min_size is that of the
     newest epoch.
 
     Raises: CryptoError if nothing is trusted for one of the hosts.
     """
     if blobs not in BLOB_MODES:
         raise ValueError(f"{blobs!r} is no way to treat blobs")
-    hosts: Dict[str, List[Source]] = {}
-    for source in sources:
-        hosts.setdefault(split_epoch(source.origin)[0], []).append(source)
     reports: List[Report] = []
-    for prefix, epochs in hosts.items():
+    for prefix, epochs in group_by_host(sources).items():
         known = trusted if isinstance(trusted, Trusted) else trusted.get(prefix)
         if known is None:
             raise CryptoError(
                 f"no trusted key for host {prefix}", hint="give its vkey with --host-key"
             )
-        epochs = sorted(epochs, key=lambda one: split_epoch(one.origin)[1])
         earlier: Optional[_Audit] = None
         for source in epochs:
             newest = source is epochs[-1]
-            audit = _Audit(source, known, blobs, earlier, newest)
+            renamed = split_epoch(source.origin)[0] != prefix
+            audit = _Audit(source, known, blobs, earlier, newest, renamed)
             audit.run(now_ns if newest else None)
             reports.append(audit.report)
             earlier = audit
     return reports
+
+
+def group_by_host(sources: Sequence[Source]) -> Dict[str, List[Source]]:
+    """Group ledgers by host, in the order of their epochs.
+
+    A host is named by the origin of its newest ledger, without the epoch. Ledgers that it kept
+    under another name are its own too: the first entry of the one after names them.
+    """
+    hosts: Dict[str, List[Source]] = {}
+    for source in sources:
+        hosts.setdefault(split_epoch(source.origin)[0], []).append(source)
+    for source in sources:
+        mine, before = split_epoch(source.origin)[0], _origin_before(source)
+        theirs = split_epoch(before)[0] if before else mine
+        named = any(one.origin == before for one in hosts.get(theirs, ()))
+        if theirs != mine and named and mine in hosts:
+            hosts[mine] += hosts.pop(theirs)
+    for epochs in hosts.values():
+        epochs.sort(key=lambda one: split_epoch(one.origin)[1])
+    return hosts
+
+
+def _origin_before(source: Source) -> Optional[str]:
+    """Read what the first entry says of the ledger before."""
+    try:
+        _, raw, _ = next(source.entries())
+        previous = parse(raw or b"").ours.get("previous")
+    except (StopIteration, RecuseError):
+        return None
+    origin = previous.get("origin") if isinstance(previous, dict) else None
+    return origin if isinstance(origin, str) else None
 
 
 def named_verifier(key: Verifier, origin: str) -> Verifier:
@@ -459,6 +487,7 @@ class _Audit:
         blobs: str,
         earlier: Optional[_Audit],
         newest: bool,
+        renamed: bool,
     ) -> None:
         self.report = Report(source.origin)
         self.heads: List[_Head] = []
@@ -468,6 +497,7 @@ class _Audit:
         self._blobs = blobs
         self._earlier = earlier
         self._newest = newest
+        self._renamed = renamed
         self._recordings: Dict[str, _Recording] = earlier._recordings if earlier else {}
         self._previous: Optional[Entry] = None
         self._period_ns: Optional[float] = None
@@ -552,7 +582,7 @@ class _Audit:
         if note is not None:
             signed = self._open(note)
         size = signed.size if signed else 0
-        if signed and size < self._trusted.min_size:
+        if signed and self._newest and size < self._trusted.min_size:
             self.fault(
                 "rollback",
                 "checkpoint",
@@ -565,7 +595,10 @@ class _Audit:
         found: Optional[Checkpoint] = None
         sound = False
         try:
-            verifier = named_verifier(self._trusted.host, self.report.origin)
+            host = self._trusted.host
+            if self._renamed:
+                host = Verifier.make(self.report.origin, TYPE_LOG, host.public)
+            verifier = named_verifier(host, self.report.origin)
             found = open_checkpoint(note, verifier)
             sound = True
         except CryptoError as error:
@@ -814,7 +847,10 @@ class _Audit:
         if entry.kind == "start" and entry.index == 0:
             self._read_first(entry)
         elif entry.kind == "login":
-            if (entry.get("login") or "") in self.view.logins:
+            login = self.view.logins.get(entry.get("login") or "")
+            if login is not None and self._is_taken_over(login):
+                del self.view.logins[login.login]
+            elif login is not None:
                 self._entry_fault("repeated", entry, "there was a login of that id before")
         elif entry.kind == "logout":
             self._read_logout(entry)
@@ -826,6 +862,11 @@ class _Audit:
             entry.kind == "refused" and entry.get("session") is not None
         ):
             self._read_open(entry)
+
+    @staticmethod
+    def _is_taken_over(row: Union[SessionRow, LoginRow]) -> bool:
+        """Say whether it began in an earlier epoch and lives: a new epoch may enter it anew."""
+        return row.seq < 0 and row.closed_seq is None
 
     def _read_first(self, entry: Entry) -> None:
         """Compare what a new epoch says of the one before with the latter, if it is here."""
@@ -877,7 +918,14 @@ class _Audit:
         if name is None:
             self._entry_fault("not-an-entry", entry, "names no session")
             return
-        if name in self.view.sessions:
+        row = self.view.sessions.get(name)
+        if row is not None and self._is_taken_over(row):
+            del self.view.sessions[name]
+            self._recordings.pop(name, None)
+            login = self.view.logins.get(row.login or "")
+            if login is not None and name in login.sessions:
+                login.sessions.remove(name)
+        elif row is not None:
             self._entry_fault("repeated", entry, "there was a session of that id before")
         late = entry.ours.get("late") is True
         if (entry.get("login") or "") not in self.view.logins and not late:

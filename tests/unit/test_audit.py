@@ -817,12 +817,13 @@ def test_a_clock_that_went_back_is_warned_of(world: World) -> None:
 # Epochs
 
 
-def second_epoch(tmp_path: Path, previous_size: int) -> Tuple[Path, Trusted]:
+def second_epoch(
+    tmp_path: Path, previous_size: int, origin: str = ORIGIN[:-1] + "2"
+) -> Tuple[Path, Trusted]:
     top = tmp_path / "archive"
     first = recorded(World(top)).segment("s-1", 0, b"ab")
     first.done()
-    os.rename(top / "ledger", top / "ledger-epoch-1")
-    origin = ORIGIN[:-1] + "2"
+    os.rename(top / "ledger", top / "ledger.1")
     previous = {"origin": ORIGIN, "size": previous_size, "root": first.ledger.root().hex()}
     second = World(top, key(1, origin), replace(HOST, origin=origin), first.time_ns)
     second.enter(at(rec.start_entry, previous, "the ledger was damaged"))
@@ -839,15 +840,50 @@ def test_a_session_may_end_in_a_later_epoch(tmp_path: Path) -> None:
     assert [(one.live, one.recorded) for one in reports] == [(1, 0), (0, 1)]
 
 
+def test_a_new_epoch_may_enter_anew_what_lives(tmp_path: Path) -> None:
+    top = tmp_path / "archive"
+    first = recorded(World(top)).segment("s-1", 0, b"ab")
+    first.done()
+    os.rename(top / "ledger", top / "ledger.1")
+    origin = ORIGIN[:-1] + "2"
+    previous = {"origin": ORIGIN, "size": 4, "root": ""}
+    second = World(top, key(1, origin), replace(HOST, origin=origin), first.time_ns)
+    second.enter(at(rec.start_entry, previous, "damaged"), at(rec.login_entry, LOGIN, RECORD))
+    second.enter(at(rec.open_entry, SESSION, RECORD)).segment("s-1", 0, b"abc")
+    second.close("s-1", b"abc", 1).enter(at(rec.logout_entry, LOGIN, None, 1)).done()
+    reports = verify_all(open_archive(top), TRUSTED)
+    assert all(one.ok for one in reports), [r.lines() for r in reports]
+    assert reports[1].recorded == 1
+
+
 def test_an_epoch_that_says_more_of_the_one_before_is_a_rollback(tmp_path: Path) -> None:
     top, trusted = second_epoch(tmp_path, 5)
     first, second = verify_all(open_archive(top), trusted)
     assert codes(first) == ["rollback"] and second.ok
 
 
+def test_a_host_that_was_renamed_keeps_its_past(tmp_path: Path) -> None:
+    top, _ = second_epoch(tmp_path, 4, "example.org/recuse/host/new-name/2")
+    named = cp.Verifier.make("example.org/recuse/host/new-name/2", cp.TYPE_LOG, KEY.verifier.public)
+    trusted = {"example.org/recuse/host/new-name": Trusted(named, min_size=4)}
+    reports = verify_all(open_archive(top), trusted)
+    assert [one.origin for one in reports] == [ORIGIN, "example.org/recuse/host/new-name/2"]
+    assert all(one.ok and not one.warnings for one in reports), [r.lines() for r in reports]
+
+
+def test_the_past_of_another_host_is_no_hosts_own(told: Path, tmp_path: Path) -> None:
+    top, trusted = second_epoch(tmp_path, 4)
+    strange = World(tmp_path / "strange", key(8, "example.org/recuse/host/h9/1"))
+    strange.host = replace(HOST, origin="example.org/recuse/host/h9/1")
+    strange.enter(at(rec.start_entry, {"origin": "nobody", "size": 1, "root": ""}, "x")).done()
+    sources = [*open_archive(top), *open_archive(strange.path)]
+    assert list(audit.group_by_host(sources)) == [ORIGIN[:-2], "example.org/recuse/host/h9"]
+    assert codes(verify_all(sources, trusted)[-1]) == ["bad-signature"]
+
+
 def test_an_epoch_alone_says_what_is_not_here(tmp_path: Path) -> None:
     top, trusted = second_epoch(tmp_path, 4)
-    shutil.rmtree(top / "ledger-epoch-1")
+    shutil.rmtree(top / "ledger.1")
     (report,) = verify_all(open_archive(top), trusted)
     assert "no-previous" in [one.code for one in report.warnings]
 
