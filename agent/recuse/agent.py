@@ -585,7 +585,7 @@ class Agent:
     ) -> None:
         assert live.terminal is not None
         found = await asyncio.get_running_loop().run_in_executor(
-            None, self.kernel.holders, live.terminal.rdev, uid, pids
+            None, self.kernel.holders, live.terminal.rdev, uid, pids, live.pid
         )
         if found:
             live.flags.extend(f"tty-held:{name}" for name in found)
@@ -720,7 +720,9 @@ class Agent:
             "verdict": live.verdict, "rule": live.grounds.rule, "reason": live.grounds.reason,
             "outcome": outcome, "seq": seq, "exit_status": exit_status, "pid": live.pid,
         }  # fmt: skip
-        self.journal.write("interrupted" if "interrupted" in live.flags else "closed", **fields)
+        self.journal.write("closed", **fields)
+        if "interrupted" in live.flags:
+            self.journal.write("interrupted", **fields)
         if survivors:
             self.journal.write("outlived", processes=", ".join(survivors), **fields)
 

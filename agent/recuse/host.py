@@ -347,8 +347,13 @@ class Kernel:
         finally:
             os.close(terminal.handle)
 
-    def holders(self, rdev: int, uid: int, except_pids: FrozenSet[int]) -> Tuple[str, ...]:
-        """Name the processes of `uid` that have a terminal open. Slow: run it in a thread."""
+    def holders(
+        self, rdev: int, uid: int, except_pids: FrozenSet[int], below: int = 0
+    ) -> Tuple[str, ...]:
+        """Name the processes of `uid` that have a terminal open, but for those below a process.
+
+        Slow: run it in a thread.
+        """
         found: List[str] = []
         for pid in self.processes():
             if pid in except_pids:
@@ -357,7 +362,8 @@ class Kernel:
                 if os.stat(f"{self.proc}/{pid}").st_uid != uid and self.identity(pid).ruid != uid:
                     continue
                 if any(_rdev(path) == rdev for path in self._descriptors(pid)):
-                    found.append(self._label(pid))
+                    if below not in (one.pid for one in self.lineage(pid)):
+                        found.append(self._label(pid))
             except OSError:
                 continue
         return _limited(found)

@@ -192,6 +192,7 @@ def test_holders_names_who_else_has_a_terminal_open(kernel: Kernel) -> None:
     me = frozenset({os.getpid()})
     assert kernel.holders(rdev, os.getuid(), me) == (f"{process.pid}:sleep",)
     assert kernel.holders(rdev, os.getuid(), me | {process.pid}) == ()
+    assert kernel.holders(rdev, os.getuid(), me, below=os.getpid()) == ()
     process.kill()
     process.wait()
     os.close(master)
