@@ -654,15 +654,14 @@ class Agent:
         self._status()
 
     async def _survivors(self, live: LiveSession) -> Tuple[str, ...]:
-        ttys = {live.inner_tty}
+        login, ttys = live.session.login, {live.inner_tty}
         if live.taken is not None:
             ttys.add(live.taken[0])
-        others = [s for s in self.sessions.values() if s is not live]
-        for other in others:
-            if other.session.login.id == live.session.login.id:
-                return ()  # what runs may belong to the other sessions of this connection
+        others = (other for other in self.sessions.values() if other is not live)
+        if any(other.session.login.id == login.id for other in others):
+            return ()  # what runs may belong to the other sessions of this connection
         return await asyncio.get_running_loop().run_in_executor(
-            None, self.kernel.survivors, live.session.login.audit_session, frozenset(ttys)
+            None, self.kernel.survivors, login.audit_session, frozenset(ttys), login.pid
         )
 
     async def _enter_for_sure(self, build: Any, *arguments: Any) -> int:

@@ -368,11 +368,14 @@ class Kernel:
                 continue
         return _limited(found)
 
-    def survivors(self, audit_session: Optional[int], ttys: FrozenSet[int]) -> Tuple[str, ...]:
+    def survivors(
+        self, audit_session: Optional[int], ttys: FrozenSet[int], login_pid: int
+    ) -> Tuple[str, ...]:
         """Name what outlived its session with a terminal of its own (tmux, screen, mosh-server).
 
-        Goes by the audit session, which follows a daemon that left its ancestors. `ttys` are
-        the session's own terminals. Slow: run it in a thread.
+        Goes by the audit session, which follows a daemon that left its ancestors; what is still
+        below the login's process belongs to the connection. `ttys` are the session's own
+        terminals. Slow: run it in a thread.
         """
         if audit_session is None:
             return ()
@@ -388,7 +391,7 @@ class Kernel:
                     outlives = process.comm not in RELAY_NAMES and any(
                         _is_master(path) for path in self._descriptors(pid)
                     )
-                if outlives:
+                if outlives and login_pid not in (one.pid for one in self.lineage(pid)):
                     found.append(self._label(pid))
             except OSError:
                 continue

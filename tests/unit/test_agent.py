@@ -106,7 +106,9 @@ class SimulatedKernel(Kernel):
     def wake(self, pid: int) -> None:
         self.woken.append(pid)
 
-    def survivors(self, audit_session: Optional[int], ttys: Any) -> Tuple[str, ...]:
+    def survivors(
+        self, audit_session: Optional[int], ttys: Any, login_pid: int
+    ) -> Tuple[str, ...]:
         return self.left
 
 
@@ -689,6 +691,19 @@ def test_sudo_inside_an_exempt_session_is_exempt(paths: Paths) -> None:
         await world.ask(sudo, wire.Login(b"sudo", b"root", b"robot", b"", b""))
         await world.ask(sudo, wire.Logout(b"sudo", b"root", b""))
         assert world.last("logout").get("outcome") == "exempt"
+
+    run(paths, scene)
+
+
+def test_what_outlives_a_session_is_named_in_its_close(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        world.kernel.left = ("77:tmux: server",)
+        shell, _ = await world.session(await world.login("alice"), "alice")
+        shell.write(b'[0.1,"x","0"]')
+        shell.end()
+        await world.ended()
+        assert world.last("close").ours["flags"] == ["outlived-by:77:tmux: server"]
+        assert "77:tmux: server outlive" in world.event("outlived")["MESSAGE"]
 
     run(paths, scene)
 

@@ -259,7 +259,27 @@ def test_account_prefers_the_name_where_a_uid_has_several(kernel: Kernel) -> Non
 
 
 def test_survivors_without_an_audit_session_are_not_guessed(kernel: Kernel) -> None:
-    assert kernel.survivors(None, frozenset()) == ()
+    assert kernel.survivors(None, frozenset(), 1) == ()
+
+
+def test_survivors_are_those_of_the_audit_session_with_a_terminal_that_left_the_login(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid, master = pty.fork()
+    if pid == 0:
+        signal.pause()
+        os._exit(0)
+    monkeypatch.setattr(
+        Kernel, "_audit", lambda _, one, name: 7 if one == pid else None
+    )
+    label = f"{pid}:{kernel.stat(pid).comm.decode()}"
+    assert kernel.survivors(7, frozenset(), 0) == (label,)
+    assert kernel.survivors(7, frozenset({kernel.stat(pid).tty}), 0) == ()
+    assert kernel.survivors(7, frozenset(), os.getpid()) == ()
+    assert kernel.survivors(8, frozenset(), 0) == ()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(master)
 
 
 def test_named_processes_are_limited() -> None:
