@@ -454,6 +454,7 @@ ask_agent(const struct caller *c, struct recuse_relay *r,
         .tags = field(get_variable(c, "LC_RECUSE_TAGS"), RECUSE_MAX_TAGS),
     };
     ssize_t len;
+    int e;
 
     if (r->terminal)
         s.flags |= RECUSE_SESSION_HAS_TTY;
@@ -466,9 +467,12 @@ ask_agent(const struct caller *c, struct recuse_relay *r,
     len = recuse_encode_session(request, sizeof request, &s);
     if (len < 0)
         return (int) len;
-    return recuse_ask(RECUSE_HOST_SOCKET, request, (size_t) len, fds,
-                      r->terminal ? 2 : 0, RECUSE_DEADLINE_MS, reply,
-                      sizeof reply, ret, &r->conn, &r->recording);
+    e = recuse_ask(RECUSE_HOST_SOCKET, request, (size_t) len, fds,
+                   r->terminal ? 2 : 0, RECUSE_DEADLINE_MS, reply,
+                   sizeof reply, ret, &r->conn, &r->recording);
+    if (e == 0 && ret->verdict == RECUSE_ALLOW)
+        e = -EPROTO;            /* that is for PAM */
+    return e;
 }
 
 /* --------------------------------------------------------------- recording */
@@ -482,8 +486,12 @@ become_recorder(const struct caller *c)
     static const int TIMERS[] = { ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF };
     static const struct itimerval never;
     static const struct rlimit no_core;
+    const struct sigaction by_default = { .sa_handler = SIG_DFL };
     struct rlimit size;
 
+    /* If it was ignored, so would be the child's status.  To set it throws
+     * away one that is pending: hence before the child runs. */
+    sigaction(SIGCHLD, &by_default, NULL);
     for (unsigned i = 0; i < sizeof TIMERS / sizeof TIMERS[0]; i++)
         setitimer(TIMERS[i], &never, NULL);
     if (getrlimit(RLIMIT_FSIZE, &size) == 0) {
@@ -807,6 +815,7 @@ fall_back(struct caller *c, struct recuse_relay *r)
         e = create_orphan(c, r, ".stub", &fd);
         if (e)
             warn("cannot note this session, proceeding: ", e);
+        set_variable(p.verdict, sizeof p.verdict, "RECUSE_VERDICT", "stub", 4);
         exec_program(c, &p);
     }
     e = create_orphan(c, r, ".cast", &r->recording);
@@ -818,7 +827,7 @@ fall_back(struct caller *c, struct recuse_relay *r)
         warn("cannot record this session, proceeding: ", e);
         exec_program(c, &p);
     }
-    set_variable(p.verdict, sizeof p.verdict, "RECUSE_VERDICT", "recorded", 8);
+    set_variable(p.verdict, sizeof p.verdict, "RECUSE_VERDICT", "record", 6);
     clock_gettime(CLOCK_MONOTONIC, &now);
     r->start_ns = (uint64_t) now.tv_sec * 1000000000 + (uint64_t) now.tv_nsec;
     r->capture_bytes = ORPHAN_CAPTURE;

@@ -386,10 +386,13 @@ close_others(struct recuse_relay *r)
 
 /* -------------------------------------------------------------- terminal */
 
+/* Also if it is not our controlling terminal, which knows no background. */
 static bool
 in_foreground(const struct recuse_relay *r)
 {
-    return tcgetpgrp(r->tty_in) == getpgrp();
+    pid_t group = tcgetpgrp(r->tty_in);
+
+    return group < 0 || group == getpgrp();
 }
 
 /* Pass every byte as it is; the line itself (speed, parity) stays. */
@@ -646,15 +649,19 @@ static void
 look_after_child(struct recuse_relay *r)
 {
     int status;
+    pid_t pid = -1;
 
-    while (!r->ended && waitpid(r->child, &status, WNOHANG | WUNTRACED) > 0) {
-        if (WIFSTOPPED(status)) {
+    while (!r->ended
+           && (pid = waitpid(r->child, &status, WNOHANG | WUNTRACED)) != 0) {
+        if (pid > 0 && WIFSTOPPED(status)) {
             suspend(r);
             continue;
         }
-        r->status = status;
+        r->status = pid > 0 ? status : W_EXITCODE(RECUSE_EXIT_FAULT, 0);
         r->ended = true;
         r->drain_left = DRAIN_MAX;
+        if (r->terminal)        /* what is typed now is for the next program */
+            close_end(r, &r->flows[INPUT].source);
     }
 }
 
@@ -701,12 +708,10 @@ watch_signals(struct recuse_relay *r)
 {
     static const int STREAM[] = { SIGHUP, SIGTERM, SIGINT, SIGQUIT };
     static const int ALLOWED[] = { SIGTSTP, SIGTTIN, SIGTTOU };
-    struct sigaction action = { .sa_handler = SIG_DFL };
     sigset_t watched, allowed;
 
     sigemptyset(&watched);
     sigaddset(&watched, SIGCHLD);
-    sigaction(SIGCHLD, &action, NULL);
     if (r->terminal) {
         sigaddset(&watched, SIGWINCH);
         sigaddset(&watched, SIGCONT);
@@ -920,6 +925,7 @@ recuse_relay_run(struct recuse_relay *r, pid_t child)
     if (e)
         fail(r, e);
     close_others(r);
+    look_after_child(r);        /* it may have been quicker than we were */
     if (r->has_input_file)
         recuse_cast_note(&r->cast, 'm', "recuse input is a file, not kept");
     if (r->terminal) {

@@ -87,7 +87,8 @@ int recuse_relay_prepare(struct recuse_relay *r);
 int recuse_relay_attach(struct recuse_relay *r);
 
 /*
- * In the parent, with all signals blocked: relay until the session ends.
+ * In the parent, with all signals blocked and SIGCHLD as by default: relay
+ * until the session ends.
  * Closes every descriptor that is not the relay's.  Returns a status as
  * waitpid(2) gives it: how to end.
  */

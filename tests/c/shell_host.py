@@ -16,7 +16,7 @@ import tempfile
 import termios
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from native import HERE, HOOK, Build
 
@@ -136,12 +136,12 @@ class Terminal:
         env: Optional[Dict[str, str]] = None,
         uid: int = USER,
         executable: Optional[str] = None,
-        before: Callable[[], None] = lambda: None,
+        controlling: bool = True,
         **streams: Any,
     ) -> "Terminal":
         def take_terminal() -> None:
-            fcntl.ioctl(self.slave, termios.TIOCSCTTY, 0)
-            before()
+            if controlling:
+                fcntl.ioctl(self.slave, termios.TIOCSCTTY, 0)
 
         files = {"stdin": self.slave, "stdout": self.slave, "stderr": self.slave, **streams}
         self.process = subprocess.Popen(

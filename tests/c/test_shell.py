@@ -195,6 +195,26 @@ def test_terminal_modes_are_restored(host: Host, terminal: Terminal) -> None:
     os.close(hold)
 
 
+def test_terminal_that_is_not_ours_to_open(host: Host, terminal: Terminal) -> None:
+    """As with `su` under a terminal of another user's, started without a session of its own."""
+    os.fchown(terminal.slave, 0, 0)
+    os.fchmod(terminal.slave, 0o600)
+    before = terminal.modes()
+    size = 1 << 20
+    with host.agent() as agent:
+        command = f"echo up; read x; head -c {size} /dev/zero | tr '\\0' x; exit 3"
+        terminal.start(host.command(command), controlling=False)
+        terminal.wait_for(b"up\r\n")
+        agent.asked()
+        hold = os.open(f"/proc/{terminal.process.pid}/fd/0", os.O_RDWR | os.O_NOCTTY)
+        terminal.type(b"go\n")
+        terminal.wait_for(b"go\r\n")
+        assert terminal.end() == 3
+        assert terminal.output == b"x" * size
+        assert terminal.modes() == before
+        os.close(hold)
+
+
 def test_terminal_size_before_at_and_during_start(host: Host, terminal: Terminal) -> None:
     def resize(request: Request) -> None:
         terminal.resize(30, 100)  # while the shell waits for its answer
@@ -217,7 +237,9 @@ def test_terminal_size_before_at_and_during_start(host: Host, terminal: Terminal
 def test_terminal_interrupts_and_ends_programs(host: Host, terminal: Terminal) -> None:
     with host.agent():
         terminal.start(host.command("trap 'echo interrupted' INT; echo up; cat; echo more; cat"))
-        terminal.wait_for(b"up")
+        terminal.wait_for(b"up\r\n")
+        terminal.type(b"cat runs\n")
+        terminal.wait_for(b"cat runs\r\ncat runs\r\n")
         terminal.type(b"\x03")
         terminal.wait_for(b"interrupted")
         terminal.wait_for(b"more")
@@ -414,8 +436,8 @@ def test_terminal_idle_relay_waits_without_a_timer(host: Host, terminal: Termina
         else:
             raise AssertionError(call)
         rollup = Path(f"/proc/{terminal.process.pid}/smaps_rollup").read_text()
-        dirty = sum(int(kb) for kb in re.findall(r"Private_Dirty: +(\d+) kB", rollup))
-        assert dirty <= 150
+        anonymous = re.search(r"^Anonymous: +(\d+) kB", rollup, re.MULTILINE)
+        assert anonymous and int(anonymous[1]) <= 150  # its code is shared by all sessions
         terminal.type(b"\x04")
         assert terminal.end() == 0
 
@@ -497,6 +519,21 @@ def test_pipes_with_nothing_captured(host: Host) -> None:
         ("g", gap("o", b"hello\n", "limit")),
         ("x", b"0"),
     ]
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["plain", "sigchld-ignored"])
+def test_pipes_lose_nothing_of_many_short_commands(host: Host, ignored: bool) -> None:
+    def prepare() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN if ignored else signal.SIG_DFL)
+
+    with host.agent(), (host.root / "out").open("w+b") as out:
+        for i in range(500):
+            null = subprocess.DEVNULL
+            done = host.run(host.command(f"echo {i}"), null, stdout=out, preexec_fn=prepare)
+            assert done.returncode == 0
+        out.seek(0)
+        assert out.read() == b"".join(b"%d\n" % i for i in range(500))
+    (host.root / "out").unlink()
 
 
 def test_pipes_carry_a_disk_image(host: Host) -> None:
@@ -1054,17 +1091,17 @@ def test_environment_is_the_users_to_the_last_byte(host: Host, verdict: str) -> 
     env = {
         **ENVIRONMENT, "TMPDIR": "/var/tmp", "LD_LIBRARY_PATH": "/nowhere", "MALLOC_TRACE": "/x",
         "LD_PRELOAD": "", "GLIBC_TUNABLES": "glibc.malloc.check=3", "EMPTY": "",
-        "SHELL": "/bin/zsh", "BYTES": "\udcff\udc80", "LINE": "a\nb", "LOCPATH": "/y", "ENV": "", "_": "z",
-        "RECUSE_SESSION": "s-stale", "RECUSE_VERDICT": "stale",
+        "SHELL": "/bin/zsh", "BYTES": "\udcff\udc80", "LINE": "a\nb", "LOCPATH": "/y",
+        "ENV": "", "_": "z", "RECUSE_SESSION": "s-stale", "RECUSE_VERDICT": "stale",
     }  # fmt: skip
     output = run_by(host, verdict, ["recuse-shell", "-c", "exec cat /proc/self/environ"], env=env)
     got = dict(item.split(b"=", 1) for item in output.split(b"\0") if item)
     expected = {os.fsencode(k): os.fsencode(v) for k, v in env.items()}
     del expected[b"RECUSE_SESSION"], expected[b"RECUSE_VERDICT"], expected[b"_"]
     if verdict in ("record", "exec"):
-        expected[b"RECUSE_SESSION"] = b"s-1"
-    if verdict != "disabled":
-        expected[b"RECUSE_VERDICT"] = b"recorded"
+        expected.update({b"RECUSE_SESSION": b"s-1", b"RECUSE_VERDICT": b"recorded"})
+    elif verdict == "alone":
+        expected[b"RECUSE_VERDICT"] = b"record"
     for name in (b"_", b"PWD", b"SHLVL", b"OLDPWD"):  # bash's own
         got.pop(name, None)
     assert got == expected
@@ -1176,7 +1213,7 @@ def test_alone_header_holds_any_command(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    "behaviour", ["garbage", "close", "slam", "hang", "wrong-version", "record-without-fd"]
+    "behaviour", ["allow", "garbage", "close", "slam", "hang", "wrong-version", "record-without-fd"]
 )
 def test_alone_when_the_agent_is_of_no_use(host: Host, behaviour: str) -> None:
     with host.agent(behaviour):
@@ -1193,8 +1230,8 @@ def test_alone_may_be_refused(host: Host) -> None:
 
 def test_alone_may_leave_a_stub_only(host: Host) -> None:
     (host.root / "fallback").symlink_to("allow-with-stub")
-    process = host.start(host.command("echo $$; cat"))
-    assert process.stdout and process.stdout.readline() == b"%d\n" % process.pid
+    process = host.start(host.command("echo $$ $RECUSE_VERDICT; cat"))
+    assert process.stdout and process.stdout.readline() == b"%d stub\n" % process.pid
     process.communicate(timeout=PATIENCE)
     (stub,) = host.orphans.iterdir()
     assert stub.suffix == ".stub"
