@@ -1250,7 +1250,7 @@ def test_alone_with_no_room_locks_nobody_out(host: Host, terminal: Terminal) -> 
 
 @pytest.mark.parametrize(
     "script",
-    ["exit 2", "echo nonsense", "sleep 60", "echo a:b:c:d:e:f:", "yes", "echo a:x:1:1:::sh"],
+    ["exit 2", "echo nonsense", "exec sleep 60", "echo a:b:c:d:e:f:", "yes", "echo a:x:1:1:::sh"],
 )
 def test_alone_without_an_entry_there_is_sh(host: Host, script: str) -> None:
     (host.root / "getent").write_text(f"#!/bin/sh\n{script}\n")
