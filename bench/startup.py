@@ -1,14 +1,15 @@
 #!/usr/bin/python3
 """Time what recorders add to the start of a session, and what one costs in memory while idle.
 
-Runs on a host with recuse, tlog and script installed (bench/run.py boots one), as root. Each round starts
-every contender once, in turn, on a pseudo-terminal of its own as an ordinary user, with the same command;
-so drift of the machine meets all of them alike. What is added is a contender's time less the bare shell's
-in the same round. Prints JSON: milliseconds and kB, as medians with the quartiles beside them.
+Runs on a host with recuse, tlog and script installed (bench/run.py boots one), as root. Each
+round starts every contender once, in turn, on a pseudo-terminal of its own as an ordinary user,
+with the same command; so drift of the machine meets all of them alike. What is added is a
+contender's time less the bare shell's in the same round. Prints JSON: milliseconds and kB, as
+medians with the quartiles beside them.
 
-recuse is started in two ways: as a session of a login that stands (a channel of a connection), and with the
-login itself in front, as PAM does it for each new connection: two questions to the agent, two durable
-entries. The peers know no logins and have only the one.
+recuse is started in two ways: as a session of a login that stands (a channel of a connection),
+and with the login itself in front, as PAM does it for each new connection: two questions to the
+agent, two durable entries. The peers know no logins and have only the one.
 
 Every run also checks that the command's output was displayed, whole.
 """
@@ -38,7 +39,7 @@ MARK = "ready-6f1c"
 
 @dataclass(frozen=True)
 class Contender:
-    """Whom to start it as, its argument vector less the command, and whether PAM's part comes first."""
+    """Whom to start as, the argument vector less the command, and whether PAM's part is first."""
 
     user: str
     argv: tuple[str, ...]
@@ -148,7 +149,7 @@ def idle_memory(contender: Contender, count: int) -> dict[str, float]:
     uss = [memory(pid) for pid, _ in held]
     pss = [memory(pid, ("Pss",)) for pid, _ in held]
     agent = agent_memory() if contender.argv[0] == SHELL else {}
-    for pid, master in held:
+    for _, master in held:
         os.close(master)
     for pid, _ in held:
         try:
