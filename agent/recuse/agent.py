@@ -176,7 +176,7 @@ class Agent:
 
     async def _on_login(self, connection: Connection, request: wire.Login) -> None:
         service = records.text(request.service)
-        if service in self.config.session.ignored_services:
+        if self.config.session.ignores(service):
             self.door.answer(connection, wire.Answer(Verdict.ALLOW))
             return
         peer = connection.peer

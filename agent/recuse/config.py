@@ -33,6 +33,9 @@ AnyPath = Union[str, "os.PathLike[str]"]
 
 MAX_FILE = 16 << 20  # bytes of one configuration or policy file: some 50,000 rules
 
+# The PAM service whose logins are only rehearsed, by hostsetup and for root alone. No setting takes
+# it away: a rehearsal that left entries would be a login that nobody made.
+REHEARSAL_SERVICE = "recuse"
 FALLBACKS = ("record-locally", "refuse", "allow-with-stub")
 FULL_SPOOL = ("stub", "refuse", "terminate")
 
@@ -314,6 +317,10 @@ class SessionConfig:
         _texts(r"/[^\s\0]+", "absolute path of a program"),
     )
     input: bool = _key(False, _boolean)
+
+    def ignores(self, service: str) -> bool:
+        """Whether logins by that PAM service are none, and get no entry."""
+        return service == REHEARSAL_SERVICE or service in self.ignored_services
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,19 @@ import json
 import os
 import pwd
 import re
+import signal
 import socket
 import stat
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from typing import Any, Callable, Mapping, Optional, Sequence
 from urllib.parse import urlsplit
 
+from recuse import rehearsal
 from recuse.cast import printable
 from recuse.control import ask
 from recuse.errors import AccessDenied, ConfigError, DoctorFound, PolicyError, RecuseError
@@ -35,6 +38,9 @@ PROFILE = "/usr/share/pam-configs/recuse"
 MODULE = "pam_recuse.so"
 LIBRARY = "libnss_recuse.so.2"
 DISABLED = "/etc/recuse/disabled"
+REHEARSAL = "/etc/pam.d/" + rehearsal.SERVICE
+REHEARSAL_FALLBACK = "/usr/lib/recuse/rehearsal-fallback"
+REHEARSAL_SLOW_MS = 1000  # half of the time that a login waits for the agent
 LOCK = "/run/lock/recuse-setup"
 # Every service that starts logins; those of a host without the file are left out.
 LOGIN_SERVICES = ("sshd", "login", "su", "su-l", "sudo", "sudo-i")
@@ -60,6 +66,9 @@ _NO_SHELLS = ("nologin", "false", "true", "sync", "halt", "shutdown", "git-shell
 MAX_SHELLS = 32
 BACKLOG_WARN_SECONDS = 15 * 60
 BACKLOG_WARN_BYTES = 256 * 1024 * 1024
+
+# PAM_OPEN_ERR, PAM_SYMBOL_ERR, PAM_MODULE_UNKNOWN
+_PAM_NO_MODULE = (1, 2, 28)
 
 _FS_IOC_GETFLAGS = 0x80086601
 _FS_IOC_SETFLAGS = 0x40086602
@@ -271,9 +280,11 @@ def pam_enabled(machine: Machine) -> bool:
 
 
 def _pam_somewhere(machine: Machine) -> list[str]:
-    """Return the names of the files of PAM that name the module."""
+    """Return the names of the files of PAM that name the module, but for our own."""
     found = []
     for path in sorted(glob.glob(machine.path("/etc/pam.d/*"))):
+        if path == machine.path(REHEARSAL):
+            continue
         try:
             with open(path, "rb") as f:
                 text = f.read()
@@ -319,6 +330,8 @@ def prerequisites(machine: Machine) -> list[Check]:
     ]
     found += _check_files(machine)
     found += _check_agent(machine, groups)
+    if machine.is_real and machine.uid == 0 and machine.exists("/run/systemd/system"):
+        found.append(_check_rehearsal(machine))
     found += _check_sshd(machine)
     return found
 
@@ -635,6 +648,60 @@ def _check_agent(machine: Machine, groups: Mapping[str, int]) -> list[Check]:
     else:
         found.append(Check("agent", "ok", "agent answers"))
     return found
+
+
+def _check_rehearsal(machine: Machine) -> Check:
+    """Have a login made up through libpam, our module and the agent; see rehearsal."""
+    name, hint = "pam-rehearsal", "reinstall the package recuse"
+
+    def fail(words: str, hint: str) -> Check:
+        return Check(name, "fail", words, hint, blocks=True)
+
+    if machine.exists(DISABLED):
+        return Check(name, "ok", "no login was rehearsed, since recuse is disabled")
+    if not machine.exists(REHEARSAL):
+        return fail("%s is missing, so no login can be rehearsed" % REHEARSAL, hint)
+    try:
+        target = os.readlink(machine.path(REHEARSAL_FALLBACK))
+    except OSError:
+        target = ""
+    if target != "refuse":  # a rehearsal without an agent would seem to go well
+        return fail("%s does not point to refuse" % REHEARSAL_FALLBACK, hint)
+    ran = machine.run([sys.executable or "/usr/bin/python3", "-I", rehearsal.__file__])
+    if ran.status == -signal.SIGALRM:
+        return fail(
+            "the rehearsed login did not end within %d s" % rehearsal.LIMIT_SECONDS,
+            "see: journalctl -t recuse-agent -b, and what %s names" % REHEARSAL,
+        )
+    try:
+        found = rehearsal.Result(**json.loads(ran.out))
+    except (ValueError, TypeError):
+        why = (ran.err.strip().split("\n") or [""])[-1] or "status %d" % ran.status
+        return fail("the rehearsed login broke off: %s" % why, hint)
+    said = " ".join(" ".join(found.messages).split()) or found.reason
+    if found.stage == "import":
+        return Check(
+            name,
+            "warn",
+            "no login was rehearsed: %s" % found.reason,
+            "install python-pam, the Debian package python3-pampy",
+        )
+    if found.stage == "auth":
+        return fail("PAM does not let root rehearse a login: %s" % said, "look at %s" % REHEARSAL)
+    if found.code in _PAM_NO_MODULE:
+        return fail("PAM cannot load %s for the rehearsed login: %s" % (MODULE, said), hint)
+    if found.stage == "open":
+        return fail(
+            "the rehearsed login was refused: %s" % said,
+            "see: systemctl status recuse-agent.socket recuse-agent",
+        )
+    if found.stage == "close":
+        return fail("the rehearsed login could not be ended: %s" % said, hint)
+    words = "the agent answered a rehearsed login within %.1f ms" % found.open_ms
+    if found.open_ms >= REHEARSAL_SLOW_MS:
+        hint = "logins wait for it, at most 2 s; see: journalctl -u recuse-agent"
+        return Check(name, "warn", words, hint)
+    return Check(name, "ok", words)
 
 
 def _check_sshd(machine: Machine) -> list[Check]:

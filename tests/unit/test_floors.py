@@ -35,6 +35,7 @@ FLOORS: Dict[int, Set[str]] = {
         "host",
         "journal",
         "player",
+        "rehearsal",
         "stderrlog",
     },
     2: {"agent", "ship", "collector", "hostsetup"},

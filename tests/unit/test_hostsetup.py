@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
+import signal
 import socket
 import stat
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
@@ -14,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recuse import hostsetup
+from recuse import config, hostsetup, rehearsal
 from recuse.errors import AgentUnreachable, DoctorFound
 from recuse.hostsetup import Check, Machine, Ran, add_service, passwd_services, remove_service
 
@@ -582,6 +586,173 @@ def test_lookup_as_login_runs_under_the_name_of_su() -> None:
     """The real thing, where namespaces of mounts may be made: root, as the suite runs."""
     ran = hostsetup._lookup_as_login(Machine(), None, "root")
     assert ran.status == 0 and ran.out.startswith("root:x:0:0:"), ran.err
+
+
+# The rehearsed login
+
+
+class FakePam:
+    """Stands for python-pam: each call gives its code, and notes that it was made."""
+
+    def __init__(self, **codes: int) -> None:
+        self.codes = codes
+        self.calls: list[str] = []
+        self.code = 0
+        self.reason: Optional[str] = None
+        self.handle = object()
+
+    def _call(self, name: str) -> int:
+        self.calls.append(name)
+        self.code = self.codes.get(name, 0)
+        self.reason = "reason %d" % self.code
+        return self.code
+
+    def authenticate(self, *given: str, **more: bool) -> bool:
+        assert given == ("root", "", "recuse")
+        assert more == {"resetcreds": False, "call_end": False}
+        return self._call("authenticate") == 0
+
+    def open_session(self) -> int:
+        return self._call("open_session")
+
+    def close_session(self) -> int:
+        return self._call("close_session")
+
+    def end(self) -> int:
+        self.calls.append("end")
+        return 0
+
+
+@pytest.mark.parametrize(
+    "codes, stage, code, calls",
+    [
+        ({}, "done", 0, "authenticate open_session close_session end"),
+        ({"authenticate": 7}, "auth", 7, "authenticate end"),
+        ({"open_session": 6}, "open", 6, "authenticate open_session end"),
+        ({"close_session": 4}, "close", 4, "authenticate open_session close_session end"),
+    ],
+)
+def test_rehearsal_goes_as_far_as_pam_lets_it(
+    codes: dict[str, int], stage: str, code: int, calls: str
+) -> None:
+    pam = FakePam(**codes)
+    times = iter([10.0, 10.025])
+    result = rehearsal.rehearse(pam, lambda pam, said: said.append("hush"), lambda: next(times))
+    assert (result.stage, result.code, result.reason) == (stage, code, "reason %d" % code)
+    assert " ".join(pam.calls) == calls
+    assert result.open_ms == (0.0 if stage == "auth" else 25.0)
+    assert result.messages == ([] if stage == "auth" else ["hush"])
+
+
+def test_what_modules_say_is_heard_through_the_real_calling_convention() -> None:
+    class Speaking:
+        handle = None
+
+        def pam_set_item(self, handle: object, item: int, value: Any) -> int:
+            assert item == rehearsal.PAM_CONV
+            self.conversation = ctypes.cast(value, ctypes.POINTER(rehearsal._Conversation)).contents
+            return 0
+
+    said: list[str] = []
+    speaking = Speaking()
+    kept = rehearsal.listen(speaking, said)
+    converse = rehearsal._CONVERSE(speaking.conversation.converse)
+    message = rehearsal._Message(3, "refused: \xe4".encode())
+    answers = ctypes.c_void_p()
+    code = converse(1, ctypes.pointer(ctypes.pointer(message)), ctypes.pointer(answers), None)
+    assert (code, said) == (0, ["refused: \xe4"])
+    response = ctypes.cast(answers, ctypes.POINTER(rehearsal._Response)).contents
+    assert (response.text, response.code) == (None, 0)
+    ctypes.CDLL(None).free(answers)
+    del kept
+
+
+def test_rehearsal_as_a_program_needs_nothing_but_itself(tmp_path: Path) -> None:
+    """Without the package on its path, as -I has it; -S, so that no real python-pam is found."""
+    (tmp_path / "pam.py").write_text("raise ImportError('none here')\n")
+    argv = [sys.executable, "-S", "-c"]
+    script = "import runpy, sys; sys.path.insert(0, %r); runpy.run_path(%r, run_name='__main__')"
+    ran = hostsetup.run_program([*argv, script % (str(tmp_path), rehearsal.__file__)])
+    assert json.loads(ran.out) == asdict(rehearsal.Result(reason="none here")), ran.err
+
+
+def test_agent_ignores_the_service_whatever_is_set() -> None:
+    assert config.REHEARSAL_SERVICE == rehearsal.SERVICE
+    assert config.SessionConfig(ignored_services=()).ignores("recuse")
+    assert not config.SessionConfig(ignored_services=()).ignores("cron")
+    assert config.SessionConfig().ignores("cron") and not config.SessionConfig().ignores("sshd")
+
+
+def _rehearsed(**more: Any) -> Ran:
+    return Ran(0, json.dumps({**asdict(rehearsal.Result("done", open_ms=3.4)), **more}), "")
+
+
+@pytest.mark.parametrize(
+    "ran, state, words",
+    [
+        (_rehearsed(), "ok", "answered a rehearsed login within 3.4 ms"),
+        (_rehearsed(open_ms=1500.0), "warn", "1500.0 ms"),
+        (_rehearsed(stage="import", reason="no pam"), "warn", "rehearsed: no pam"),
+        (_rehearsed(stage="auth", code=7, reason="Denied"), "fail", "let root rehearse"),
+        (
+            _rehearsed(stage="open", code=28, reason="Module is unknown"),
+            "fail",
+            "cannot load pam_recuse.so for the rehearsed login: Module is unknown",
+        ),
+        (
+            _rehearsed(stage="open", code=6, reason="Denied", messages=["agent is\nsilent"]),
+            "fail",
+            "refused: agent is silent",
+        ),
+        (_rehearsed(stage="close", code=4, reason="odd"), "fail", "could not be ended: odd"),
+        (Ran(-signal.SIGALRM, "", ""), "fail", "did not end within 10 s"),
+        (Ran(-signal.SIGSEGV, "", ""), "fail", "broke off: status -11"),
+        (Ran(1, "", "Traceback\nOSError: x\n"), "fail", "broke off: OSError: x"),
+        (Ran(0, '{"stage": 1, "other": 2}', ""), "fail", "broke off"),
+    ],
+)
+def test_rehearsal_check(host: FakeHost, ran: Ran, state: str, words: str) -> None:
+    _install_rehearsal(host)
+    found = hostsetup._check_rehearsal(host.machine(run=lambda argv: ran))
+    assert (found.state, found.blocks) == (state, state == "fail")
+    assert words in found.words
+
+
+def _install_rehearsal(host: FakeHost) -> None:
+    host.write("etc/pam.d/recuse", "session required pam_recuse.so\n")
+    (host.root / "usr/lib/recuse/rehearsal-fallback").symlink_to("refuse")
+
+
+def test_nothing_is_rehearsed_without_its_files_or_while_disabled(host: FakeHost) -> None:
+    assert "missing" in hostsetup._check_rehearsal(host.machine()).words
+    _install_rehearsal(host)
+    link = host.root / "usr/lib/recuse/rehearsal-fallback"
+    link.unlink()
+    link.symlink_to("record-locally")
+    assert "does not point to refuse" in hostsetup._check_rehearsal(host.machine()).words
+    host.write("etc/recuse/disabled", "")
+    assert hostsetup._check_rehearsal(host.machine()).state == "ok"
+    assert host.ran == []
+
+
+def test_our_own_service_is_no_sign_of_being_enabled(host: FakeHost) -> None:
+    _install_rehearsal(host)
+    assert "not enabled" in named(hostsetup.doctor(host.machine()), "enabled").words
+    hostsetup.enable(host.machine())
+    assert hostsetup.disable(host.machine()).warnings == ()
+
+
+def test_packaged_service_lets_in_root_alone() -> None:
+    top = Path(__file__).resolve().parents[2]
+    lines = (top / "packaging/pam/rehearsal").read_text().split("\n")
+    rules = [line.split() for line in lines if line and not line.startswith("#")]
+    assert [rule[:3] for rule in rules] == [
+        ["auth", "requisite", "pam_rootok.so"],
+        ["account", "requisite", "pam_rootok.so"],
+        ["password", "requisite", "pam_deny.so"],
+        ["session", "required", "pam_recuse.so"],
+    ]
+    assert rules[-1][3:] == ["fallback=" + hostsetup.REHEARSAL_FALLBACK]
 
 
 def test_names_of_checks_are_words() -> None:

@@ -1,0 +1,112 @@
+"""What `recuse doctor` says of a real host, sound and broken; it rehearses a login through PAM."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Dict, Tuple
+
+import pytest
+from accounts import rows, watching
+from host import Host
+
+SERVICE = "/etc/pam.d/recuse"
+
+
+def doctor(host: Host) -> Tuple[int, Dict[str, Dict[str, Any]]]:
+    """Return the exit code and the checks by name."""
+    result = host.run("recuse", "doctor", "--json")
+    found = host.run("recuse", "doctor")
+    assert found.returncode == result.returncode, found.stderr
+    checks = json.loads(result.stdout)["checks"]
+    return result.returncode, {check["name"]: check for check in checks}
+
+
+def test_sound_host_has_no_fault_and_its_login_is_rehearsed(host: Host) -> None:
+    code, checks = doctor(host)
+    assert [check for check in checks.values() if check["state"] == "fail"] == []
+    assert code == 0
+    assert checks["pam-rehearsal"]["state"] == "ok", checks["pam-rehearsal"]
+    assert "the agent answered a rehearsed login within" in checks["pam-rehearsal"]["words"]
+
+
+def test_rehearsal_leaves_no_entry(host: Host) -> None:
+    with watching(host, sessions=0, logins=0):
+        before = host.json("recuse", "sync", "--json")
+        assert doctor(host)[0] == 0
+        assert host.json("recuse", "sync", "--json") == before
+
+
+def test_rehearsal_leaves_no_entry_however_few_services_are_ignored(host: Host) -> None:
+    with changed(host, "/etc/recuse/recuse.toml", "[session]\nignored_services = []\n"):
+        host.run("systemctl", "reload", "recuse-agent", check=True)
+        before = {row["login"] for row in rows(host)}
+        assert doctor(host)[0] == 0
+        assert {row["login"] for row in rows(host)} == before
+    host.run("systemctl", "reload", "recuse-agent", check=True)
+
+
+def test_service_lets_in_root_alone(host: Host) -> None:
+    script = "import pam; p = pam.PamAuthenticator(); print(p.authenticate('root', '', 'recuse'))"
+    assert host.run("python3", "-c", script, check=True).stdout == "True\n"
+    command = ("runuser", "-u", "alice", "--", "python3", "-c", script)
+    assert host.run(*command, check=True).stdout == "False\n"
+
+
+def test_silent_agent_is_named_and_nothing_is_enabled(host: Host) -> None:
+    host.run("systemctl stop recuse-agent.socket recuse-control.socket recuse-agent", check=True)
+    host.run("rm", "-f", "/run/recuse/host.sock", "/run/recuse/control.sock", check=True)
+    try:
+        code, checks = doctor(host)
+        assert code == 11
+        found = checks["pam-rehearsal"]
+        assert (found["state"], found["blocks"]) == ("fail", True)
+        assert "the recording agent does not answer" in found["words"]
+        assert checks["agent"]["state"] == checks["host.sock"]["state"] == "fail"
+        refused = host.run("recuse", "enable")
+        assert refused.returncode == 11 and "pam-rehearsal" in refused.stderr
+    finally:
+        host.run("systemctl start recuse-agent.socket recuse-control.socket", check=True)
+    assert doctor(host)[0] == 0
+
+
+def test_agent_that_hangs_is_named(host: Host) -> None:
+    host.run("systemctl", "kill", "--kill-whom=main", "--signal=STOP", "recuse-agent", check=True)
+    try:
+        _, checks = doctor(host)
+    finally:
+        host.run(
+            "systemctl", "kill", "--kill-whom=main", "--signal=CONT", "recuse-agent", check=True
+        )
+    assert checks["pam-rehearsal"]["state"] == "fail"
+    assert "the recording agent does not answer" in checks["pam-rehearsal"]["words"]
+
+
+@contextmanager
+def changed(host: Host, name: str, text: str) -> Iterator[None]:
+    before = host.read(name)
+    host.write(name, text)
+    try:
+        yield
+    finally:
+        host.write(name, before)
+
+
+BROKEN = [
+    pytest.param("auth required pam_deny.so\n", "PAM does not let root", id="auth"),
+    pytest.param("@MODULE@", "PAM cannot load pam_recuse.so", id="module"),
+    pytest.param("@REFUSED@", "was refused", id="refused"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), BROKEN)
+def test_broken_service_is_named(host: Host, text: str, words: str) -> None:
+    sound = host.read(SERVICE)
+    text = text.replace("@MODULE@", sound.replace("pam_recuse.so", "pam_nowhere.so"))
+    text = text.replace("@REFUSED@", sound + "session required pam_deny.so\n")
+    with changed(host, SERVICE, text):
+        code, checks = doctor(host)
+    assert code == 11
+    assert checks["pam-rehearsal"]["state"] == "fail"
+    assert words in checks["pam-rehearsal"]["words"]
