@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Tuple
 
 import pytest
-from accounts import export, rows, verify, watching
+from accounts import event, export, rows, verify, watching
 from host import Host, Terminal
 
 Attacked = Tuple[Host, Terminal, int]
@@ -16,16 +16,18 @@ Attacked = Tuple[Host, Terminal, int]
 @pytest.fixture(scope="module")
 def attacked(host: Host) -> Iterator[Attacked]:
     """A recorded terminal session of alice, and the process id of its relay."""
-    with watching(host) as seen, host.login("alice") as terminal:
+    with host.login("alice") as terminal:
         terminal.expect(r"\$ $")
         relay = int(host.run("pgrep", "-u", "recuse", check=True).stdout)
+        session = str(live(host)["session"])
         yield host, terminal, relay
         assert "still-here" in terminal.run("echo still-here").decode()
         terminal.line("exit 0")
         assert terminal.wait() == 0
     # Every attempt is itself in the recording, to the last one.
-    assert seen.session["outcome"] == "recorded"
-    text = export(host, seen.session["session"])
+    closed = host.wait_journal(event("closed"), RECUSE_SESSION=session)[0]
+    assert closed["RECUSE_OUTCOME"] == "recorded"
+    text = export(host, session)
     assert "kill -KILL" in text and "still-here" in text
     verify(host)
 
@@ -62,7 +64,7 @@ def test_trace_and_memory(attacked: Attacked) -> None:
 
 def test_outer_terminal(attacked: Attacked) -> None:
     host, terminal, relay = attacked
-    outer = host.run("readlink", f"/proc/{relay}/fd/0", check=True).stdout.strip()
+    outer = "/dev/" + host.run("ps", "-o", "tty=", "-p", str(relay), check=True).stdout.strip()
     inner = re.search(r"/dev/pts/\d+", terminal.run("tty").decode())
     assert inner and outer.startswith("/dev/pts/") and inner.group() != outer
     assert "ermission denied" in try_it(terminal, f"echo unseen >{outer}")
@@ -130,16 +132,17 @@ def test_user_sees_no_session_but_their_own(attacked: Attacked) -> None:
 
 
 def test_descriptor_of_the_outer_terminal_kept_from_before_is_reported(host: Host) -> None:
-    # sshd runs ~/.ssh/rc on the outer terminal before the shell.
-    host.write("/home/carol/.ssh/rc", "sleep 60 <&0 >&0 2>&0 &\n")
+    # sshd runs ~/.ssh/rc before the shell, while the terminal is still the user's.
+    host.write("/home/carol/.ssh/rc", "sleep 60 <>$SSH_TTY >&0 2>&0 &\n")
     try:
         cursor = host.cursor()
-        with watching(host) as seen, host.login("carol") as terminal:
+        with watching(host, sessions=2) as seen, host.login("carol") as terminal:
             terminal.expect("> $")
-            held = host.wait_journal("SYSLOG_IDENTIFIER=recuse-agent", "PRIORITY=4", after=cursor)
+            held = host.wait_journal(event("tty-held"), after=cursor)
+            host.run("pkill", "-u", "carol", "sleep", check=True)
             terminal.line("exit")
-            terminal.process.wait(15)
-        assert "also open in" in held[0]["MESSAGE"]
-        assert seen.session["outcome"] in ("recorded", "partial")
+            terminal.wait()
+        assert "sleep" in held[0]["MESSAGE"]
+        assert {row["kind"] for row in seen.sessions} == {"shell", "command"}
     finally:
-        host.run("rm -f /home/carol/.ssh/rc; pkill -u carol sleep")
+        host.path("/home/carol/.ssh/rc").unlink()

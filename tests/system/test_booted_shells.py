@@ -20,7 +20,7 @@ def test_login_shell(host: Host, user: str, prompt: str, question: str, answer: 
     with watching(host) as seen, host.login(user) as terminal:
         terminal.expect(prompt)
         terminal.line(question)
-        terminal.expect(b"\n" + answer.replace(b"/", b"/") + b"\r\n")
+        terminal.expect(b"[\r\n]" + answer + b"\r\n")
         terminal.expect(prompt)
         terminal.line("exit")
         assert terminal.wait() == 0
@@ -39,15 +39,19 @@ def test_command_by_each_shell(host: Host, user: str) -> None:
 def test_job_control_and_interrupt(host: Host) -> None:
     with watching(host), host.login("alice") as terminal:
         terminal.expect(r"\$ $")
-        terminal.line("cat")
-        terminal.line("echoed")
-        terminal.expect("echoed\r\nechoed\r\n")
+        # Lines end with a line feed: what is typed while the shell still, or already, has the
+        # terminal in its own mode is then a line just the same.
+        terminal.send("sh -c 'echo re''ady; exec sed -u s/^a/X/'\r")
+        terminal.expect("ready\r\n")
+        terminal.send("apple\n")
+        terminal.expect("Xpple\r\n")
         terminal.send("\x1a")
         terminal.expect(r"Stopped")
         terminal.expect(r"\$ $")
         terminal.line("fg")
-        terminal.line("again")
-        terminal.expect("again\r\nagain\r\n")
+        terminal.expect("exec sed")
+        terminal.send("again\n")
+        terminal.expect("Xgain\r\n")
         terminal.send("\x03")
         terminal.expect(r"\$ $")
         assert b"130" in terminal.run("echo $?")
@@ -62,10 +66,11 @@ def test_window_changes_reach_the_programs(host: Host) -> None:
         terminal.line("read -t 20 line")
         terminal.resize(50, 132)
         terminal.expect("size-50 132-")
-        terminal.line("")
+        terminal.send("\n")
+        terminal.expect(r"\$ $")
         terminal.line("exit 0")
         terminal.wait()
-    assert '"r", "132x50"' in export(host, seen.session["session"], "cast")
+    assert '"r","132x50"' in export(host, seen.session["session"], "cast")
 
 
 def test_vim(host: Host) -> None:

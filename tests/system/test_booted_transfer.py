@@ -30,7 +30,7 @@ def run(command: Sequence[str], **more: object) -> subprocess.CompletedProcess[b
 
 
 def rsh(host: Host) -> str:
-    return " ".join(host.client("ssh")[4:])
+    return " ".join(host.client("ssh")[3:])
 
 
 def same(host: Host, data: Path, name: str) -> bool:

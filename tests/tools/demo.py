@@ -52,7 +52,7 @@ def show(text: str) -> None:
 def plain(output: bytes) -> str:
     """Return what a terminal was sent, without the sequences that would move ours."""
     text = output.decode(errors="replace").replace("\r", "")
-    return re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|.)", "", text)
+    return re.sub(r"\x1b(\([0-9A-Z]|\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|.)", "", text)
 
 
 def need(truth: object, claim: str) -> None:
@@ -78,6 +78,12 @@ def log_in(host: Host, user: str) -> Terminal:
     return host.login(user, rows=24, columns=80)
 
 
+def type_in(terminal: Terminal, command: str) -> None:
+    """Type a command and wait for the next prompt."""
+    terminal.line(command)
+    terminal.expect(r"\r\n(?s:.*)\$ (\x1b\[K)?$")
+
+
 def end(host: Host, terminal: Terminal, cursor: str) -> None:
     terminal.line("exit 0")
     terminal.wait()
@@ -92,6 +98,8 @@ def main() -> int:
         took = time.monotonic() - began
         show(f"up after {took:.1f} s, on an overlay that is thrown away in the end")
         host.write("/etc/recuse/policy.d/10-demo.toml", RULES)
+        for user in ("alice", "dave", "erin"):
+            host.write(f"/home/{user}/.hushlogin", "")
         need(b"sshd" in host.ssh("alice", "ps -o comm= -p $PPID").stdout, "sshd starts the shell")
         show("installing changed no login; two rules are written, then:")
         as_root(host, "recuse", "policy", "check")
@@ -102,8 +110,8 @@ def main() -> int:
         cursor = host.cursor()
         with log_in(host, "alice") as terminal:
             terminal.expect(r"\$ $")
-            terminal.run("echo 'the quick brown fox'")
-            terminal.run("printf '\\033[1;32mcolours\\033[0m and räksmörgås\\n'")
+            type_in(terminal, "echo 'the quick brown fox'")
+            type_in(terminal, "printf '\\033[1;32mcolours\\033[0m and räksmörgås\\n'")
             end(host, terminal, cursor)
         need(b"record" in terminal.output.lower(), "alice is told that she is recorded")
 
@@ -111,7 +119,7 @@ def main() -> int:
         cursor = host.cursor()
         with log_in(host, "dave") as terminal:
             terminal.expect(r"\$ $")
-            terminal.run("echo 'between the council and the employee'")
+            type_in(terminal, "echo 'between the council and the employee'")
             end(host, terminal, cursor)
         held = host.run("grep -rl 'council and the employee' /var/lib /var/spool /var/log")
         need(held.stdout == "", "no byte of dave's session is on the disk")
