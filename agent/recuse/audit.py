@@ -235,9 +235,7 @@ def verify_all(
     for prefix, epochs in group_by_host(sources).items():
         known = trusted if isinstance(trusted, Trusted) else trusted.get(prefix)
         if known is None:
-            raise CryptoError(
-                f"no trusted key for host {prefix}", hint="give its vkey with --host-key"
-            )
+            raise CryptoError(f"no trusted key for host {prefix}", hint="give its vkey with --key")
         earlier: Optional[_Audit] = None
         for source in epochs:
             newest = source is epochs[-1]

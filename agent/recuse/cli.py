@@ -761,8 +761,7 @@ def _trusted(call: Call, sources: Sequence[audit.Source]) -> dict[str, audit.Tru
                 "not who signed it; give --key" % printable(args.dir)
             )
     trusted = {}
-    for source in sources:
-        prefix = audit.split_epoch(source.origin)[0]
+    for prefix in audit.group_by_host(sources):
         if prefix not in hosts:
             raise CryptoError(
                 "no trusted key for host %s" % printable(prefix),

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
@@ -202,7 +202,7 @@ def made(tmp_path: Path) -> Iterator[Made]:
     one.enter(records.logout_entry, 92, bob, None, 1)
     ledger.checkpoint()
     yield one
-    ledger.close()
+    one.ledger.close()
 
 
 @dataclass
@@ -689,6 +689,28 @@ def test_verify_a_copied_ledger_with_the_public_key_alone(
     shutil.copy(pub, copy / "host.pub")
     ran = recuse("verify", "--dir", str(copy), "--blobs", "present")
     assert ran.code == 0 and "taken from" in ran.err
+
+
+def test_verify_on_a_host_that_was_renamed(recuse: Any, made: Made) -> None:
+    state = made.root / "var/lib/recuse"
+    size, root = made.ledger.size, ""
+    made.ledger.close()
+    (state / "ledger").rename(state / "ledger.1")
+    origin = "example.org/recuse/host/web-one/2"
+    signer = keys.load_or_create(state / "host.key", origin)
+    keys.write_vkey(state / "host.pub", signer)
+    made.ledger = Ledger.open(state / "ledger", signer, T0)
+    host = replace(HOST, origin=origin, hostname="web-one")
+    previous = {"origin": ORIGIN, "size": size, "root": root}
+    made.ledger.append([records.start_entry(host, 0, T0 + 100 * S, previous, "renamed")])
+    made.ledger.checkpoint()
+    ran = recuse("verify")
+    assert ran.code == 0, ran.out + ran.err
+    assert [one["origin"] for one in recuse("verify", "--json").json["ledgers"]] == [ORIGIN, origin]
+    where = ["--dir", str(state), "--key", str(state / "host.pub")]
+    assert recuse("verify", *where).code == 0
+    assert len(recuse("sessions", "--json").json["sessions"]) == 4
+    assert recuse("play", "--speed", "inf", "s-aaa").out.endswith("end\r\n")
 
 
 def test_everything_works_on_a_store_too(recuse: Any, made: Made, tmp_path: Path) -> None:
