@@ -43,6 +43,7 @@ enum situation {
     LOGOUT_TOLD,
     LOGOUT_NOT_TOLD,
     DISABLED,
+    NOT_ROOT,
 };
 
 /*
@@ -75,6 +76,8 @@ static const struct outcome {
         PAM_SUCCESS, LOG_WARNING, "ended, which the agent was not told" },
     [DISABLED] = {              /* recuse is disabled on this host */
         PAM_IGNORE, LOG_DEBUG, "left alone: recuse is disabled" },
+    [NOT_ROOT] = {              /* login or logout by a program not root */
+        PAM_IGNORE, LOG_DEBUG, "left alone: the program is not root" },
 };
 
 struct options {
@@ -253,6 +256,18 @@ fall_back(const struct context *ctx)
     return LOGIN_RECORD_LOCALLY;
 }
 
+/*
+ * Who lets others in is root; systemd closes the session of systemd-user, and
+ * users run PAM programs of their own, as who they are.  The agent would hang
+ * up on them.  A set-user-id program cannot be made to look like that: its
+ * effective user is not its caller's to choose.
+ */
+static int
+is_root(void)
+{
+    return geteuid() == 0;
+}
+
 static enum situation
 open_login(struct context *ctx)
 {
@@ -260,6 +275,8 @@ open_login(struct context *ctx)
     char text[RECUSE_MAX_TEXT + 1];
     struct recuse_answer answer;
 
+    if (!is_root())
+        return NOT_ROOT;
     if (access(ctx->options.disabled, F_OK) == 0)
         return DISABLED;
     if (collect_facts(ctx->pamh, &ctx->facts))
@@ -289,6 +306,8 @@ close_login(struct context *ctx)
     uint8_t buf[ANSWER_SIZE];
     struct recuse_answer answer;
 
+    if (!is_root())
+        return NOT_ROOT;
     if (access(ctx->options.disabled, F_OK) == 0)
         return DISABLED;
     if (collect_facts(ctx->pamh, &ctx->facts))

@@ -83,8 +83,13 @@ class Login:
         service: str = "sshd",
         options: Sequence[str] = (),
         kind: str = "session",
+        as_root: bool = True,
     ) -> Ran:
-        """Make the calls; what the module returns ends the stack, PAM_IGNORE gives IGNORED."""
+        """Make the calls; what the module returns ends the stack, PAM_IGNORE gives IGNORED.
+
+        Root is root of a user namespace if the tests run as somebody else. In a namespace without
+        a map everybody is nobody, whose files stay theirs all the same.
+        """
         module = self.build.path / "pam_recuse.so"
         told = [
             f"socket={self.socket}",
@@ -99,8 +104,10 @@ class Login:
         confdir.mkdir(exist_ok=True)
         (confdir / service).write_text(stack)
         (confdir / "other").write_text("session required pam_deny.so\n")
+        unshare = ["unshare", "--user", *(["--map-root-user"] if as_root else []), "--"]
+        become = [] if as_root and os.geteuid() == 0 else unshare
         done = subprocess.run(
-            [str(self.build.path / "pam_tool"), str(confdir), service, user, *calls],
+            [*become, str(self.build.path / "pam_tool"), str(confdir), service, user, *calls],
             capture_output=True,
             text=True,
             errors="backslashreplace",
@@ -236,6 +243,23 @@ def test_disabled_is_transparent_and_asks_nobody(login: Login, call: str) -> Non
         ran = login.run(call)
         assert agent.requests.empty()
     assert (ran.code(call), ran.of("error"), ran.of("log")) == (IGNORED, [], [])
+
+
+@pytest.mark.parametrize("fallback", [None, "refuse"], ids=["agent", "refuse"])
+@pytest.mark.parametrize("call", ["open", "close"])
+def test_program_that_is_not_root_is_left_alone(
+    login: Login, call: str, fallback: Optional[str]
+) -> None:
+    login.fall_back(fallback)
+    with FakeAgent(login.socket, "refuse") as agent:
+        ran = login.run(call, service="systemd-user", as_root=False)
+        assert agent.requests.empty()
+    assert (ran.code(call), ran.of("error"), ran.of("log")) == (IGNORED, [], [])
+
+
+def test_program_that_is_not_root_is_said_with_debug(login: Login) -> None:
+    (line,) = login.run("open", options=["debug"], as_root=False).of("log")
+    assert line.endswith(": the program is not root")
 
 
 def test_open_without_a_user_is_refused(login: Login) -> None:
