@@ -21,7 +21,7 @@ from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple
 
 from . import __version__, records, wire
 from .book import Book, NotEntered
-from .config import Config, Paths
+from .config import Config, HostConfig, Paths
 from .door import Connection, Door
 from .errors import RecuseError, SpoolError
 from .host import Account, Identity, Kernel, Peer, Stat
@@ -676,8 +676,11 @@ class Agent:
 
 
     def _notice(self, live: LiveSession, decision: Decision) -> bytes:
-        config = self.config
-        return notice(live, decision, config.host.org) if config.session.notice else b""
+        if not self.config.session.notice:
+            return b""
+        org = self.config.host.org
+        named = org if org != HostConfig().org else None
+        return notice(live, decision, self.book.host.hostname, named)
 
     def _tell(
         self,

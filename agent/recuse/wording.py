@@ -6,6 +6,7 @@ Part of the agent. Everything is cut to what an answer may hold.
 from __future__ import annotations
 
 import json
+from typing import Optional
 
 from . import wire
 from .live import LiveSession
@@ -13,19 +14,19 @@ from .policy import Decision
 from .records import Session
 
 
-def notice(live: LiveSession, decision: Decision, org: str) -> bytes:
-    """Word what a user at a terminal is told before the session."""
-    rule = f"rule {decision.rule}" if decision.rule else "the default"
+def notice(live: LiveSession, decision: Decision, host: str, org: Optional[str] = None) -> bytes:
+    """Word what a user at a terminal is told before the session; `org` only if it has a name."""
+    rule = f"rule {decision.rule}" if decision.rule else "by default"
+    what = f"recuse: this session on {host}"
+    kept = "that it takes place is on record"
     if live.label == "record":
-        text = f"recuse: this session is recorded by {org}, by {rule}."
+        text = f"{what} is recorded{f' by {org}' if org else ''} ({rule})"
     elif live.label == "exempt":
+        owner = f", owner {decision.owner}" if decision.owner else ""
         until = f", until {decision.expires}" if decision.expires else ""
-        text = (
-            f"recuse: this session is not recorded: {decision.reason} (rule {decision.rule}, "
-            f"{decision.owner}{until}). That it takes place is on record."
-        )
+        text = f"{what} is not recorded: {decision.reason} ({rule}{owner}{until}); {kept}"
     elif live.label == "stub":
-        text = "recuse: this session cannot be recorded and goes on. That it does is on record."
+        text = f"{what} cannot be recorded and goes on; {kept}"
     else:
         return b""
     return (text + "\n").encode("utf-8", "backslashreplace")[: wire.MAX_TEXT]

@@ -396,7 +396,9 @@ def test_agent_records_a_session_to_its_end(paths: Paths) -> None:
         sshd = await world.login("alice")
         shell, answer = await world.session(sshd, "alice")
         assert answer.verdict == Verdict.RECORD and answer.shell == b"/bin/bash"
-        assert answer.label == b"record" and b"is recorded" in answer.notice
+        assert answer.label == b"record"
+        on = world.agent.book.host.hostname
+        assert answer.notice.decode() == f"recuse: this session on {on} is recorded (by default)\n"
         assert world.kinds() == ["login", "open"]
         shell.write(b'[0.5, "o", "hello\\r\\n"]', b'[0.6, "x", "3"]')
         shell.end()
@@ -421,7 +423,8 @@ def test_agent_leaves_an_exempt_session_alone(paths: Paths) -> None:
         sshd = await world.login("robot")
         shell, answer = await world.session(sshd, "robot", b"backup")
         assert answer.verdict == Verdict.EXEC and answer.flags == 0 and not shell.fds
-        assert b"not recorded: unattended job (rule robots, ops@example.org" in answer.notice
+        assert b"is not recorded: unattended job (rule robots, owner ops@example" in answer.notice
+        assert answer.notice.endswith(b"); that it takes place is on record\n")
         assert world.last("exempt").get("reason") == "unattended job"
         shell.end()
         await world.ended()
