@@ -49,6 +49,10 @@ _NUMBER = re.compile(r"(?P<number>(?:x\d{3}/)*\d{3})(?P<part>\.part)?", re.ASCII
 _MAX_RESYNC_BYTES = 16384
 
 
+class LedgerInUse(LedgerError):
+    """Another process has the ledger open: nothing is wrong with it."""
+
+
 @dataclass(frozen=True)
 class Recovery:
     """What opening a ledger had to put right."""
@@ -434,7 +438,7 @@ class Ledger:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise LedgerError(f"ledger {self._path} is in use by another process") from None
+            raise LedgerInUse(f"ledger {self._path} is in use by another process") from None
         note = self._files.checkpoint()
         bundles = self._count_bundles()
         if note is None:

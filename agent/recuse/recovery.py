@@ -28,7 +28,7 @@ from .errors import ConfigError, CryptoError, LedgerError, PolicyError, RecuseEr
 from .front import Front
 from .host import Kernel
 from .journal import Journal, Sender
-from .ledger import Ledger
+from .ledger import Ledger, LedgerInUse
 from .live import Live, LiveLogin, LiveSession
 from .orphan import adopt_orphans, set_aside, take_file
 from .policy import Verdict
@@ -86,6 +86,8 @@ def open_ledger(
 
     The name is kept once it is chosen: a host that is renamed does not begin anew unless
     recuse.toml says so.
+
+    Raises: LedgerInUse
     """
     name = config.host.name or _origin_name(kernel.hostname())
     epoch, known = _read_epoch(paths)
@@ -98,6 +100,8 @@ def open_ledger(
             ledger = _open(paths, f"{prefix}/{epoch}", kernel)
             _write_epoch(paths, epoch, prefix)
             return ledger, None, "started"
+        except LedgerInUse:
+            raise  # by the agent that runs: its ledger must not be moved away under it
         except LedgerError as error:
             why = error.message
     previous = _previous(paths, f"{known or prefix}/{epoch}")
@@ -504,12 +508,12 @@ async def run(paths: Paths, config_path: Optional[Path], recuse_uid: int) -> Non
     sender = Sender()
     journal, kernel, notifier = Journal(sender), Kernel(), Notifier()
     inherited = inherit()
-    if not inherited.host and not inherited.control:
-        made = make_sockets(paths)
-        inherited.host, inherited.control = made.host, made.control
     agent = await make_agent(
         paths, config_path or paths.config, recuse_uid, kernel, journal, notifier
     )
+    if not inherited.host and not inherited.control:  # only now: they may be another agent's
+        made = make_sockets(paths)
+        inherited.host, inherited.control = made.host, made.control
     await serve(agent, inherited)
     sender.close()
 

@@ -957,6 +957,18 @@ def test_damaged_ledger_begins_a_new_epoch_that_names_the_old(paths: Paths) -> N
     run(paths, scene)
 
 
+def test_second_agent_leaves_the_ledger_of_the_first_alone(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        second = World(paths)
+        with pytest.raises(LedgerError, match="in use by another process"):
+            await second.start()
+        assert not (paths.state / "ledger.1").exists()
+        await world.login("alice")
+        assert world.kinds() == ["login"]
+
+    run(paths, scene)
+
+
 def test_host_name_that_changes_keeps_the_ledger_unless_configured(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
