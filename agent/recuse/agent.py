@@ -36,6 +36,7 @@ from .wire import Verdict
 from .wording import cast_header, notice, refusal
 
 RETRY_SECONDS = 5.0
+AGAIN_SECONDS = 10.0  # a login refused is refused again without an entry, from the same process
 FALLBACK_SHELL = "/bin/sh"
 
 
@@ -80,6 +81,7 @@ class Agent:
         self.files = LiveFiles(paths.sessions)
         self.logins: Dict[str, LiveLogin] = {}
         self.sessions: Dict[str, LiveSession] = {}
+        self._refused: Dict[Tuple[Peer, wire.Login], Tuple[int, wire.Answer]] = {}
         self._tasks: Set["asyncio.Task[Any]"] = set()
 
     @property
@@ -180,6 +182,10 @@ class Agent:
             self.door.answer(connection, wire.Answer(Verdict.ALLOW))
             return
         peer = connection.peer
+        known = self._known_login(peer, request)
+        if known is not None:
+            self.door.answer(connection, known)
+            return
         place = self.place(peer)
         identity = self.kernel.identity(peer.pid)
         user = records.text(request.user)
@@ -209,7 +215,9 @@ class Agent:
         if decision.verdict == "refuse":
             await self.book.enter(records.refused_entry, login, decision)
             self._tell("refused", login, None, decision, what="login")
-            self.door.answer(connection, wire.Answer(Verdict.REFUSE, message=refusal(decision)))
+            answer = wire.Answer(Verdict.REFUSE, message=refusal(decision))
+            self._refused[peer, request] = self.kernel.mono_ns(), answer
+            self.door.answer(connection, answer)
             return
         live = LiveLogin(
             login=login,
@@ -231,6 +239,24 @@ class Agent:
         self.door.answer(connection, wire.Answer(Verdict.ALLOW))
         self.follow_login(live)
         self._tell("login", login, None, decision, seq=live.seq)
+
+    def _known_login(self, peer: Peer, request: wire.Login) -> Optional[wire.Answer]:
+        """Answer as before what a stack that names the module twice tells twice."""
+        fields = request.service, request.user, request.ruser, request.rhost, request.tty
+        told = tuple(map(records.text, fields))
+        for live in self.logins.values():
+            login, claimed = live.login, live.login.source.claimed
+            before = login.service, login.user, login.ruser, claimed, login.tty
+            if (live.pid, live.start) != (peer.pid, peer.start) or live.implied or live.ended:
+                continue
+            if tuple(one or "" for one in before) == told:
+                live.opened += 1
+                self.files.save(live)
+                return wire.Answer(Verdict.ALLOW)
+        since = self.kernel.mono_ns() - int(AGAIN_SECONDS * 1e9)
+        self._refused = {key: told for key, told in self._refused.items() if told[0] >= since}
+        refused = self._refused.get((peer, request))
+        return None if refused is None else refused[1]
 
     def _source(self, peer: Peer, place: Place) -> Optional[str]:
         """Say where a login comes from: su and sudo, from where their user came."""
@@ -262,7 +288,9 @@ class Agent:
         ]
         exact = [live for live in found if (live.login.service, live.login.user) == (service, user)]
         if exact:
-            await self.end_login(exact[-1])
+            exact[-1].opened -= 1
+            if exact[-1].opened <= 0:
+                await self.end_login(exact[-1])
         self.door.answer(connection, wire.Answer(Verdict.ALLOW))
 
     async def end_login(self, live: LiveLogin) -> None:

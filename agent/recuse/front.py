@@ -49,6 +49,7 @@ class Front:
         self._watchers: Set[asyncio.StreamWriter] = set()
         self._clients: Set["asyncio.Task[Any]"] = set()
         self._folding = asyncio.Lock()
+        self._closing = False
         agent.book.watchers.append(self._tell_size)
         agent.upkeep.on_reload.append(self._tell_reload)
 
@@ -60,11 +61,13 @@ class Front:
         )
 
     async def close(self) -> None:
+        self._closing = True
         for server in self._servers:
             server.close()
         for task in list(self._clients):
             task.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
+        await asyncio.sleep(0)  # transports close in the turn after
 
     def _news(self, news: Mapping[str, Any]) -> None:
         line = json.dumps(news).encode() + b"\n"
@@ -98,7 +101,7 @@ class Front:
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         uid = self.peer_uid(writer)
-        while True:
+        while not self._closing:  # wait_for() may swallow that it is cancelled
             watching = writer in self._watchers
             line = await asyncio.wait_for(reader.readline(), None if watching else IDLE_SECONDS)
             if not line:

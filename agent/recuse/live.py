@@ -36,6 +36,7 @@ class LiveLogin:
     outer_label: Optional[str] = None  # how the enclosing session ran
     covered: bool = False  # what it shows is seen in the enclosing recording
     implied: bool = False  # PAM told nothing; it lives as long as its one session
+    opened: int = 1  # times PAM told of it: a stack may name the module twice
     pidfd: int = -1
     ended: bool = False
 

@@ -508,6 +508,53 @@ def test_logout_ends_the_login_while_its_process_lives(paths: Paths) -> None:
     run(paths, scene)
 
 
+def test_stack_that_names_the_module_twice_has_one_login(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        su = await world.login("alice", "su-l")
+        again = wire.Login(b"su-l", b"alice", b"", b"192.0.2.99", b"ssh")
+        logout = wire.Logout(b"su-l", b"alice", b"ssh")
+        answer = await world.ask(su, again)
+        assert answer is not None and answer.verdict == Verdict.ALLOW
+        assert world.kinds() == ["login"] and len(world.agent.logins) == 1
+        await world.stop()
+        await world.start()
+        for kinds in (["login"], ["login", "logout"], ["login", "logout"]):
+            answer = await world.ask(su, logout)
+            assert answer is not None and answer.verdict == Verdict.ALLOW
+            assert [one.kind for one in world.entries() if one.kind.startswith("log")] == kinds
+        await world.ask(su, again)
+        assert [one.kind for one in world.entries()][-2:] == ["logout", "login"]
+
+    run(paths, scene)
+
+
+def test_logins_of_one_process_that_differ_are_two(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        server = await world.login("alice", "vsftpd")
+        await world.ask(server, wire.Login(b"vsftpd", b"alice", b"", b"192.0.2.98", b"ssh"))
+        await world.ask(server, wire.Login(b"vsftpd", b"robot", b"", b"192.0.2.99", b"ssh"))
+        assert world.kinds() == ["login", "login", "login"]
+
+    run(paths, scene)
+
+
+def test_refusal_is_entered_once_for_a_stack_that_asks_twice(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        su = world.child()
+        answers = [
+            await world.ask(su, wire.Login(b"su-l", b"mallory", b"", b"", b"pts/1"))
+            for _ in range(2)
+        ]
+        assert answers[0] == answers[1] and answers[0] is not None
+        assert answers[0].verdict == Verdict.REFUSE
+        assert world.kinds() == ["refused"]
+        other = world.child()
+        await world.ask(other, wire.Login(b"su-l", b"mallory", b"", b"", b"pts/1"))
+        assert world.kinds() == ["refused", "refused"]
+
+    run(paths, scene)
+
+
 def test_services_that_are_no_logins_leave_no_entry(paths: Paths) -> None:
     async def scene(world: World) -> None:
         await world.login("root", "cron")
@@ -1377,19 +1424,29 @@ def test_control_shows_users_their_own_sessions(
 
 
 def test_watch_tells_of_every_checkpoint_and_reload(paths: Paths) -> None:
+    async def watch(world: World, reader: asyncio.StreamReader) -> None:
+        async def news() -> Dict[str, Any]:
+            told: Dict[str, Any] = json.loads(await asyncio.wait_for(reader.readline(), 60))
+            return told
+
+        assert (await news())["ok"] is True
+        await world.login("alice")
+        size = world.agent.book.size
+        told = await news()
+        while told["size"] < size:  # the start is news as well
+            told = await news()
+        assert told == {"size": size, "blobs": 0}
+        await world.control(verb="reload")
+        assert await news() == {"reload": True}
+
     async def scene(world: World) -> None:
         reader, writer = await asyncio.open_unix_connection(str(paths.control_socket))
-        writer.write(b'{"verb": "watch"}\n')
-        assert json.loads(await reader.readline())["ok"] is True
-        await world.login("alice")
-        news = {"size": 0}
-        while news["size"] < world.agent.book.size:  # the start is news as well
-            news = json.loads(await asyncio.wait_for(reader.readline(), 10))
-        assert news == {"size": world.agent.book.size, "blobs": 0}
-        await world.control(verb="reload")
-        assert json.loads(await asyncio.wait_for(reader.readline(), 10)) == {"reload": True}
-        writer.close()
-        await writer.wait_closed()
+        try:
+            writer.write(b'{"verb": "watch"}\n')
+            await watch(world, reader)
+        finally:
+            writer.close()
+            await writer.wait_closed()
 
     run(paths, scene)
 
