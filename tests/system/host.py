@@ -290,7 +290,7 @@ class Host:
 
     def enter(self, *command: str) -> list[str]:
         """Return the command line that runs `command` as root inside the host."""
-        inside = ["nsenter", f"--target={self._leader}", "--all", "--wdns=/"]
+        inside = ["nsenter", f"--target={self._leader}", "--all", "--root", "--wd"]
         home = ["env", "-i", "HOME=/root", "USER=root", "LOGNAME=root", "LC_ALL=C.UTF-8"]
         path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         return [*inside, *home, path, *command]
