@@ -16,7 +16,7 @@ from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from .audit import Item, split_epoch
 from .checkpoint import TILE_WIDTH, Checkpoint, Note
-from .errors import CryptoError, LedgerError, NotFound
+from .errors import AccessDenied, CryptoError, LedgerError, NotFound
 from .ledger import LedgerReader
 
 _HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -60,6 +60,8 @@ def _note_origin(note: Optional[bytes]) -> Optional[str]:
 
 class LedgerArchive:
     """One ledger directory with blobs and receipts from wherever its surroundings keep them."""
+
+    is_central = False
 
     def __init__(
         self,
@@ -128,6 +130,8 @@ def _as_bytes(value: object) -> Optional[bytes]:
 
 class StoreArchive:
     """One host's ledger in a collector's store, read while the collector may be writing."""
+
+    is_central = True
 
     def __init__(self, path: str, database: str, origin: str) -> None:
         self.path = path
@@ -266,9 +270,11 @@ def _in_order(archives: Iterable[LedgerArchive]) -> List[LedgerArchive]:
 def open_archive(path: str | os.PathLike[str]) -> Sequence[LedgerArchive | StoreArchive]:
     """Find the ledgers there are at a path: all epochs of a host, or all hosts of a store.
 
-    Raises: NotFound if there are none, LedgerError if they cannot be read.
+    Raises: NotFound if there are none, AccessDenied, LedgerError if they cannot be read.
     """
     top = os.path.abspath(os.fspath(path))
+    if os.path.isdir(top) and not os.access(top, os.R_OK | os.X_OK):
+        raise AccessDenied(f"{top} is not for you to read", "run it with sudo")
     database = os.path.join(top, _STORE)
     if os.path.isfile(database):
         return _open_store(top, database)

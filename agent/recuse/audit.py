@@ -64,6 +64,10 @@ class Source(Protocol):
     def origin(self) -> str:
         """Name the log by what its checkpoint says, or by where it lies."""
 
+    @property
+    def is_central(self) -> bool:
+        """Say whether central storage is searched, too: a blob that is not there is nowhere."""
+
     def checkpoint(self) -> Optional[bytes]:
         """Give the newest checkpoint note."""
 
@@ -209,8 +213,9 @@ def verify(
 ) -> Report:
     """Verify one ledger that stands alone.
 
-    `blobs` says what an absent blob is: "require", a fault unless a collector's receipt covers it;
-    "present", fine; "skip" looks at none. With `now_ns`, a ledger that is overdue now is warned of.
+    `blobs` says what an absent blob is: "require", a fault unless a collector's receipt covers it
+    and central storage is not here; "present", fine; "skip" looks at none. With `now_ns`, a ledger
+    that is overdue now is warned of.
     """
     return verify_all([source], trusted, blobs=blobs, now_ns=now_ns)[0]
 
@@ -981,10 +986,12 @@ class _Audit:
             self.fault("unreadable", what, f"blob {blob}: {error.message}", entry.index, name)
             return None
         if data is None:
-            if self._is_receipted(entry.index, blob):
+            receipted = self._is_receipted(entry.index, blob)
+            if receipted and not self._source.is_central:
                 self.report.blobs_elsewhere += 1
             elif self._blobs == "require":
-                self.fault("blob-missing", what, f"blob {blob} is missing", entry.index, name)
+                message = f"blob {blob} is missing" + ", though it was receipted" * receipted
+                self.fault("blob-missing", what, message, entry.index, name)
             else:
                 self.report.blobs_absent += 1
             return None

@@ -627,7 +627,15 @@ def _recording(call: Call) -> Any:
     name = call.args.id
     if "/" in name or name.endswith(".cast"):
         return FileRecording(name)
-    found = call.catalog()
+    try:
+        found = call.catalog()
+    except AccessDenied:
+        if call.args.dir is not None:
+            raise
+        raise AccessDenied(
+            "recordings of this host are for root alone, those of your own sessions too",
+            "ask the administrator to play it; recuse show %s says what is known" % printable(name),
+        ) from None
     return found.recording(found.session(name))
 
 
@@ -717,6 +725,10 @@ class _Watched:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
+
+    @property
+    def is_central(self) -> bool:
+        return bool(self._source.is_central or self._catalog.stores)
 
     def entries(self) -> Iterator[Any]:
         for count, entry in enumerate(self._source.entries()):
@@ -811,8 +823,22 @@ def verify(call: Call) -> int:
     if name is not None and not faults and not args.json:
         console.print("session %s verified" % name)
     if faults:
-        raise FaultsFound("verification found %d fault%s" % (faults, "" if faults == 1 else "s"))
+        words = "verification found %d fault%s" % (faults, "" if faults == 1 else "s")
+        raise FaultsFound(words, _bare_ledger(call, reports))
     return 0
+
+
+def _bare_ledger(call: Call, reports: Sequence[audit.Report]) -> Optional[str]:
+    """Give a hint if all that is wrong is that no segment lies beside the ledgers."""
+    found = {fault.code for report in reports for fault in report.faults}
+    if found != {"blob-missing"} or any(report.blobs_checked for report in reports):
+        return None
+    if call.args.dir is None:
+        central = catalog.central_directory(call.paths)
+        return "central storage %s is not there" % central if central else None
+    if call.args.collector_key:
+        return "no segment is here; --blobs present verifies the ledger without them"
+    return "no segment is here; --collector-key believes receipts, --blobs present does without"
 
 
 # Policy

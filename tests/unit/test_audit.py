@@ -597,6 +597,21 @@ def test_absent_blobs_with_receipts_of_their_own_are_elsewhere(copy: Path) -> No
     assert codes(check(copy)) == ["bad-receipt", "blob-missing"]
 
 
+def test_absent_blobs_are_nowhere_if_central_storage_has_been_searched(
+    told: Path, tmp_path: Path
+) -> None:
+    store = make_store(told, tmp_path / "store")
+    gone, kept = sorted((store / "blobs/sha256").glob("*/*"))
+    gone.unlink()
+    (report,) = verify_all(open_archive(store), TRUSTED)
+    assert [one.code for one in report.faults] == ["blob-missing"]
+    assert report.faults[0].message == f"blob {gone.name} is missing, though it was receipted"
+    assert (report.blobs_checked, report.blobs_elsewhere) == (1, 0)
+    (report,) = verify_all(open_archive(store), TRUSTED, blobs="present")
+    assert report.ok and report.blobs_absent == 1
+    assert kept.exists()
+
+
 @pytest.mark.parametrize("bit", range(8))
 def test_an_altered_blob_is_named(copy: Path, bit: int) -> None:
     for blob in (copy / "blobs").iterdir():
@@ -975,6 +990,7 @@ class Source:
     """An archive in memory that can be made to lie."""
 
     origin: str = ORIGIN
+    is_central: bool = False
     note: Optional[bytes] = None
     items: List[audit.Item] = field(default_factory=list)
 

@@ -680,7 +680,8 @@ def test_verify_a_copied_ledger_with_the_public_key_alone(
     shutil.copytree(made.root / "var/lib/recuse/ledger", copy / "ledger")
     pub = str(made.root / "var/lib/recuse/host.pub")
     assert recuse("verify", "--dir", str(copy), "--key", pub, "--blobs", "present").code == 0
-    assert recuse("verify", "--dir", str(copy), "--key", pub).code == 10  # no segment is there
+    ran = recuse("verify", "--dir", str(copy), "--key", pub)
+    assert ran.code == 10 and "hint: no segment is here; --collector-key" in ran.err
     ran = recuse("verify", "--dir", str(copy), "--blobs", "present")
     assert ran.code == 14 and "no trusted key for host" in ran.err
     other = keys.load_or_create(tmp_path / "other.key", ORIGIN)
@@ -744,10 +745,21 @@ def test_everything_works_on_a_store_too(recuse: Any, made: Made, tmp_path: Path
         path.unlink()
     assert recuse("play", "--speed", "inf", "s-aaa").out.endswith("end\r\n")
     assert recuse("verify").code == 0
-    blob = next((central / "blobs").rglob("%s*" % _blobs(made)[1].name))
-    _flip(blob)
+    first, second = (next((central / "blobs").rglob(one.name)) for one in _blobs(made)[:2])
+    _flip(second)
     ran = recuse("verify", "s-aaa")
     assert ran.code == 10 and "segment 1" in ran.out
+    _flip(second)
+    first.rename(tmp_path / "gone")
+    for keys_of in (["--key", *pub], []):
+        ran = recuse("verify", *where, *keys_of)
+        assert ran.code == 10 and "segment 0" in ran.out and ran.out.count("fault:") == 1
+    # A receipt for it means nothing where central storage itself can be looked at.
+    ran = recuse("verify")
+    assert ran.code == 10 and "segment 0" in ran.out
+    central.rename(tmp_path / "elsewhere")
+    ran = recuse("verify")
+    assert ran.code == 10 and "hint: central storage %s is not there" % central in ran.err
 
 
 def test_verify_remembers_how_long_the_ledger_was(recuse: Any, made: Made) -> None:
@@ -927,8 +939,12 @@ def test_users_see_their_own_sessions_through_the_agent(
     assert run("sessions", "--json").json == {"sessions": [row]}
     assert run.asked[0] == {"verb": "sessions", "ended": True}
     assert run("show", "s-aaa", "--json").json == row
-    assert run("show", "s-x").code == 6
-    assert run("play", "s-aaa").code == 7
+    ran = run("show", "s-x")
+    assert ran.code == 6 and "no session s-x of yours" in ran.err and "hint: " in ran.err
+    for command in ("play", "export"):
+        ran = run(command, "s-aaa")
+        assert ran.code == 7 and "those of your own sessions too" in ran.err
+        assert "hint: ask the administrator to play it; recuse show s-aaa says" in ran.err
 
 
 # Manners
