@@ -142,6 +142,12 @@ def test_every_module_has_a_floor() -> None:
     assert set(MODULES) <= known, f"no floor: {set(MODULES) - known}"
 
 
+def test_the_design_page_names_every_module() -> None:
+    page = (PACKAGE.parents[1] / "docs/design.md").read_text()
+    floors = page.partition("\n## Floors\n")[2].partition("\nA module imports")[0]
+    assert set(MODULES) - {"__init__"} <= set(floors.split())
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_go_down(module: str) -> None:
     for other in _own_imports(module):
