@@ -73,6 +73,7 @@ class Agent:
         self.boot_id = book.host.boot_id
         self.started_ns = kernel.now_ns()
         self.renewed = False  # the ledger is another than that of the sessions before the start
+        self.set_back = asyncio.Event()  # central storage has another ledger of this name
         self.spool = Spool(str(paths.spool))
         self.upkeep = Upkeep(paths, config, policy, kernel, journal, notifier, book, self.spool)
         self.sealer = Sealer(self.spool, book, kernel, journal, lambda: self.config.spool)
@@ -797,6 +798,19 @@ class Agent:
         self.book.checkpoint()
         self.book.halt()
         self.journal.write("stopped", live=len(self.sessions))
+
+    async def hand_over(self) -> Dict[str, int]:
+        """Leave, to an agent in the same process with another ledger; give descriptors for it."""
+        await self.door.settle()
+        stored = self.door.relays()
+        lives: List[Live] = [*self.logins.values(), *self.sessions.values()]
+        for live in lives:
+            if live.pidfd >= 0:
+                letter = "l" if isinstance(live, LiveLogin) else "p"
+                stored[f"{letter}-{live.id}"] = os.dup(live.pidfd)
+        self.book.halt()
+        await self.let_go()
+        return stored
 
     async def let_go(self) -> None:
         """Close our descriptors of what goes on, and end what was being done about it."""

@@ -11,7 +11,7 @@ import asyncio
 import os
 import socket
 from dataclasses import dataclass
-from typing import Awaitable, Callable, List, Optional, Sequence, Set, Tuple
+from typing import Awaitable, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 from . import wire
 from .book import NotEntered
@@ -21,6 +21,7 @@ from .journal import Journal
 from .live import LiveSession
 
 PATIENCE_SECONDS = 10.0  # for a peer that has connected and says nothing
+SETTLE_SECONDS = 1.0
 MAX_BACKLOG = 128  # connections accepted in one turn of the loop
 
 # Who may send what, by the uid that the kernel says the peer had when it connected.
@@ -187,6 +188,19 @@ class Door:
         elif connection.timer is not None:
             connection.timer.cancel()
             connection.timer = None
+
+    async def settle(self) -> None:
+        """Wait until those who asked have their answer."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=SETTLE_SECONDS)
+
+    def relays(self) -> Dict[str, int]:
+        """Give copies of the connections of relays, under the names systemd keeps them by."""
+        return {
+            f"c-{connection.relay.id}": os.dup(connection.sock.fileno())
+            for connection in self._connections
+            if connection.relay is not None and not connection.relay.ended
+        }
 
     async def close(self) -> None:
         """Hang up on everybody; relays keep their sessions, and systemd our end of them."""

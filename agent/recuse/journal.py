@@ -181,6 +181,12 @@ EVENTS: Mapping[str, Event] = {
             "the ledger was damaged, {origin} begins: {fault}",
         ),
         Event(
+            "ledger-set-back",
+            "e986ab1cbab2429ba5b5e235d0a66975",
+            ERR,
+            "{fault}; {origin} begins",
+        ),
+        Event(
             "ledger-recovered",
             "c9cf431e1b6847afab282e4692d94c48",
             WARNING,

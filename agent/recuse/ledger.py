@@ -82,7 +82,7 @@ def _read(path: str) -> Optional[bytes]:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise LedgerError(f"{path}: {error.strerror}") from None
+        raise LedgerError(f"{path}: {error.strerror}") from error
 
 
 def _hashes(tile: bytes) -> List[bytes]:
@@ -391,7 +391,7 @@ class Ledger:
                 _make_directory(path)
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise LedgerError(f"ledger {path}: {error.strerror}") from None
+            raise LedgerError(f"ledger {path}: {error.strerror}") from error
         ledger = cls(path, signer, lock)
         try:
             ledger._open(now_ns)
@@ -426,6 +426,17 @@ class Ledger:
     def root(self) -> bytes:
         """Say the root over all entries."""
         return self._frontier().root()
+
+    def root_at(self, size: int) -> bytes:
+        """Say the root over the first `size` entries, which are there.
+
+        Raises: LedgerError if a tile that it takes is missing
+        """
+        overlay = {
+            (level, self._bundles // TILE_WIDTH**level): one.hashes
+            for level, one in enumerate(self._levels)
+        }
+        return range_root(size, _tile_reader(self._files, overlay))
 
     def _frontier(self) -> Frontier:
         # Complete subtrees of the highest level come first, as in the frontier of the whole tree.

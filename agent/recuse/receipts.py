@@ -7,16 +7,93 @@ every receipt is checked against the key of central storage.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Optional, Tuple
 
 from . import checkpoint as tlog
 from . import keys
-from .errors import CryptoError, RecuseError
+from .config import CentralConfig, Paths
+from .errors import CryptoError, LedgerError, RecuseError
+from .ledger import Ledger
 
 if TYPE_CHECKING:
     from .agent import Agent
 
 MAX_RECEIPT_BYTES = 65536
+
+
+def split_origin(origin: str) -> Tuple[str, int]:
+    """Split an origin into the host and the epoch; 0 if it names none."""
+    prefix, slash, epoch = origin.rpartition("/")
+    plain = slash and epoch.isascii() and epoch.isdigit() and len(epoch) <= 9
+    return (prefix, int(epoch)) if plain else (origin, 0)
+
+
+def central_key(paths: Paths, central: CentralConfig) -> Optional[tlog.Verifier]:
+    """Read the key of central storage; None before it is known."""
+    directory = central.directory
+    if directory is None:
+        path = paths.collector_pub
+    else:
+        path = paths.root / str(directory).lstrip("/") / "store.pub"
+    try:
+        return keys.read_vkey(path)
+    except RecuseError:
+        return None
+
+
+def _read(paths: Paths, name: str) -> Optional[bytes]:
+    try:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(paths.receipts / name, flags)
+    except OSError:
+        return None
+    with open(fd, "rb") as file:
+        try:
+            return file.read(MAX_RECEIPT_BYTES)
+        except OSError:
+            return None
+
+
+def attested(paths: Paths, verifier: Optional[tlog.Verifier]) -> Optional[tlog.Checkpoint]:
+    """Give the newest checkpoint of this host, of any epoch, that central storage cosigned.
+
+    Nobody but this host can have signed it in the first place.
+
+    Raises: CryptoError, NotFound
+    """
+    note = None if verifier is None else _read(paths, "checkpoint")
+    if note is None or verifier is None:
+        return None
+    origin = tlog.Checkpoint.parse(tlog.Note.parse(note).text).origin
+    public = keys.read_vkey(paths.host_pub).public
+    found = tlog.open_checkpoint(note, tlog.Verifier.make(origin, tlog.TYPE_LOG, public))
+    tlog.verify_cosignature(note, verifier)
+    return found
+
+
+def contradiction(ledger: Ledger, there: tlog.Checkpoint) -> Optional[str]:
+    """Say what keeps a ledger from being the one that was attested, or a later state of it."""
+    host, epoch = split_origin(ledger.origin)
+    their_host, their_epoch = split_origin(there.origin)
+    if their_host != host or their_epoch < epoch:
+        return None
+    if their_epoch > epoch:
+        return f"{ledger.origin} was set back: {there.origin} has been begun"
+    if there.size > ledger.size:
+        return (
+            f"{ledger.origin} was set back: it has {ledger.size} entries here, "
+            f"{there.size} in central storage"
+        )
+    try:
+        root = ledger.root_at(there.size)
+    except LedgerError:
+        return None  # a tile is missing, which the next start repairs
+    if root == there.root:
+        return None
+    return (
+        f"{ledger.origin} was set back and written anew: it contradicts "
+        f"the {there.size} entries in central storage"
+    )
 
 
 class Receipts:
@@ -27,49 +104,25 @@ class Receipts:
         self._complained: Optional[str] = None
         self.attested = 0  # entries that central storage has, as far as receipts show
 
-    def _verifier(self) -> Optional[tlog.Verifier]:
-        """Read the key of central storage; None before it is known."""
-        paths, directory = self._agent.paths, self._agent.config.central.directory
-        if directory is None:
-            path = paths.collector_pub
-        else:
-            path = paths.root / str(directory).lstrip("/") / "store.pub"
-        try:
-            return keys.read_vkey(path)
-        except RecuseError:
-            return None
-
-    def _read(self, name: str) -> Optional[bytes]:
-        path = self._agent.paths.receipts / name
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            return None
-        with open(fd, "rb") as file:
-            try:
-                return file.read(MAX_RECEIPT_BYTES)
-            except OSError:
-                return None
-
     def _attested_size(self, verifier: tlog.Verifier) -> int:
         """Say how many entries of this ledger central storage has cosigned.
 
+        If what it has is not this ledger, the agent begins another.
+
         Raises: CryptoError, NotFound
         """
-        note = self._read("checkpoint")
-        if note is None:
+        agent = self._agent
+        there = attested(agent.paths, verifier)
+        if there is None:
             return 0
-        ledger = self._agent.book.ledger
-        found = tlog.Checkpoint.parse(tlog.Note.parse(note).text)
-        if found.origin != ledger.origin:
-            return 0  # of an earlier epoch
-        tlog.open_checkpoint(note, keys.read_vkey(self._agent.paths.host_pub))
-        tlog.verify_cosignature(note, verifier)
-        return found.size
+        if contradiction(agent.book.ledger, there) is not None:
+            agent.set_back.set()
+            return 0
+        return there.size if there.origin == agent.book.ledger.origin else 0
 
     def check(self) -> int:
         """Remove every segment that central storage is known to have; say how many."""
-        verifier = self._verifier()
+        verifier = central_key(self._agent.paths, self._agent.config.central)
         if verifier is None:
             return 0
         try:
@@ -92,7 +145,7 @@ class Receipts:
         return removed
 
     def _holds(self, blob: str, verifier: tlog.Verifier) -> bool:
-        note = self._read(f"blob/{blob}")
+        note = _read(self._agent.paths, f"blob/{blob}")
         if note is None:
             return False
         try:

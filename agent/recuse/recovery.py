@@ -16,19 +16,28 @@ import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Collection, Dict, Iterator, List, Mapping, Optional, Tuple, cast
+from typing import (
+    Any,
+    Awaitable,
+    Callable,
+    Collection,
+    Dict,
+    Iterator,
+    List,
+    Optional,
+    cast,
+)
 
-from . import __version__, keys, records
+from . import __version__, records
 from .agent import Agent
 from .book import Book
-from .checkpoint import Checkpoint, Note
 from .config import Config, Paths, load
 from .door import Connection
-from .errors import ConfigError, CryptoError, LedgerError, PolicyError, RecuseError, SpoolError
+from .epoch import end_renewal, open_ledger, reopen_ledger
+from .errors import ConfigError, LedgerError, PolicyError, SpoolError
 from .front import Front
 from .host import Kernel
 from .journal import Journal, Sender
-from .ledger import Ledger, LedgerInUse
 from .live import Live, LiveLogin, LiveSession
 from .orphan import adopt_orphans, set_aside, take_file
 from .policy import Verdict
@@ -69,95 +78,6 @@ def boot_config(path: Path, journal: Journal) -> Config:
     except ConfigError as error:
         journal.write("config-bad", fault=say_faults(error), proceeding="the defaults")
         return Config()
-
-
-# -- ledger ---------------------------------------------------------------------------
-
-
-def _origin_name(text: str) -> str:
-    kept = (c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text)
-    return "".join(kept) or "host"
-
-
-def open_ledger(
-    paths: Paths, config: Config, kernel: Kernel, journal: Journal
-) -> Tuple[Ledger, Optional[Mapping[str, Any]], str]:
-    """Open the ledger; also say what the one before it was, if a new epoch begins, and why.
-
-    The name is kept once it is chosen: a host that is renamed does not begin anew unless
-    recuse.toml says so.
-
-    Raises: LedgerInUse
-    """
-    name = config.host.name or _origin_name(kernel.hostname())
-    epoch, known = _read_epoch(paths)
-    prefix = f"{config.host.org}/recuse/host/{name}"
-    if known and not config.host.name and known.startswith(f"{config.host.org}/recuse/host/"):
-        prefix = known
-    why = "" if not known or known == prefix else "the host has another name"
-    if not why:
-        try:
-            ledger = _open(paths, f"{prefix}/{epoch}", kernel)
-            _write_epoch(paths, epoch, prefix)
-            return ledger, None, "started"
-        except LedgerInUse:
-            raise  # by the agent that runs: its ledger must not be moved away under it
-        except LedgerError as error:
-            why = error.message
-    previous = _previous(paths, f"{known or prefix}/{epoch}")
-    aside = paths.ledger.with_name(f"ledger.{epoch}")
-    while aside.exists():
-        aside = aside.with_name(aside.name + "+")
-    if paths.ledger.exists():
-        os.rename(paths.ledger, aside)
-    _write_epoch(paths, epoch + 1, prefix)
-    journal.write("ledger-renewed", origin=f"{prefix}/{epoch + 1}", fault=why)
-    return _open(paths, f"{prefix}/{epoch + 1}", kernel), previous, why
-
-
-def _open(paths: Paths, origin: str, kernel: Kernel) -> Ledger:
-    signer = keys.load_or_create(paths.host_key, origin)
-    try:
-        written = keys.read_vkey(paths.host_pub).vkey
-    except RecuseError:
-        written = ""
-    if written != signer.vkey:
-        keys.write_vkey(paths.host_pub, signer)
-    paths.ledger.mkdir(exist_ok=True)
-    return Ledger.open(str(paths.ledger), signer, kernel.now_ns())
-
-
-def _previous(paths: Paths, origin: str) -> Mapping[str, Any]:
-    try:
-        note = (paths.ledger / "checkpoint").read_bytes()
-        found = Checkpoint.parse(Note.parse(note).text)
-        return {"origin": found.origin, "size": found.size, "root": found.root.hex()}
-    except (OSError, CryptoError):
-        return {"origin": origin, "size": None, "root": None}
-
-
-def _read_epoch(paths: Paths) -> Tuple[int, str]:
-    try:
-        number = int(paths.epoch.read_text().strip())
-    except (OSError, ValueError):
-        number = 1
-    try:
-        return number, paths.epoch.with_name("origin").read_text().strip()
-    except (OSError, ValueError):
-        return number, ""
-
-
-def _write_epoch(paths: Paths, epoch: int, prefix: str) -> None:
-    for path, text in ((paths.epoch, str(epoch)), (paths.epoch.with_name("origin"), prefix)):
-        with contextlib.suppress(OSError):
-            if path.read_text().strip() == text:
-                continue
-        temporary = path.with_name(f".{path.name}.new")
-        temporary.write_text(f"{text}\n")
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-        keys.sync_directory(str(path.parent))
 
 
 # -- what was live before -------------------------------------------------------------
@@ -217,6 +137,7 @@ class Recovery:
         ended: List[LiveSession] = []
         if self.renewed:
             await self._enter_again(lives)
+            end_renewal(agent.paths)
         for live in lives:
             if isinstance(live, LiveLogin):
                 self._login(live, ended_logins)
@@ -243,8 +164,13 @@ class Recovery:
         self.stored.clear()
 
     async def _enter_again(self, lives: List[Live]) -> None:
-        """Enter what is live into a new ledger, whose predecessor was damaged."""
+        """Enter what is live into a new ledger: the one before can say nothing more.
+
+        A recording is cut anew, from its beginning, so that the new ledger has the whole of it.
+        """
         for live in lives:
+            if live.id in self.view.logins or live.id in self.view.sessions:
+                continue  # by a start that came no further
             login = live.login if isinstance(live, LiveLogin) else live.session.login
             plain = self.agent.plain_decision(login, None)
             told = dataclasses.asdict(live.grounds)
@@ -475,7 +401,8 @@ async def make_agent(
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     config = boot_config(config_path, journal)
     policy = boot_policy(paths, journal)
-    ledger, previous, why = open_ledger(paths, config, kernel, journal)
+    opened = open_ledger(paths, config, kernel, journal)
+    ledger = opened.ledger
     host = records.Host(
         origin=ledger.origin,
         hostname=config.host.name or kernel.hostname(),
@@ -487,12 +414,13 @@ async def make_agent(
     book = Book(ledger, host, kernel, journal)
     agent = Agent(paths, config, policy, kernel, journal, notifier, book, recuse_uid)
     agent.upkeep.config_path = config_path
-    agent.renewed = previous is not None
-    book.reopen = lambda: _open(paths, ledger.origin, kernel)
+    agent.renewed = opened.renewed
+    book.reopen = lambda: reopen_ledger(paths, ledger.origin, kernel)
     agent.spool.prepare()
     seq = await book.enter(
-        records.start_entry, previous, why, heartbeat_seconds=config.ledger.heartbeat_seconds
-    )
+        records.start_entry, opened.previous, opened.why,
+        heartbeat_seconds=config.ledger.heartbeat_seconds,
+    )  # fmt: skip
     if ledger.recovery is not None:
         await book.enter(records.recovered_entry, "ledger", ledger.recovery.to_json())
         journal.write("ledger-recovered", fault="; ".join(ledger.recovery.notes))
@@ -508,22 +436,41 @@ async def run(paths: Paths, config_path: Optional[Path], recuse_uid: int) -> Non
     sender = Sender()
     journal, kernel, notifier = Journal(sender), Kernel(), Notifier()
     inherited = inherit()
-    agent = await make_agent(
-        paths, config_path or paths.config, recuse_uid, kernel, journal, notifier
-    )
+
+    async def make() -> Agent:
+        return await make_agent(
+            paths, config_path or paths.config, recuse_uid, kernel, journal, notifier
+        )
+
+    agent = await make()
     if not inherited.host and not inherited.control:  # only now: they may be another agent's
         made = make_sockets(paths)
         inherited.host, inherited.control = made.host, made.control
-    await serve(agent, inherited)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await serve(agent, inherited, stop, make)
     sender.close()
 
 
-async def serve(agent: Agent, inherited: Inherited) -> None:
-    """Recover, answer, and stop when told."""
+async def serve(
+    agent: Agent, inherited: Inherited, stop: asyncio.Event, make: Callable[[], Awaitable[Agent]]
+) -> None:
+    """Recover, answer, and stop when told; if the ledger was set back, over again with the next.
+
+    Raises: RecuseError if there is no other ledger to be had
+    """
+    while True:
+        await _serve(agent, inherited, stop)
+        if stop.is_set():
+            break
+        agent = await make()
+    for listener in (*inherited.host, *inherited.control):
+        listener.close()
+
+
+async def _serve(agent: Agent, inherited: Inherited, stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, lambda: agent.spawn(agent.upkeep.reload()))
     await Recovery(agent, inherited.stored).run()
     keep_floor(agent)
@@ -535,19 +482,20 @@ async def serve(agent: Agent, inherited: Inherited) -> None:
     for listener in inherited.host:
         agent.door.listen(listener)
     for listener in inherited.control:
-        await front.listen(listener)
+        await front.listen(listener.dup())  # asyncio closes what it listened on
     background = [loop.create_task(agent.beat()), loop.create_task(agent.upkeep.feed_watchdog())]
+    ends = [loop.create_task(stop.wait()), loop.create_task(agent.set_back.wait())]
     agent.notifier.notify("READY=1")
     try:
-        await stop.wait()
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in background:
+        for task in (*background, *ends):
             task.cancel()
         await front.close()
         for listener in inherited.host:
             loop.remove_reader(listener)
-            listener.close()
-        await agent.stop()
+        if stop.is_set() or not agent.set_back.is_set():
+            await agent.stop()
+        else:
+            inherited.stored = await agent.hand_over()
         agent.book.ledger.close()
-
-

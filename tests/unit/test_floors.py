@@ -46,6 +46,7 @@ PARTS = {
     "agent": {
         "book",
         "door",
+        "epoch",
         "front",
         "live",
         "orphan",
