@@ -743,6 +743,20 @@ write_header(const struct caller *c, const struct recuse_relay *r,
     recuse_text_string(t, "}}\n");
 }
 
+static int
+write_whole(int fd, const char *data, size_t len)
+{
+    while (len > 0) {
+        ssize_t n = write(fd, data, len);
+
+        if (n <= 0)
+            return n < 0 ? -errno : -EIO;
+        data += n;
+        len -= (size_t) n;
+    }
+    return 0;
+}
+
 /*
  * Create a file in the orphan directory, which nobody but us and root can
  * enter, with a header; the agent finds and signs it later.  The lock, held as
@@ -776,14 +790,22 @@ create_orphan(const struct caller *c, struct recuse_relay *r,
     write_header(c, r, start_ns, &header);
     if (fchmod(fd, 0600) < 0 || flock(fd, LOCK_EX) < 0)
         e = -errno;
-    else if (write(fd, header.data, header.len) != (ssize_t) header.len)
-        e = -EIO;
+    else
+        e = write_whole(fd, header.data, header.len);
     if (e) {
         close(fd);
         return e;
     }
     *ret_fd = fd;
     return 0;
+}
+
+/* Limits are the user's own, maybe set for this: they must not be a way to go
+ * on without a trace. */
+static bool
+is_limit(int e)
+{
+    return e == -EMFILE || e == -EFBIG;
 }
 
 static void
@@ -813,12 +835,16 @@ fall_back(struct caller *c, struct recuse_relay *r)
     look_up(c, &p);
     if (strcmp(mode, RECUSE_FALLBACK_ALLOW) == 0) {
         e = create_orphan(c, r, ".stub", &fd);
+        if (is_limit(e))
+            return fail("cannot note this session: ", e);
         if (e)
             warn("cannot note this session, proceeding: ", e);
         set_variable(p.verdict, sizeof p.verdict, "RECUSE_VERDICT", "stub", 4);
         exec_program(c, &p);
     }
     e = create_orphan(c, r, ".cast", &r->recording);
+    if (is_limit(e))
+        return fail("cannot record this session: ", e);
     if (e) {
         /* Nobody is locked out by us: a directory that is missing or a disk
          * that is full shall not keep out those who could mend it.  There is
@@ -865,7 +891,7 @@ main(int argc, char **argv)
     if (e)      /* recorded all the same, as a session without a terminal */
         warn("no terminal for this session, proceeding without: ", e);
     e = ask_agent(&c, &r, &answer);
-    if (e == -EMFILE)   /* the user's own limit, maybe set for this */
+    if (is_limit(e))
         return fail("cannot ask about this session: ", e);
     return e ? fall_back(&c, &r) : carry_out(&c, &r, &answer);
 }

@@ -594,6 +594,8 @@ receive_packet(int conn, uint8_t *buf, size_t size, int64_t deadline_ns,
     e = take_fds(&msg, &fd);
     if (e)
         return e;
+    if ((msg.msg_flags & MSG_CTRUNC) && fd < 0)
+        return -EMFILE;         /* the agent answered; we have no room */
     if (n == 0 || msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) {
         if (fd >= 0)
             close(fd);
