@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 MAX_LINE_BYTES = 65536
 IDLE_SECONDS = 60.0
-MAX_CLIENTS = 256
+MAX_CLIENTS = 256  # users; root and recuse-ship always get in
+MAX_CLIENTS_OF_USER = 16
 MAX_WATCHER_BYTES = 1 << 20  # unread news after which a watcher is dropped
 MAX_FOLDED = 20000  # newest entries that `sessions` with "ended" looks at
 MAX_ROWS = 1000
@@ -47,8 +48,9 @@ class Front:
         self._receipts = receipts
         self._servers: List[asyncio.AbstractServer] = []
         self._watchers: Set[asyncio.StreamWriter] = set()
-        self._clients: Set["asyncio.Task[Any]"] = set()
-        self._folding = asyncio.Lock()
+        self._clients: Dict["asyncio.Task[Any]", int] = {}  # with the uid of each
+        self._folding = {True: asyncio.Lock(), False: asyncio.Lock()}  # root's, users'
+        self._ship = _ship_uid()
         self._closing = False
         agent.book.watchers.append(self._tell_size)
         agent.upkeep.on_reload.append(self._tell_reload)
@@ -88,19 +90,33 @@ class Front:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._clients.add(task)
         try:
-            if len(self._clients) <= MAX_CLIENTS:
-                await self._talk(reader, writer)
+            uid = self.peer_uid(writer)
+            if self._has_room(uid):
+                self._clients[task] = uid
+                await self._talk(reader, writer, uid)
+                writer.close()
+                await asyncio.wait_for(writer.wait_closed(), IDLE_SECONDS)
         except (OSError, ValueError, asyncio.TimeoutError):
             pass  # the client's affair
         finally:
-            self._clients.discard(task)
+            self._clients.pop(task, None)
             self._watchers.discard(writer)
-            writer.close()
+            writer.transport.abort()  # close() would wait for a client that does not read
 
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        uid = self.peer_uid(writer)
+    def _has_room(self, uid: int) -> bool:
+        """Say whether one more may connect, so that no user keeps out others, least of all ship."""
+        if self._is_ours(uid):
+            return True
+        users = [other for other in self._clients.values() if not self._is_ours(other)]
+        return len(users) < MAX_CLIENTS and users.count(uid) < MAX_CLIENTS_OF_USER
+
+    def _is_ours(self, uid: int) -> bool:
+        return uid in (0, self._ship)
+
+    async def _talk(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, uid: int
+    ) -> None:
         while not self._closing:  # wait_for() may swallow that it is cancelled
             watching = writer in self._watchers
             line = await asyncio.wait_for(reader.readline(), None if watching else IDLE_SECONDS)
@@ -114,7 +130,7 @@ class Front:
                     "exit": error.exit_code,
                 }  # fmt: skip
             writer.write(json.dumps(answer).encode() + b"\n")
-            await writer.drain()
+            await asyncio.wait_for(writer.drain(), IDLE_SECONDS)
 
     async def _answer(self, line: bytes, uid: int, writer: asyncio.StreamWriter) -> Dict[str, Any]:
         try:
@@ -123,7 +139,7 @@ class Front:
             who = VERBS[verb]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise WireError("not a request this agent knows") from None
-        if uid != 0 and who != "all" and not (who == "ship" and uid == self._ship_uid()):
+        if uid != 0 and who != "all" and not (who == "ship" and uid == self._ship):
             raise AccessDenied(f"uid {uid} may not ask for {verb}", "ask as root")
         agent = self._agent
         if verb == "status":
@@ -150,12 +166,6 @@ class Front:
         sock = writer.get_extra_info("socket")
         raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
         return int(struct.unpack("3i", raw)[1])
-
-    def _ship_uid(self) -> int:
-        try:
-            return pwd.getpwnam("recuse-ship").pw_uid
-        except KeyError:
-            return 0
 
     def status(self, uid: int) -> Dict[str, Any]:
         """Say how things are; to root, more."""
@@ -205,7 +215,7 @@ class Front:
     async def _sessions(self, request: Mapping[str, Any], uid: int) -> List[Dict[str, Any]]:
         """List live sessions, with "ended" also recent ones; own ones, but for root."""
         agent = self._agent
-        async with self._folding:  # one at a time: anybody may ask
+        async with self._folding[uid == 0]:  # one at a time: anybody may ask
             view = await asyncio.get_running_loop().run_in_executor(
                 None, self._fold, 0 if uid == 0 else uid, uid == 0, bool(request.get("ended"))
             )
@@ -230,3 +240,10 @@ class Front:
             if everybody or known or entry.number("uid") == uid:
                 view.apply(entry)
         return view
+
+
+def _ship_uid() -> int:
+    try:
+        return pwd.getpwnam("recuse-ship").pw_uid
+    except KeyError:
+        return 0
