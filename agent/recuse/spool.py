@@ -149,9 +149,14 @@ class Spool:
         path = self._live_path(session)
         try:
             os.rename(os.path.join(self.orphan, name), path)
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
             raise SpoolError(f"orphan {name}: {error.strerror}") from error
+        # Only here can its owner not put another file in its place any more.
+        found = os.fstat(fd)
+        if not stat_module.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            os.close(fd)
+            raise SpoolError(f"orphan {name}: not a plain file")
         recording = Recording(session, path, fd)
         recording.append_only = _set_append_only(fd, True)
         return recording
