@@ -117,7 +117,8 @@ class Sealer:
                     await self._look_after(followed)
                     self._complained = False
                 except (SpoolError, NotEntered) as error:
-                    self._complain(str(error))
+                    if self._followed.get(followed.recording.session) is followed:
+                        self._complain(str(error))  # else it ended and was closed meanwhile
             for call in self.on_tick:
                 call()
 
