@@ -356,7 +356,7 @@ class Kernel:
         """
         found: List[str] = []
         for pid in self.processes():
-            if pid in except_pids:
+            if pid in except_pids or pid == os.getpid():
                 continue
             try:
                 if os.stat(f"{self.proc}/{pid}").st_uid != uid and self.identity(pid).ruid != uid:
