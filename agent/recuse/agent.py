@@ -138,14 +138,22 @@ class Agent:
                 return Place(self.logins.get(session.session.login.id), session, pids, tty)
         return Place(None, None, pids, tty)
 
-    def _recording_on(self, tty: int) -> Optional[LiveSession]:
-        """Find the live recording whose user sits at this terminal."""
+    def _recording_on(self, peer: Peer, tty: int, fds: Sequence[int]) -> Optional[LiveSession]:
+        """Find the live recording whose user sits at the terminal of a process.
+
+        The number of a terminal does not tell: whoever mounts a devpts has the same ones again.
+        """
         if not tty:
             return None
         for live in self.sessions.values():
             if live.inner_tty == tty and live.label == "record" and not live.ended:
-                if live.pidfd >= 0 and not self.kernel.exited(live.pidfd):
-                    return live
+                if live.pidfd < 0 or self.kernel.exited(live.pidfd):
+                    continue
+                if not self.kernel.is_led_by_child(peer.pid, live.pid):
+                    continue
+                if fds and not self.kernel.is_terminal(fds[0], tty, live.inner_dev):
+                    continue
+                return live
         return None
 
     def _facts(self, login: records.Login, account: Optional[Account], **more: Any) -> Facts:
@@ -200,7 +208,7 @@ class Agent:
             audit_session=identity.audit_session,
             service=service,
             source=records.Source(
-                self._source(peer, place), records.text(request.rhost) or None
+                self._source(peer, place, identity), records.text(request.rhost) or None
             ),
             tty=records.text(request.tty) or None,
             ruser=records.text(request.ruser) or None,
@@ -259,13 +267,21 @@ class Agent:
         refused = self._refused.get((peer, request))
         return None if refused is None else refused[1]
 
-    def _source(self, peer: Peer, place: Place) -> Optional[str]:
-        """Say where a login comes from: su and sudo, from where their user came."""
+    def _source(self, peer: Peer, place: Place, identity: Identity) -> Optional[str]:
+        """Say where a login comes from: su and sudo, from where their user came.
+
+        A process that left its ancestors behind still has its audit session.
+        """
         if place.outer is not None:
             return place.outer.session.login.source.kernel
         if place.login is not None and place.login.pid != peer.pid:
             return place.login.login.source.kernel
-        return self.kernel.peer_of(peer.pid)
+        found = self.kernel.peer_of(peer.pid)
+        if found is None and identity.audit_session is not None:
+            for live in self.logins.values():
+                if live.login.audit_session == identity.audit_session:
+                    return live.login.source.kernel
+        return found
 
     def follow_login(self, live: LiveLogin, keep: bool = True) -> None:
         """Wait for the end of a login's process."""
@@ -344,7 +360,8 @@ class Agent:
             self.policy,
             self._now(),
         )  # fmt: skip
-        label = self._how(decision, request, command, cut, place)
+        on_record = self._recording_on(peer, place.tty, fds) is not None
+        label = self._how(decision, request, command, cut, on_record)
         kind = "shell" if command is None else "command"
         session = records.Session(
             id=records.new_id("s", os.urandom(10)),
@@ -442,13 +459,13 @@ class Agent:
 
     def _how(
         self, decision: Decision, request: wire.SessionRequest, command: Optional[str], cut: bool,
-        place: Place,
+        on_record: bool,
     ) -> str:  # fmt: skip
         """Say how a session is run: record, exempt, nested, transfer, stub or refuse."""
         has_tty = bool(request.flags & wire.SESSION_HAS_TTY)
         if decision.verdict == "refuse":
             return "refuse"
-        if self._recording_on(place.tty) is not None:
+        if on_record:
             return "nested"
         if decision.verdict == "exempt":
             return "exempt"
@@ -522,6 +539,7 @@ class Agent:
         try:
             if fds:
                 live.inner_tty = self.kernel.pty_slave(fds[1])
+                live.inner_dev = self.kernel.pty_instance(fds[1])
             header = cast_header(session, self.book.host.origin)
             live.recording, relay_fd = self.spool.create(session.id, header)
         except (OSError, SpoolError) as error:

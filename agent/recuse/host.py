@@ -30,6 +30,7 @@ MAX_ANCESTORS = 64
 MAX_NAMED = 16  # processes named in one entry; more are counted
 SO_PEERPIDFD = 77  # include/uapi/asm-generic/socket.h, Linux 6.5
 TIOCGPTN = 0x80045430
+TIOCGPTPEER = 0x5441
 TTY_MAJORS = frozenset({4, 5, 204, 229} | set(range(136, 144)))
 TCP_STATES = (1 << 1) | (1 << 8)  # ESTABLISHED, CLOSE_WAIT: net/tcp_states.h
 SSHD_NAMES = frozenset({b"sshd", b"sshd-session", b"sshd-auth", b"dropbear"})
@@ -294,6 +295,33 @@ class Kernel:
         number = array.array("I", [0])
         fcntl.ioctl(master, TIOCGPTN, number)
         return os.makedev(UNIX98_PTY_SLAVE_MAJOR, number[0])
+
+    def pty_instance(self, master: int) -> int:
+        """Say of which devpts (st_dev) a pty master is; 0 if the kernel does not tell."""
+        try:
+            slave = fcntl.ioctl(master, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError:
+            return 0
+        try:
+            return os.fstat(slave).st_dev
+        finally:
+            os.close(slave)
+
+    def is_terminal(self, fd: int, rdev: int, instance: int) -> bool:
+        """Say whether a descriptor is this terminal of this devpts, opened by its own name."""
+        found = os.fstat(fd)
+        return found.st_rdev == rdev and instance in (0, found.st_dev)
+
+    def is_led_by_child(self, pid: int, parent: int) -> bool:
+        """Say whether the leader of a process's session is a child of `parent`.
+
+        All processes that have a terminal as theirs are in one session, and lose it when its
+        leader ends.
+        """
+        try:
+            return self.stat(self.stat(pid).session).ppid == parent
+        except ProcessLookupError:
+            return False
 
     def take_terminal(self, fd: int, expected: int, owners: FrozenSet[int]) -> Terminal:
         """Make a terminal root's, so that its user cannot open it again.

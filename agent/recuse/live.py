@@ -72,6 +72,7 @@ class LiveSession:
     seq: int = -1
     outer: Optional[str] = None
     inner_tty: int = 0  # device of the terminal that the relay gives to the user's program
+    inner_dev: int = 0  # the devpts that it is of; 0 if that is not known
     taken: Optional[Tuple[int, int, int, int]] = None  # outer terminal: rdev, uid, gid, mode
     flags: List[str] = field(default_factory=list)
     orphan: Optional[str] = None  # file of the orphan directory that it came from

@@ -15,7 +15,7 @@ import socket
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 import pytest
 
@@ -65,6 +65,7 @@ class SimulatedKernel(Kernel):
     sources: Dict[int, str] = field(default_factory=dict)
     audit: Dict[int, int] = field(default_factory=dict)
     ttys: Dict[int, int] = field(default_factory=dict)
+    strangers: Set[int] = field(default_factory=set)  # to the terminal that they have by number
     woken: List[int] = field(default_factory=list)
     left: Tuple[str, ...] = ()
     boot: str = "11111111-1111-1111-1111-111111111111"
@@ -90,6 +91,9 @@ class SimulatedKernel(Kernel):
 
     def stat(self, pid: int) -> Stat:
         return dataclasses.replace(super().stat(pid), tty=self.ttys.get(pid, 0))
+
+    def is_led_by_child(self, pid: int, parent: int) -> bool:
+        return pid not in self.strangers
 
     def peer_of(self, pid: int) -> Optional[str]:
         return self.sources.get(pid)
@@ -702,6 +706,32 @@ def test_shell_inside_a_recording_is_nested(paths: Paths) -> None:
         await world.until(lambda: "close" in world.kinds())
         assert world.last("close").get("outcome") == "recorded"
         assert world.last("close").get("session_kind") == "nested"
+
+    run(paths, scene)
+
+
+def test_terminal_of_the_same_number_is_not_the_recorded_one(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        _, inner = await recorded_on_a_terminal(world)
+        shell = world.child(USERS["alice"], RECUSE)
+        world.kernel.ttys[shell.pid] = inner
+        world.kernel.strangers.add(shell.pid)
+        answer = await world.ask(shell, wire.SessionRequest(0, 0, 0, b"-bash"))
+        assert answer is not None and answer.label == b"record"
+
+    run(paths, scene)
+
+
+def test_source_of_a_login_is_known_by_its_audit_session(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        sshd = world.child()
+        world.kernel.sources[sshd.pid] = "192.0.2.7:40112"
+        world.kernel.audit[sshd.pid] = 7
+        await world.ask(sshd, wire.Login(b"sshd", b"alice", b"", b"", b"ssh"))
+        su = world.child()  # of no ancestors that we know, as after setsid(1)
+        world.kernel.audit[su.pid] = 7
+        await world.ask(su, wire.Login(b"su", b"root", b"alice", b"", b"pts/1"))
+        assert world.last("login").get("source") == "192.0.2.7:40112"
 
     run(paths, scene)
 

@@ -119,6 +119,34 @@ def test_tty_name(kernel: Kernel, rdev: int, name: str) -> None:
     assert kernel.tty_name(rdev) == name
 
 
+def test_terminal_is_known_by_its_devpts_too(kernel: Kernel) -> None:
+    master, slave = pty.openpty()
+    try:
+        instance = kernel.pty_instance(master)
+        rdev = kernel.pty_slave(master)
+        assert instance == os.fstat(slave).st_dev
+        assert kernel.is_terminal(slave, rdev, instance)
+        assert kernel.is_terminal(slave, rdev, 0)
+        assert not kernel.is_terminal(slave, rdev, instance + 1)
+        assert not kernel.is_terminal(slave, rdev + 1, instance)
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+def test_session_is_led_by_a_child(kernel: Kernel) -> None:
+    script = "import os; os.setsid(); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdin is not None and child.stdout is not None
+        child.stdout.readline()
+        assert kernel.is_led_by_child(child.pid, os.getpid())
+        assert not kernel.is_led_by_child(child.pid, os.getppid())
+        child.stdin.write(b"\n")
+    assert not kernel.is_led_by_child(child.pid, os.getpid())
+
+
 def test_pty_slave_is_the_device_behind_the_master(kernel: Kernel) -> None:
     master, slave = pty.openpty()
     try:
