@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import struct
 from dataclasses import dataclass
@@ -420,7 +421,7 @@ class Signer:
     private: Ed25519PrivateKey
     type: int = TYPE_LOG
 
-    @property
+    @functools.cached_property
     def verifier(self) -> Verifier:
         """Give the public half."""
         public = self.private.public_key().public_bytes(

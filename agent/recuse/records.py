@@ -205,7 +205,7 @@ def format_time(time_ns: int) -> str:
     """Write UTC nanoseconds as RFC 3339 with nine digits."""
     seconds, nanos = divmod(time_ns, 1_000_000_000)
     moment = datetime.fromtimestamp(seconds, timezone.utc)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{nanos:09d}Z"
+    return f"{moment.replace(tzinfo=None).isoformat()}.{nanos:09d}Z"
 
 
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z", re.ASCII)
@@ -271,13 +271,21 @@ def _clamp(value: Any, max_bytes: int, max_items: int) -> Any:
     return value
 
 
+_compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
 def _dump(event: Json) -> bytes:
-    return json.dumps(event, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return _compact.encode(event).encode()
 
 
 def _encode(event: Json) -> bytes:
+    try:
+        entry = _dump(event)
+    except (TypeError, UnicodeEncodeError):  # what JSON has no word for, or UTF-8 no bytes
+        entry = _dump(cast(Json, _plain(event)))
+    if len(entry) <= MAX_ENTRY_BYTES:
+        return entry
     event = cast(Json, _plain(event))
-    entry = _dump(event)
     for max_bytes, max_items in _ROUNDS:
         if len(entry) <= MAX_ENTRY_BYTES:
             return entry
@@ -470,7 +478,7 @@ def _session_fields(session: Session) -> Json:
 def _decision_ours(decision: Decision) -> Json:
     return {
         "verdict": decision.verdict,
-        **dataclasses.asdict(Grounds.of(decision)),
+        **vars(Grounds.of(decision)),
         "matched": list(decision.matched),
         "facts": facts_to_json(decision.facts),
     }
@@ -711,7 +719,7 @@ def close_entry(
     ours = {
         **_session_ours(session),
         "verdict": verdict,
-        **dataclasses.asdict(grounds),
+        **vars(grounds),
         "outcome": outcome,
         "ended": format_time(ended_ns),
         "exit_status": exit_status,
