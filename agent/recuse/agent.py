@@ -36,6 +36,7 @@ from .wire import Verdict
 from .wording import cast_header, notice, refusal
 
 RETRY_SECONDS = 5.0
+TIDY_SECONDS = 1.0  # how late systemd is told of our state, and state files of small changes
 AGAIN_SECONDS = 10.0  # a login refused is refused again without an entry, from the same process
 FALLBACK_SHELL = "/bin/sh"
 
@@ -72,6 +73,7 @@ class Agent:
         self.recuse_uid = recuse_uid
         self.boot_id = book.host.boot_id
         self.started_ns = kernel.now_ns()
+        self.floor = 0  # the entry from which the next start reads the ledger
         self.renewed = False  # the ledger is another than that of the sessions before the start
         self.set_back = asyncio.Event()  # central storage has another ledger of this name
         self.spool = Spool(str(paths.spool))
@@ -84,6 +86,8 @@ class Agent:
         self.sessions: Dict[str, LiveSession] = {}
         self._refused: Dict[Tuple[Peer, wire.Login], Tuple[int, wire.Answer]] = {}
         self._tasks: Set["asyncio.Task[Any]"] = set()
+        self._changed: Set[LiveLogin] = set()
+        self._tidying: Optional[asyncio.TimerHandle] = None
 
     @property
     def config(self) -> Config:
@@ -122,12 +126,12 @@ class Agent:
 
     def place(self, peer: Peer) -> Place:
         """Find the login and session that a process descends from, the nearest of each."""
-        logins = {(live.pid, live.start): live for live in self.logins.values()}
-        sessions = {(live.pid, live.start): live for live in self.sessions.values()}
         lineage: List[Stat] = list(self.kernel.lineage(peer.pid))
         if not lineage or lineage[0].start != peer.start:
             raise ProcessLookupError(f"process {peer.pid} is gone")
         pids = frozenset(stat.pid for stat in lineage)
+        logins = {(one.pid, one.start): one for one in self.logins.values() if one.pid in pids}
+        sessions = {(one.pid, one.start): one for one in self.sessions.values() if one.pid in pids}
         tty = lineage[0].tty
         for stat in lineage:
             login = logins.get((stat.pid, stat.start))
@@ -254,10 +258,10 @@ class Agent:
         fields = request.service, request.user, request.ruser, request.rhost, request.tty
         told = tuple(map(records.text, fields))
         for live in self.logins.values():
+            if live.pid != peer.pid or live.start != peer.start or live.implied or live.ended:
+                continue
             login, claimed = live.login, live.login.source.claimed
             before = login.service, login.user, login.ruser, claimed, login.tty
-            if (live.pid, live.start) != (peer.pid, peer.start) or live.implied or live.ended:
-                continue
             if tuple(one or "" for one in before) == told:
                 live.opened += 1
                 self.files.save(live)
@@ -382,9 +386,8 @@ class Agent:
             notes=self._notes(label, account),
         )
         if decision.verdict == "refuse" or label == "refuse":
-            owner.sessions += 1
+            self._count(owner)
             await self._refuse_session(connection, session, decision)
-            self.files.save(owner)
             return
         live = LiveSession(
             session=session,
@@ -396,12 +399,11 @@ class Agent:
             boot_id=self.boot_id,
             outer=None if place.outer is None else place.outer.id,
         )
-        owner.sessions += 1
+        self._count(owner)
         if label == "record":
             await self._start_recording(connection, live, decision, fds, place, identity)
         else:
             await self._start_plain(connection, live, decision)
-        self.files.save(owner)
 
     async def login_of(
         self, peer: Peer, uid: int, identity: Identity, place: Place
@@ -540,6 +542,7 @@ class Agent:
             if fds:
                 live.inner_tty = self.kernel.pty_slave(fds[1])
                 live.inner_dev = self.kernel.pty_instance(fds[1])
+                live.taken = self.kernel.terminal_as_is(fds[0])
             header = cast_header(session, self.book.host.origin)
             live.recording, relay_fd = self.spool.create(session.id, header)
         except (OSError, SpoolError) as error:
@@ -616,16 +619,15 @@ class Agent:
         if place.outer is not None:
             owners.add(place.outer.session.login.uid)
         try:
-            found = self.kernel.take_terminal(fd, place.tty, frozenset(owners))
+            live.terminal = self.kernel.take_terminal(fd, place.tty, frozenset(owners))
         except OSError as error:
+            live.taken = None
             live.flags.append("tty-not-taken")
+            self.files.save(live)
             self.journal.write(
                 "tty-not-taken", session=live.id, user=live.session.login.user, pid=live.pid,
                 fault=error.strerror or str(error),
             )  # fmt: skip
-            return
-        live.terminal = found
-        live.taken = (found.rdev, found.uid, found.gid, found.mode)
 
     async def _look_for_holders(
         self, live: LiveSession, uid: int, pids: FrozenSet[int]
@@ -645,13 +647,12 @@ class Agent:
     def follow_session(self, live: LiveSession, keep: bool = True) -> None:
         """Wait for the end of a session's process, and look after its recording."""
         self.sessions[live.id] = live
-        self.files.save(live)
         if live.recording is not None:
             self.sealer.follow(live.recording)
         asyncio.get_running_loop().add_reader(live.pidfd, self._session_exited, live)
         if keep:
             self.notifier.keep(f"p-{live.id}", live.pidfd)
-        self._status()
+        self._tidy_soon()
 
     def _session_exited(self, live: LiveSession) -> None:
         asyncio.get_running_loop().remove_reader(live.pidfd)
@@ -698,10 +699,12 @@ class Agent:
         if owner is not None and owner.implied:
             if not any(s.session.login.id == owner.id for s in self.sessions.values()):
                 await self.end_login(owner)
-        self._status()
+        self._tidy_soon()
 
     async def _survivors(self, live: LiveSession) -> Tuple[str, ...]:
         login, ttys = live.session.login, {live.inner_tty}
+        if login.audit_session is None:
+            return ()  # nothing says what belonged to it
         if live.taken is not None:
             ttys.add(live.taken[0])
         others = (other for other in self.sessions.values() if other is not live)
@@ -775,14 +778,33 @@ class Agent:
         if survivors:
             self.journal.write("outlived", processes=", ".join(survivors), **fields)
 
-    def _status(self) -> None:
+    # -- what can wait ---------------------------------------------------------------
+
+    def _count(self, owner: LiveLogin) -> None:
+        """Count a session of a login; should it be forgotten, the ledger has it as well."""
+        owner.sessions += 1
+        self._changed.add(owner)
+        self._tidy_soon()
+
+    def _tidy_soon(self) -> None:
+        if self._tidying is None:
+            self._tidying = asyncio.get_running_loop().call_later(TIDY_SECONDS, self._tidy)
+
+    def _tidy(self) -> None:
+        """Save logins whose sessions were counted, and tell systemd how many there are."""
+        if self._tidying is not None:
+            self._tidying.cancel()
+            self._tidying = None
+        for login in self._changed:
+            if login.id in self.logins and not login.ended:
+                self.files.save(login)
+        self._changed.clear()
         recorded = sum(1 for live in self.sessions.values() if live.label == "record")
         others = len(self.sessions) - recorded
         self.notifier.notify(
             f"STATUS={recorded} sessions recorded, {others} others, "
             f"ledger at {self.book.size} entries"
         )
-
 
     # -- the clock -------------------------------------------------------------------
 
@@ -808,6 +830,8 @@ class Agent:
     async def stop(self) -> None:
         """Leave: sessions go on, their state is on disk and their descriptors with systemd."""
         self.notifier.notify("STOPPING=1")
+        self.notifier.keep_now()
+        self._tidy()
         await self.let_go()
         try:
             await self.book.enter(records.stop_entry)
@@ -820,6 +844,8 @@ class Agent:
     async def hand_over(self) -> Dict[str, int]:
         """Leave, to an agent in the same process with another ledger; give descriptors for it."""
         await self.door.settle()
+        self.notifier.keep_now()
+        self._tidy()
         stored = self.door.relays()
         lives: List[Live] = [*self.logins.values(), *self.sessions.values()]
         for live in lives:
@@ -833,6 +859,8 @@ class Agent:
     async def let_go(self) -> None:
         """Close our descriptors of what goes on, and end what was being done about it."""
         loop = asyncio.get_running_loop()
+        if self._tidying is not None:
+            self._tidying.cancel()
         lives: List[Live] = [*self.logins.values(), *self.sessions.values()]
         for live in lives:
             if live.pidfd >= 0:

@@ -15,7 +15,7 @@ from .journal import Journal
 from .ledger import Ledger
 from .records import Host
 
-URGENT_SECONDS = 0.02  # a start or end: long enough to share a signature, no longer
+URGENT_SECONDS = 0.1  # a start or end: a login and its session share a signature
 RELAXED_SECONDS = 5.0  # anything else
 
 Builder = Callable[..., bytes]

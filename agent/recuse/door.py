@@ -83,13 +83,15 @@ class Door:
             except (OSError, ValueError):
                 sock.close()
                 continue
-            self.take_in(Connection(sock, peer, pidfd))
+            connection = Connection(sock, peer, pidfd)
+            self.take_in(connection)
+            self._readable(connection)  # most have spoken by now
 
     def take_in(self, connection: Connection) -> None:
         """Hear what a connection says from now on."""
         loop = asyncio.get_running_loop()
         self._connections.add(connection)
-        loop.add_reader(connection.sock, self._readable, connection)
+        loop.add_reader(connection.sock.fileno(), self._readable, connection)
         if connection.relay is None:
             connection.timer = loop.call_later(PATIENCE_SECONDS, self.hang_up, connection)
 
@@ -98,7 +100,7 @@ class Door:
         if connection not in self._connections:
             return
         self._connections.discard(connection)
-        asyncio.get_running_loop().remove_reader(connection.sock)
+        asyncio.get_running_loop().remove_reader(connection.sock.fileno())
         if connection.timer is not None:
             connection.timer.cancel()
         if connection.relay is not None:

@@ -158,7 +158,7 @@ class Kernel:
             pidfd = self.pidfd_open(pid)
         try:
             start = self.stat(pid).start
-            if self.exited(pidfd) or self.identity(pid).euid != uid:
+            if self.exited(pidfd) or self._uids(pid)[1] != uid:
                 raise ProcessLookupError(f"process {pid} is gone")
         except BaseException:
             os.close(pidfd)
@@ -196,17 +196,17 @@ class Kernel:
 
     def identity(self, pid: int) -> Identity:
         """Read the user and audit ids. Raises: ProcessLookupError if it is gone."""
+        ruid, euid = self._uids(pid)
+        return Identity(ruid, euid, self._audit(pid, "loginuid"), self._audit(pid, "sessionid"))
+
+    def _uids(self, pid: int) -> Tuple[int, int]:
+        """Read real and effective uid. Raises: ProcessLookupError if it is gone."""
         try:
             status = self._read(f"{pid}/status")
         except (FileNotFoundError, ProcessLookupError) as error:
             raise ProcessLookupError(f"no process {pid}") from error
         uids = status.partition(b"\nUid:")[2].split(None, 2)
-        return Identity(
-            ruid=int(uids[0]),
-            euid=int(uids[1]),
-            auid=self._audit(pid, "loginuid"),
-            audit_session=self._audit(pid, "sessionid"),
-        )
+        return int(uids[0]), int(uids[1])
 
     def lineage(self, pid: int) -> Iterator[Stat]:
         """Yield the process and its ancestors, nearest first, ending below init."""
@@ -323,6 +323,12 @@ class Kernel:
         except ProcessLookupError:
             return False
 
+    def terminal_as_is(self, fd: int) -> Tuple[int, int, int, int]:
+        """Say device, owner, group and mode of a terminal. Raises: OSError"""
+        found = os.fstat(fd)
+        mode = stat_module.S_IMODE(found.st_mode)
+        return found.st_rdev, found.st_uid, found.st_gid, mode
+
     def take_terminal(self, fd: int, expected: int, owners: FrozenSet[int]) -> Terminal:
         """Make a terminal root's, so that its user cannot open it again.
 
@@ -387,7 +393,7 @@ class Kernel:
             if pid in except_pids or pid == os.getpid():
                 continue
             try:
-                if os.stat(f"{self.proc}/{pid}").st_uid != uid and self.identity(pid).ruid != uid:
+                if os.stat(f"{self.proc}/{pid}").st_uid != uid and self._uids(pid)[0] != uid:
                     continue
                 if any(_rdev(path) == rdev for path in self._descriptors(pid)):
                     if below not in (one.pid for one in self.lineage(pid)):

@@ -7,7 +7,8 @@ which of them had begun.
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import errno
 import json
 import os
 from dataclasses import dataclass, field
@@ -110,6 +111,7 @@ class LiveSession:
 
 Live = Union[LiveLogin, LiveSession]
 _RUNTIME = ("pidfd", "recording", "terminal", "ended")
+_encoder = json.JSONEncoder(default=vars)  # what is in there are dataclasses
 
 
 class LiveFiles:
@@ -117,27 +119,34 @@ class LiveFiles:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._prefix = f"{directory}{os.sep}"
 
     def save(self, live: Live) -> None:
         """Write the state of a login or session, whole or not at all."""
-        kind = "login" if isinstance(live, LiveLogin) else "session"
-        fields = {
-            f.name: _plain(getattr(live, f.name))
-            for f in dataclasses.fields(live)
-            if f.name not in _RUNTIME
-        }
-        path = self.directory / f"{live.id}.json"
-        temporary = self.directory / f".{live.id}.new"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "wb", buffering=0) as file:
-            file.write(json.dumps({"is": kind, **fields}, ensure_ascii=True).encode())
-        os.rename(temporary, path)
+        state = {name: value for name, value in vars(live).items() if name not in _RUNTIME}
+        state["is"] = "login" if isinstance(live, LiveLogin) else "session"
+        data = _encoder.encode(state).encode()
+        path = made = f"{self._prefix}{live.id}.json"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        try:
+            fd = os.open(made, flags | os.O_EXCL, 0o600)
+        except FileExistsError:
+            made = f"{self._prefix}.{live.id}.new"
+            fd = os.open(made, flags | os.O_TRUNC, 0o600)
+        try:
+            if os.write(fd, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), made)
+            if made != path:
+                os.rename(made, path)
+        except OSError:
+            os.unlink(made)
+            raise
+        finally:
+            os.close(fd)
 
     def remove(self, live: Live) -> None:
-        try:
-            os.unlink(self.directory / f"{live.id}.json")
-        except FileNotFoundError:
-            pass
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self._prefix}{live.id}.json")
 
     def load(self) -> Iterator[Tuple[Path, Optional[Live]]]:
         """Read all of them; None for a file that makes no sense."""
@@ -145,15 +154,15 @@ class LiveFiles:
             if path.name.startswith(".") or path.suffix != ".json":
                 continue
             try:
-                if path.stat().st_size > MAX_STATE_BYTES:
+                size = path.stat().st_size
+                if size > MAX_STATE_BYTES:
                     raise ValueError("too large")
+                if size == 0:  # killed before it was written: nobody was let in by it
+                    path.unlink()
+                    continue
                 yield path, _restore(json.loads(path.read_text()))
             except (OSError, ValueError, KeyError, TypeError):
                 yield path, None
-
-
-def _plain(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore
 
 
 def _restore(state: Dict[str, Any]) -> Live:

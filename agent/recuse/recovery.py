@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import os
 import shutil
 import signal
@@ -44,6 +45,8 @@ from .policy import Verdict
 from .policyfile import boot_policy, load_policy, say_faults
 from .receipts import Receipts
 from .upkeep import Notifier
+
+FLOOR_STEP = 256  # entries; what is read of the ledger are bundles of as many
 
 
 @dataclass
@@ -91,11 +94,17 @@ def live_floor(paths: Paths) -> int:
         return 0
 
 
-def keep_floor(agent: Agent) -> None:
-    """Note from where the next start has to read the ledger."""
+def keep_floor(agent: Agent, step: int = 0) -> None:
+    """Note from where the next start has to read the ledger, if it is `step` entries further on.
+
+    An older note costs that start time, nothing else.
+    """
     entered = [login.seq for login in agent.logins.values()]
     entered += [session.seq for session in agent.sessions.values()]
     floor = min([seq for seq in entered if seq >= 0], default=agent.book.size)
+    if floor < agent.floor + step:
+        return
+    agent.floor = floor
     temporary = agent.paths.state / ".live-from.new"
     try:
         temporary.write_text(str(floor))
@@ -477,7 +486,7 @@ async def _serve(agent: Agent, inherited: Inherited, stop: asyncio.Event) -> Non
     await adopt_orphans(agent)
     receipts = Receipts(agent)
     receipts.check()
-    agent.book.watchers.append(lambda _: keep_floor(agent))
+    agent.book.watchers.append(lambda _: keep_floor(agent, FLOOR_STEP))
     front = Front(agent, receipts)
     for listener in inherited.host:
         agent.door.listen(listener)
@@ -486,6 +495,9 @@ async def _serve(agent: Agent, inherited: Inherited, stop: asyncio.Event) -> Non
     background = [loop.create_task(agent.beat()), loop.create_task(agent.upkeep.feed_watchdog())]
     ends = [loop.create_task(stop.wait()), loop.create_task(agent.set_back.wait())]
     agent.notifier.notify("READY=1")
+    gc.collect()
+    gc.freeze()  # what is there now stays; only what comes is looked through, and less often
+    gc.set_threshold(10_000, 20, 20)
     try:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -496,6 +508,7 @@ async def _serve(agent: Agent, inherited: Inherited, stop: asyncio.Event) -> Non
             loop.remove_reader(listener)
         if stop.is_set() or not agent.set_back.is_set():
             await agent.stop()
+            keep_floor(agent)
         else:
             inherited.stored = await agent.hand_over()
         agent.book.ledger.close()

@@ -5,11 +5,13 @@ Part of the agent.
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
 import os
+import socket
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from . import records
 from .book import Book, NotEntered
@@ -21,22 +23,61 @@ from .policy import Policy
 from .policyfile import keep_policy, load_policy, say_faults
 from .spool import Reserve, Spool
 
+KEEP_AFTER_SECONDS = 0.5
+
 
 class Notifier:
-    """Tells systemd; without systemd, nobody."""
+    """Tells systemd; without systemd, nobody.
+
+    Descriptors are left with it a little later than asked for, and never if they are dropped
+    before: most sessions that a program starts are over by then. What a crash loses in that time
+    is found again by number, but for the connection over which a relay asks for SIGCONT.
+    """
+
+    def __init__(self) -> None:
+        path = os.environ.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + path[1:] if path.startswith("@") else path
+        self._socket: Optional[socket.socket] = None
+        self._soon: Dict[str, Tuple[int, asyncio.TimerHandle]] = {}
 
     def notify(self, state: str, fds: Sequence[int] = ()) -> None:
-        from systemd import daemon
-
+        """Send one message, see sd_notify(3)."""
+        if not self._address:
+            return
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         with contextlib.suppress(OSError):  # nothing here depends on its being heard
-            daemon.notify(state, fds=list(fds)) if fds else daemon.notify(state)
+            self._socket.sendmsg([state.encode()], rights, socket.MSG_NOSIGNAL, self._address)
 
     def keep(self, name: str, fd: int) -> None:
-        """Leave a copy of a descriptor with systemd, over restarts."""
+        """Leave a copy of a descriptor with systemd soon, over restarts."""
+        loop = asyncio.get_running_loop()
+        self._soon[name] = fd, loop.call_later(KEEP_AFTER_SECONDS, self._store, name)
+
+    def _store(self, name: str) -> None:
+        fd, timer = self._soon.pop(name)
+        timer.cancel()
         self.notify(f"FDSTORE=1\nFDNAME={name}", (fd,))
 
+    def keep_now(self) -> None:
+        """Leave with systemd what was to be left with it soon."""
+        for name in list(self._soon):
+            self._store(name)
+
+    def close(self) -> None:
+        """Tell nothing any more."""
+        self._address = ""
+        if self._socket is not None:
+            self._socket.close()
+
     def drop(self, name: str) -> None:
-        self.notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
+        """Undo keep(); to be called before the descriptor is closed or its number used again."""
+        soon = self._soon.pop(name, None)
+        if soon is not None:
+            soon[1].cancel()
+        else:
+            self.notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
 
 class Upkeep:

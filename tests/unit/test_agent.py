@@ -120,6 +120,7 @@ class Store(Notifier):
     """systemd, as far as the agent talks to it."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.sent: List[str] = []
         self.kept: Dict[str, int] = {}
 
@@ -778,7 +779,10 @@ def test_sudo_inside_an_exempt_session_is_exempt(paths: Paths) -> None:
 def test_what_outlives_a_session_is_named_in_its_close(paths: Paths) -> None:
     async def scene(world: World) -> None:
         world.kernel.left = ("77:tmux: server",)
-        shell, _ = await world.session(await world.login("alice"), "alice")
+        sshd = world.child()
+        world.kernel.audit[sshd.pid] = 7
+        await world.ask(sshd, wire.Login(b"sshd", b"alice", b"", b"", b""))
+        shell, _ = await world.session(sshd, "alice")
         shell.write(b'[0.1,"x","0"]')
         shell.end()
         await world.ended()
@@ -1488,18 +1492,39 @@ def test_notifier_speaks_to_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        Notifier().notify("READY=1")
+        with contextlib.closing(Notifier()) as notifier:
+            notifier.notify("READY=1")
         assert manager.recv(4096) == b"READY=1"
-        with open("/dev/null", "rb") as null:
-            Notifier().keep("p-s-a", null.fileno())
-        data, ancillary, _, _ = manager.recvmsg(4096, socket.CMSG_SPACE(64))
-        assert data == b"FDSTORE=1\nFDNAME=p-s-a"
-        passed = [raw for _, kind, raw in ancillary if kind == socket.SCM_RIGHTS]
-        assert len(passed) == 1
-        os.close(array.array("i", passed[0])[0])
-        Notifier().drop("p-s-a")
+        asyncio.run(_keep_and_drop(manager))
+    with contextlib.closing(Notifier()) as notifier:
+        notifier.notify("READY=1")  # nobody there: no matter
+
+
+async def _keep_and_drop(manager: socket.socket) -> None:
+    """Keep one descriptor, and drop another before it was left with systemd."""
+    manager.setblocking(False)
+    notifier = Notifier()
+    with open("/dev/null", "rb") as null:
+        notifier.keep("p-s-a", null.fileno())
+        notifier.keep("p-s-b", null.fileno())
+        notifier.drop("p-s-b")
+        with pytest.raises(BlockingIOError):
+            manager.recv(4096)
+        arrived = asyncio.Event()
+        asyncio.get_running_loop().add_reader(manager, arrived.set)
+        await asyncio.wait_for(arrived.wait(), 60)
+    data, ancillary, _, _ = manager.recvmsg(4096, socket.CMSG_SPACE(64))
+    assert data == b"FDSTORE=1\nFDNAME=p-s-a"
+    passed = [raw for _, kind, raw in ancillary if kind == socket.SCM_RIGHTS]
+    assert len(passed) == 1
+    with open(array.array("i", passed[0])[0], "rb") as copy:
+        assert os.path.samestat(os.fstat(copy.fileno()), os.stat("/dev/null"))
+        notifier.drop("p-s-a")
         assert manager.recv(4096) == b"FDSTOREREMOVE=1\nFDNAME=p-s-a"
-    Notifier().notify("READY=1")  # nobody there: no matter
+        notifier.keep("p-s-c", copy.fileno())
+        notifier.keep_now()
+        assert manager.recvmsg(4096)[0] == b"FDSTORE=1\nFDNAME=p-s-c"
+    notifier.close()
 
 
 def test_inherit_sorts_what_systemd_hands_over(tmp_path: Path) -> None:
