@@ -21,6 +21,7 @@ from .ledger import LedgerReader
 
 _HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _LEDGER_NAME = re.compile(r"ledger(?:[.-][A-Za-z0-9._+-]+)?", re.ASCII)
+_RECEIPT_NAME = re.compile(r"checkpoint(?:\.[0-9]{1,9})?", re.ASCII)
 _MAX_BLOB_BYTES = 64 << 20
 _STATE = "var/lib/recuse"
 _SPOOL = "var/spool/recuse"
@@ -47,6 +48,16 @@ def _read_blob(directories: Sequence[str], blob: str) -> Optional[bytes]:
             if data is not None:
                 return data
     return None
+
+
+def _receipt_names(directory: str) -> List[str]:
+    """List the receipts for checkpoints: the newest, and the last of each earlier epoch."""
+    try:
+        return sorted(name for name in os.listdir(directory) if _RECEIPT_NAME.fullmatch(name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise LedgerError(f"{directory}: {error.strerror}") from None
 
 
 def _note_origin(note: Optional[bytes]) -> Optional[str]:
@@ -102,13 +113,14 @@ class LedgerArchive:
         return self._reader.tiles()
 
     def receipts(self) -> Iterator[bytes]:
-        """Give the receipt that belongs to this ledger, if it is there."""
+        """Give the receipts that belong to this ledger."""
         if self._receipts is None:
             return
-        note = _read(os.path.join(self._receipts, "checkpoint"))
-        # That of another epoch is no statement on this one.
-        if note is not None and _note_origin(note) in (self._origin, None):
-            yield note
+        for name in _receipt_names(self._receipts):
+            note = _read(os.path.join(self._receipts, name))
+            # That of another epoch is no statement on this one.
+            if note is not None and _note_origin(note) in (self._origin, None):
+                yield note
 
     def blob_receipt(self, blob: str) -> Optional[bytes]:
         """Give the receipt for a blob."""

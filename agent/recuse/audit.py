@@ -504,6 +504,14 @@ class _Audit:
         self._recordings: Dict[str, _Recording] = earlier._recordings if earlier else {}
         self._previous: Optional[Entry] = None
         self._period_ns: Optional[float] = None
+        self._contradictions: List[AuditFault] = []
+        """Faults that go away if a later epoch says that this one was set back."""
+        self._set_back = False
+        """This epoch began because the one before was set back."""
+        self._began: Optional[str] = None
+        """When this epoch did, if it follows another."""
+        self._taken_over: Set[str] = set()
+        """Logins that began before this epoch: their sessions may have been entered elsewhere."""
         if earlier is None:
             return
         # Numbers of another ledger: of what began there, only that it did matters here.
@@ -634,6 +642,7 @@ class _Audit:
             return
         if found.size > size:
             self.fault("rollback", "checkpoint", f"is for {size} entries, older than the {what}")
+            self._contradictions.append(self.report.faults[-1])
         self.report.receipted_size = max(self.report.receipted_size, found.size)
         self.heads.append(_Head(what, found, True))
 
@@ -761,6 +770,8 @@ class _Audit:
                         continue
                     what = _run_name(max(named, tree.places), size - 1)
                     self.fault("missing", what, f"missing, but the {head.what} covers them")
+                    if head.what != "checkpoint":
+                        self._contradictions.append(self.report.faults[-1])
                 elif any(one.code in ("missing", "tail-cut") for one in self.report.faults):
                     self.warn("root-unchecked", head.what, "entries that it covers are missing")
                 else:
@@ -776,6 +787,7 @@ class _Audit:
                 self.fault("root-mismatch", head.what, message)
             else:
                 self.fault("fork", head.what, "vouches for another history than this ledger")
+                self._contradictions.append(self.report.faults[-1])
 
     def _judge_tiles(self, tree: _Tree) -> None:
         tiles = list(self._source.tiles())
@@ -852,9 +864,12 @@ class _Audit:
         elif entry.kind == "login":
             login = self.view.logins.get(entry.get("login") or "")
             if login is not None and self._is_taken_over(login):
-                del self.view.logins[login.login]
+                # What it had before stays with it, and counts.
+                login.seq = entry.index
             elif login is not None:
                 self._entry_fault("repeated", entry, "there was a login of that id before")
+            if self._began is not None and (entry.get("started") or "") < self._began:
+                self._taken_over.add(entry.get("login") or "")
         elif entry.kind == "logout":
             self._read_logout(entry)
         elif entry.kind == "segment":
@@ -866,16 +881,20 @@ class _Audit:
         ):
             self._read_open(entry)
 
-    @staticmethod
-    def _is_taken_over(row: Union[SessionRow, LoginRow]) -> bool:
-        """Say whether it began in an earlier epoch and lives: a new epoch may enter it anew."""
-        return row.seq < 0 and row.closed_seq is None
+    def _is_taken_over(self, row: Union[SessionRow, LoginRow]) -> bool:
+        """Say whether it began in an earlier epoch and lives: a new epoch may enter it anew.
+
+        On a host that was set back it may live again.
+        """
+        return row.seq < 0 and (row.closed_seq is None or self._set_back)
 
     def _read_first(self, entry: Entry) -> None:
         """Compare what a new epoch says of the one before with the latter, if it is here."""
         previous = entry.ours.get("previous")
         if not isinstance(previous, dict):
             return
+        self._began = format_time(entry.time_ns)
+        self._set_back = isinstance(previous.get("given_up"), dict)
         earlier = self._earlier
         if earlier is None or earlier.report.origin != previous.get("origin"):
             self.warn(
@@ -887,12 +906,31 @@ class _Audit:
             return
         size = previous.get("size")
         there = earlier.report.signed_size
+        if self._set_back and earlier.explain(size, previous.get("root")):
+            return
         if isinstance(size, int) and there is not None and size > there:
             earlier.fault(
                 "rollback",
                 "checkpoint",
                 f"is for {there} entries, but {self.report.origin} says that it had {size}",
             )
+
+    def explain(self, size: object, root: object) -> bool:
+        """Turn what contradicts a receipt into warnings: a later epoch says so of itself.
+
+        Only if that receipt is here, so that central storage is known to have it all. Says whether
+        this ledger, or a receipt for it, has that size and root.
+        """
+        heads = [one for one in self.heads if one.signed]
+        if not any((one.checkpoint.size, one.checkpoint.root.hex()) == (size, root)
+                   for one in heads):  # fmt: skip
+            return False
+        for one in self._contradictions:
+            self.report.faults.remove(one)
+            told = "; the next epoch says that it was set back: central storage has what it lacks"
+            self.warn("set-back", one.object, one.message + told, one.index, one.session)
+        self._contradictions.clear()
+        return True
 
     def _read_logout(self, entry: Entry) -> None:
         row = self.view.logins.get(entry.get("login") or "")
@@ -902,7 +940,10 @@ class _Audit:
         if row.closed_seq is not None:
             self._entry_fault("repeated", entry, "this login had ended before")
         stated = entry.number("sessions")
-        if stated is not None and stated != len(row.sessions):
+        entered, elsewhere = len(row.sessions), row.login in self._taken_over
+        if elsewhere and (self._set_back or entered < (stated or 0)):
+            pass
+        elif stated is not None and stated != entered:
             self._entry_fault(
                 "session-count",
                 entry,
@@ -911,7 +952,7 @@ class _Audit:
         outcome = entry.get("outcome")
         if outcome is not None and outcome not in OUTCOMES:
             self._entry_fault("bad-outcome", entry, f"{outcome!r:.40} is no outcome")
-        if outcome is None and not row.sessions:
+        if outcome is None and not row.sessions and not (elsewhere and stated):
             self._entry_fault("unaccounted", entry, "a login without sessions and without outcome")
         if outcome == "partial" and entry.get("gap") is None:
             self._entry_fault("gap-unstated", entry, "partial, but no cause is given")
@@ -992,6 +1033,7 @@ class _Audit:
             elif self._blobs == "require":
                 message = f"blob {blob} is missing" + ", though it was receipted" * receipted
                 self.fault("blob-missing", what, message, entry.index, name)
+                self._contradictions.append(self.report.faults[-1])
             else:
                 self.report.blobs_absent += 1
             return None
@@ -1111,7 +1153,8 @@ class _Audit:
                 self.fault(
                     "unclosed",
                     what,
-                    "never ended, though the host has booted again since: lost",
+                    "never ended, though the host has booted again since: lost"
+                    + (", the host was set back to before that" if self._set_back else ""),
                     row.seq if row.seq >= 0 else None,
                     session or None,
                 )

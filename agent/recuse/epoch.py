@@ -16,6 +16,7 @@ import errno
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Tuple
 
 from . import keys
@@ -24,8 +25,8 @@ from .config import Config, Paths
 from .errors import CryptoError, LedgerError, RecuseError
 from .host import Kernel
 from .journal import Journal
-from .ledger import Ledger, LedgerInUse
-from .receipts import attested, central_key, contradiction, split_origin
+from .ledger import Ledger, LedgerInUse, LedgerReader
+from .receipts import central_key, contradiction, newest_attested, split_origin
 
 # What the kernel says of a damaged disk, and of files that are not what they were. Anything else
 # (no space, no permission) would hit the next epoch just as well.
@@ -94,6 +95,21 @@ def open_ledger(paths: Paths, config: Config, kernel: Kernel, journal: Journal) 
     return Opened(ledger, told["why"], told["previous"], True)
 
 
+def given_up(paths: Paths, origin: str) -> Optional[Tuple[LedgerReader, int]]:
+    """Find the ledger that was given up for this one, while what it has is not entered yet.
+
+    Gives how many entries it has, too.
+    """
+    told = _read_renewal(paths, origin)
+    wanted = told["previous"].get("given_up") if told is not None else None
+    if not isinstance(wanted, dict):
+        return None
+    for path in paths.state.glob("ledger.*"):
+        if _checkpoint(path, "") == wanted:
+            return LedgerReader(path), int(wanted["size"] or 0)
+    return None
+
+
 def end_renewal(paths: Paths) -> None:
     """Note that everything that lives is in the new ledger."""
     with contextlib.suppress(FileNotFoundError):
@@ -144,6 +160,8 @@ def _move_aside(paths: Paths, origin: str) -> None:
     here = _stated(paths, "")
     if here["origin"] == origin or not os.path.lexists(paths.ledger):
         return
+    if here["size"] is None and not (paths.ledger / "tile").exists():
+        return  # begun, and never written to
     epoch = _order(here)[0] or _order({"origin": origin})[0] - 1
     aside = paths.ledger.with_name(f"ledger.{epoch}")
     while os.path.lexists(aside):
@@ -183,7 +201,7 @@ def _is_damage(error: LedgerError) -> bool:
 
 def _attested(paths: Paths, config: Config, journal: Journal) -> Optional[Checkpoint]:
     try:
-        return attested(paths, central_key(paths, config.central))
+        return newest_attested(paths, central_key(paths, config.central))
     except RecuseError as error:
         journal.write("receipt-bad", file="checkpoint", fault=error.message)
         return None
@@ -191,8 +209,12 @@ def _attested(paths: Paths, config: Config, journal: Journal) -> Optional[Checkp
 
 def _stated(paths: Paths, origin: str) -> Dict[str, Any]:
     """Say what the checkpoint that is here says; `origin` and nothing if there is none."""
+    return _checkpoint(paths.ledger, origin)
+
+
+def _checkpoint(ledger: Path, origin: str) -> Dict[str, Any]:
     try:
-        note = (paths.ledger / "checkpoint").read_bytes()
+        note = (ledger / "checkpoint").read_bytes()
         return _json(Checkpoint.parse(Note.parse(note).text))
     except (OSError, CryptoError):
         return {"origin": origin, "size": None, "root": None}

@@ -6,6 +6,7 @@ every receipt is checked against the key of central storage.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Optional, Tuple
 
@@ -54,14 +55,16 @@ def _read(paths: Paths, name: str) -> Optional[bytes]:
             return None
 
 
-def attested(paths: Paths, verifier: Optional[tlog.Verifier]) -> Optional[tlog.Checkpoint]:
+def attested(
+    paths: Paths, verifier: Optional[tlog.Verifier], name: str = "checkpoint"
+) -> Optional[tlog.Checkpoint]:
     """Give the newest checkpoint of this host, of any epoch, that central storage cosigned.
 
     Nobody but this host can have signed it in the first place.
 
     Raises: CryptoError, NotFound
     """
-    note = None if verifier is None else _read(paths, "checkpoint")
+    note = None if verifier is None else _read(paths, name)
     if note is None or verifier is None:
         return None
     origin = tlog.Checkpoint.parse(tlog.Note.parse(note).text).origin
@@ -69,6 +72,38 @@ def attested(paths: Paths, verifier: Optional[tlog.Verifier]) -> Optional[tlog.C
     found = tlog.open_checkpoint(note, tlog.Verifier.make(origin, tlog.TYPE_LOG, public))
     tlog.verify_cosignature(note, verifier)
     return found
+
+
+def newest_attested(
+    paths: Paths, verifier: Optional[tlog.Verifier]
+) -> Optional[tlog.Checkpoint]:
+    """Do the same, looking also at what was kept of other epochs."""
+    found = attested(paths, verifier)
+    for path in paths.receipts.glob("checkpoint.*"):
+        with contextlib.suppress(RecuseError):
+            other = attested(paths, verifier, path.name)
+            if other is not None and (found is None or _epoch(other) > _epoch(found)):
+                found = other
+    return found
+
+
+def _epoch(found: tlog.Checkpoint) -> int:
+    return split_origin(found.origin)[1]
+
+
+def keep_attested(paths: Paths, there: tlog.Checkpoint) -> None:
+    """Note how far central storage has this ledger, should it turn out to have another later."""
+    with contextlib.suppress(OSError):
+        (paths.state / "attested").write_text(f"{there.origin} {there.size}\n")
+
+
+def read_attested(paths: Paths, origin: str) -> int:
+    """Say how far it had a ledger when it was last known to have that one."""
+    try:
+        name, size = (paths.state / "attested").read_text().split()
+        return int(size) if name == origin else 0
+    except (OSError, ValueError):
+        return 0
 
 
 def contradiction(ledger: Ledger, there: tlog.Checkpoint) -> Optional[str]:
@@ -118,7 +153,11 @@ class Receipts:
         if contradiction(agent.book.ledger, there) is not None:
             agent.set_back.set()
             return 0
-        return there.size if there.origin == agent.book.ledger.origin else 0
+        if there.origin != agent.book.ledger.origin:
+            return 0
+        if there.size > self.attested:
+            keep_attested(agent.paths, there)
+        return there.size
 
     def check(self) -> int:
         """Remove every segment that central storage is known to have; say how many."""

@@ -776,6 +776,27 @@ def _status_of(outcome: Optional[str]) -> int:
 # Reading
 
 
+def carried_entry(host: Host, index: int, time_ns: int, entry: bytes) -> bytes:
+    """Say again what an entry of another ledger of this host says, and where it stood.
+
+    When something happened is in `started` and `ended`; the entry's own time is that of now.
+
+    Raises: LedgerError if it is no entry
+    """
+    data = parse(entry).data
+    metadata = data["metadata"]
+    was = {"uid": metadata["uid"], "time": metadata["original_time"]}
+    metadata.update(
+        uid=f"{host.origin}:{index}",
+        sequence=index,
+        logged_time=time_ns // 1_000_000,
+        original_time=format_time(time_ns),
+    )
+    data["time"] = time_ns // 1_000_000
+    data["unmapped"]["recuse"]["carried"] = was
+    return _encode(data)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One entry taken apart; `data` is the whole event."""
@@ -1039,6 +1060,8 @@ class View:
         if row is None:
             row = LoginRow(name, entry.index, boot_id=entry.get("boot_id"))
             self.logins[name] = row
+        elif entry.kind == "login" and row.origin != entry.origin:
+            row.closed_seq = row.outcome = row.ended = row.gap = None  # it lives, in a new epoch
         _update(row, entry)
         row.ruser = entry.get("ruser") or row.ruser
         row.gap = entry.get("gap") or row.gap
@@ -1056,6 +1079,10 @@ class View:
             login = self.logins.get(row.login or "")
             if login is not None:
                 login.sessions.append(name)
+        elif entry.kind in ("open", "exempt") and row.origin != entry.origin:
+            # A new epoch has the whole of it once more.
+            row.closed_seq = row.outcome = row.ended = None
+            row.segments, row.bytes = [], 0
         _update(row, entry)
         ours = entry.ours
         row.kind = entry.get("session_kind") or row.kind

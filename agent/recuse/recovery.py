@@ -26,6 +26,7 @@ from typing import (
     Iterator,
     List,
     Optional,
+    Tuple,
     cast,
 )
 
@@ -34,19 +35,25 @@ from .agent import Agent
 from .book import Book
 from .config import Config, Paths, load
 from .door import Connection
-from .epoch import end_renewal, open_ledger, reopen_ledger
+from .epoch import end_renewal, given_up, open_ledger, reopen_ledger
 from .errors import ConfigError, LedgerError, PolicyError, SpoolError
 from .front import Front
 from .host import Kernel
 from .journal import Journal, Sender
+from .ledger import LedgerReader
 from .live import Live, LiveLogin, LiveSession
 from .orphan import adopt_orphans, set_aside, take_file
 from .policy import Verdict
 from .policyfile import boot_policy, load_policy, say_faults
-from .receipts import Receipts
+from .receipts import Receipts, read_attested
 from .upkeep import Notifier
 
 FLOOR_STEP = 256  # entries; what is read of the ledger are bundles of as many
+
+
+CARRIED = frozenset({"login", "logout", "open", "exempt", "refused", "segment", "close"})
+MAX_CARRIED = 20000  # entries of a ledger that was given up, the newest
+CARRIED_AT_ONCE = 256
 
 
 @dataclass
@@ -194,8 +201,25 @@ class Recovery:
                 notes = (*live.session.notes, "continued")
                 live.session = dataclasses.replace(live.session, notes=notes)
                 await self.agent.book.enter(build, live.session, decision)
+        await self._carry({live.id for live in lives})
         for raw in self.agent.book.ledger.entries():
             self.view.apply(records.parse(raw))
+
+    async def _carry(self, lives: Collection[str]) -> None:
+        """Enter what ended in a ledger that was given up: central storage will never have that."""
+        book = self.agent.book
+        old = given_up(self.agent.paths, book.host.origin)
+        if old is None:
+            return
+        done = {
+            entry.ours["carried"]["uid"]
+            for entry in map(records.parse, book.ledger.entries())
+            if "carried" in entry.ours
+        }
+        ended = _told_since(*old, lives, self.agent.paths)
+        for at in range(0, len(ended), CARRIED_AT_ONCE):
+            raws = [raw for uid, raw in ended[at : at + CARRIED_AT_ONCE] if uid not in done]
+            await asyncio.gather(*(book.enter(records.carried_entry, raw) for raw in raws))
 
     def _pidfd(self, kept: Optional[int], pid: int, start: int, boot_id: str) -> int:
         """Get hold of a process again; -1 if it has ended."""
@@ -332,6 +356,31 @@ class Recovery:
                     _login_from(row), _grounds(row), row.verdict or "record", 0, 0, "", row.seq,
                     len(row.sessions),
                 )  # fmt: skip
+
+
+def _told_since(
+    old: LedgerReader, size: int, lives: Collection[str], paths: Paths
+) -> List[Tuple[str, bytes]]:
+    """Give the entries of what has ended that say more than central storage has attested.
+
+    What is said of a session or login then is given from its beginning.
+    """
+    entries: List[Tuple[records.Entry, bytes]] = []
+    with contextlib.suppress(LedgerError):
+        for raw in old.entries(max(0, size - MAX_CARRIED)):
+            entry = records.parse(raw)
+            if entry.kind in CARRIED:
+                entries.append((entry, raw))
+    if not entries:
+        return []
+    since = read_attested(paths, entries[0][0].origin)
+    new = [entry for entry, _ in entries if entry.index >= since]
+    names = {entry.get(key) for entry in new for key in ("session", "login")} - {None, *lives}
+    return [
+        (str(entry.data["metadata"]["uid"]), raw)
+        for entry, raw in entries
+        if (entry.get("session") or entry.get("login")) in names
+    ]
 
 
 def _time(text: Optional[str]) -> int:

@@ -6,8 +6,12 @@ Everything may be repeated; what was reached is known from the receipts alone, s
 any point costs at most some repetition.
 
 Files, in the state directory: upload.key; receipts/checkpoint, the newest checkpoint of this host
-that central storage attests, whatever the ledger here says; receipts/blob/HEX, one for each blob
-that is still in the spool; state.json, how things stand, for `recuse status` and the doctor.
+that central storage attests, whatever the ledger here says; receipts/checkpoint.EPOCH, the last
+one of an earlier epoch; receipts/blob/HEX, one for each blob that is still in the spool;
+state.json, how things stand, for `recuse status` and the doctor.
+
+What a host had not sent when it began another epoch lies beside, as ledger.EPOCH, and goes first if
+central storage can still take it; what contradicts it stays here, and is reported.
 
 Entries up to a checkpoint travel in one append request if they fit, else ahead of it in stage
 requests: only the newest checkpoint exists here, and only it can prove them.
@@ -35,6 +39,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Callable,
+    Dict,
     Iterator,
     List,
     Mapping,
@@ -346,6 +351,7 @@ class Ship:
         self._identity: Tuple[object, ...] = ()
         self._end_routes: Optional[Callable[[], None]] = None
         self._skipped: Set[str] = set()
+        self._older: Dict[str, Tuple[object, str]] = {}  # seen as it is: what stays here of it
         self._checked: Set[str] = set()
         self._new_receipts = 0
         self._state = "starting"
@@ -429,6 +435,7 @@ class Ship:
             signed = tlog.Checkpoint.parse(tlog.Note.parse(note).text)
             central = await self._connect(signed.origin)
             late = await self._send_blobs(central, signed.origin)
+            await self._send_older(central, signed)
             await self._send_entries(central, note, signed)
             if late is not None:
                 raise late
@@ -584,7 +591,7 @@ class Ship:
             return
         for _ in range(8):
             try:
-                receipt = await self._send_from(central, note, signed, start)
+                receipt = await self._send_from(self._ledger(), central, note, signed, start)
                 storing.check_append_receipt(receipt, note, central.vkey)
             except storing.Conflict as error:
                 if error.size > signed.size or error.size == start:
@@ -607,11 +614,71 @@ class Ship:
                 return
         raise Unavailable("central storage does not say where to go on")
 
+    async def _send_older(self, central: Central, newest: tlog.Checkpoint) -> None:
+        """Send what earlier epochs have that central storage has not, the oldest first."""
+        found: List[Tuple[int, Path, bytes, tlog.Checkpoint]] = []
+        for path in self._paths.state.glob("ledger.*"):
+            stamp = _stamp(path / "checkpoint")
+            if stamp is None or self._older.get(path.name, (None, ""))[0] == stamp:
+                continue
+            try:
+                note = LedgerReader(path).checkpoint() or b""
+                signed = tlog.Checkpoint.parse(tlog.Note.parse(note).text)
+                epoch = storing.split_origin(signed.origin)[1]
+            except RecuseError as error:
+                self._leave(path, f"its checkpoint cannot be read: {error.message}")
+                continue
+            if signed.origin != newest.origin:
+                found.append((epoch, path, note, signed))
+        for _, path, note, signed in sorted(found, key=lambda one: one[:2]):
+            try:
+                self._leave(path, await self._send_one_older(central, path, note, signed))
+            except Unavailable:
+                raise
+            except (RecuseError, OSError) as error:
+                self._leave(path, str(error))
+
+    async def _send_one_older(
+        self, central: Central, path: Path, note: bytes, signed: tlog.Checkpoint
+    ) -> str:
+        """Send the rest of an earlier epoch; say what keeps it here, if anything does."""
+        ledger = LedgerReader(path)
+        if self._receipt(central, signed.origin) is None:
+            await self._fetch_checkpoint(central, signed.origin)
+        receipt = self._receipt(central, signed.origin)
+        if receipt is not None:
+            if receipt.size > signed.size:
+                return f"central storage has {receipt.size} entries, it {signed.size}: set back"
+            if _root(ledger, receipt.size) != receipt.root:
+                return f"it contradicts the {receipt.size} entries in central storage"
+            if receipt.size == signed.size:
+                return ""
+        start = 0 if receipt is None else receipt.size
+        answer = await self._send_from(ledger, central, note, signed, start)
+        storing.check_append_receipt(answer, note, central.vkey)
+        self._keep_checkpoint(answer)
+        _log.info("%s is in central storage up to %d", signed.origin, signed.size)
+        return ""
+
+    def _leave(self, path: Path, why: str) -> None:
+        """Be done with an earlier epoch until its checkpoint is another or this process is."""
+        self._older[path.name] = _stamp(path / "checkpoint"), why
+        if why:
+            _log.error("entries of %s stay here, proceeding: %s", path, why)
+
+    def _ledger(self) -> LedgerReader:
+        return LedgerReader(self._paths.ledger)
+
     async def _send_from(
-        self, central: Central, note: bytes, signed: tlog.Checkpoint, start: int
+        self,
+        ledger: LedgerReader,
+        central: Central,
+        note: bytes,
+        signed: tlog.Checkpoint,
+        start: int,
     ) -> bytes:
         at = start
-        batches = self._batches(start, signed.size)
+        batches = _batches(ledger, start, signed.size)
         batch = next(batches, [])
         for following in batches:
             if self._stopping.is_set():
@@ -619,18 +686,6 @@ class Ship:
             at = await central.stage(signed.origin, at, batch)
             batch = following
         return await central.append(signed.origin, note, batch)
-
-    def _batches(self, start: int, end: int) -> Iterator[List[bytes]]:
-        batch: List[bytes] = []
-        size = 0
-        for entry in LedgerReader(self._paths.ledger).entries(start, end):
-            if batch and size + len(entry) + 2 > BATCH_BYTES:
-                yield batch
-                batch, size = [], 0
-            batch.append(entry)
-            size += len(entry) + 2
-        if batch:
-            yield batch
 
     async def _attested(self, central: Central, signed: tlog.Checkpoint) -> Optional[int]:
         """Return how much of this ledger central storage has; None if that is all, or too much."""
@@ -653,14 +708,20 @@ class Ship:
         return None
 
     def _receipt(self, central: Central, origin: str) -> Optional[tlog.Checkpoint]:
-        """Read the newest checkpoint that central storage attested, if it is of this ledger."""
-        try:
-            receipt = (self._paths.receipts / "checkpoint").read_bytes()
-            tlog.verify_cosignature(receipt, tlog.Verifier.parse(central.vkey))
-            found = tlog.Checkpoint.parse(tlog.Note.parse(receipt).text)
-        except (OSError, CryptoError):
-            return None
-        return found if found.origin == origin else None
+        """Read the newest checkpoint of a ledger that central storage attested."""
+        for path in (self._paths.receipts / "checkpoint", self._earlier_receipt(origin)):
+            try:
+                receipt = path.read_bytes()
+                tlog.verify_cosignature(receipt, tlog.Verifier.parse(central.vkey))
+                found = tlog.Checkpoint.parse(tlog.Note.parse(receipt).text)
+            except (OSError, CryptoError):
+                continue
+            if found.origin == origin:
+                return found
+        return None
+
+    def _earlier_receipt(self, origin: str) -> Path:
+        return self._paths.receipts / f"checkpoint.{storing.split_origin(origin)[1]}"
 
     async def _fetch_checkpoint(self, central: Central, origin: str) -> None:
         note = await central.checkpoint(origin)
@@ -691,10 +752,7 @@ class Ship:
 
     def _forked(self, receipt: tlog.Checkpoint) -> bool:
         """Compare this ledger with what was attested of it; report, and say, if it differs."""
-        frontier = tlog.Frontier()
-        for entry in LedgerReader(self._paths.ledger).entries(0, receipt.size):
-            frontier.push(tlog.leaf_hash(entry))
-        if frontier.root() == receipt.root:
+        if _root(self._ledger(), receipt.size) == receipt.root:
             return False
         self._tell(
             "fork",
@@ -704,7 +762,15 @@ class Ship:
         return True
 
     def _keep_checkpoint(self, receipt: bytes) -> None:
-        _write(self._paths.receipts / "checkpoint", receipt)
+        """Keep a receipt where the agent and auditors look for it."""
+        newest, found = self._paths.receipts / "checkpoint", _origin_of(receipt)
+        before = _origin_of(_read(newest))
+        if found in (before, _origin_of(self._note())):
+            if before is not None and before != found:
+                os.rename(newest, self._earlier_receipt(before))
+            _write(newest, receipt)
+        else:
+            _write(self._earlier_receipt(found or ""), receipt)
         self._new_receipts += 1
 
     def _report_rollback(self, receipt: tlog.Checkpoint, signed: tlog.Checkpoint) -> None:
@@ -735,6 +801,7 @@ class Ship:
             "entries": backlog.entries,
             "oldest_s": backlog.oldest_s,
             "skipped": sorted(self._skipped)[:100],
+            "older": {name: why for name, (_, why) in sorted(self._older.items()) if why},
         }
         try:
             _write(self._paths.ship_state / "state.json", json.dumps(state_json).encode() + b"\n")
@@ -820,6 +887,27 @@ class Ship:
             self.wake()
 
 
+def _batches(ledger: LedgerReader, start: int, end: int) -> Iterator[List[bytes]]:
+    batch: List[bytes] = []
+    size = 0
+    for entry in ledger.entries(start, end):
+        if batch and size + len(entry) + 2 > BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(entry)
+        size += len(entry) + 2
+    if batch:
+        yield batch
+
+
+def _root(ledger: LedgerReader, size: int) -> bytes:
+    """Compute the root over the first entries, from the entries."""
+    frontier = tlog.Frontier()
+    for entry in ledger.entries(0, size):
+        frontier.push(tlog.leaf_hash(entry))
+    return frontier.root()
+
+
 async def _within(event: asyncio.Event, seconds: float) -> bool:
     """Wait for the event, at most so long; say whether it came."""
     try:
@@ -868,6 +956,23 @@ def _names(directory: Path) -> List[str]:
         return os.listdir(directory)
     except FileNotFoundError:
         return []
+
+
+def _read(path: Path) -> Optional[bytes]:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _origin_of(note: Optional[bytes]) -> Optional[str]:
+    """Return the origin that a checkpoint note names, if it is one of a host's ledger."""
+    try:
+        origin = tlog.Checkpoint.parse(tlog.Note.parse(note or b"").text).origin
+        storing.split_origin(origin)
+    except RecuseError:
+        return None
+    return origin
 
 
 def _stamp(path: Path) -> Optional[Tuple[int, int]]:

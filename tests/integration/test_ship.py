@@ -375,6 +375,77 @@ def test_a_ledger_replaced_by_another_is_a_fork(
     with_collector(central, host, story)
 
 
+def test_the_rest_of_an_earlier_epoch_goes_first(
+    host: Host, central: Central, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        host.add(3)
+        async with running(host):
+            await until(settled(host, central))
+        host.add(2, "unsent")
+        before, unsent = host.origin, host.entries()
+        blob = host.add_blob(b"of then")
+        host.ledger.close()
+        host.paths.ledger.rename(host.paths.ledger.with_name("ledger.1"))
+        host.paths.ledger.mkdir()
+        host.begin_epoch(before)
+        async with running(host):
+            await until(settled(host, central))
+            await until(lambda: host.state()["state"] == "ok")
+        assert [entry for _, entry, _ in central.store.entries(before)] == unsent
+        check_same(host, central)
+        assert central.store.blob(blob) == b"of then"
+        kinds = [finding.kind for finding in central.store.findings()]
+        assert kinds == ["epoch"] and host.state()["older"] == {}
+        kept = host.paths.receipts / "checkpoint.1"
+        vkey = central.store.vkey
+        storing.check_append_receipt(kept.read_bytes(), central.store.checkpoint(before), vkey)
+        newest = host.paths.receipts / "checkpoint"
+        storing.check_append_receipt(newest.read_bytes(), host.ledger.checkpoint(), vkey)
+
+    with_collector(central, host, story)
+
+
+@pytest.mark.parametrize("fault", ["set-back", "fork", "damaged", "no-checkpoint"])
+def test_an_earlier_epoch_that_cannot_be_sent_is_reported_once(
+    host: Host, central: Central, tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    caplog.set_level(logging.INFO, "recuse-ship")
+
+    async def story() -> None:
+        host.add(3)
+        host.save(tmp_path / "saved")
+        host.add(2)
+        async with running(host):
+            await until(settled(host, central))
+        if fault in ("set-back", "fork"):
+            host.restore(tmp_path / "saved")
+        if fault != "set-back":
+            host.add(4, "other")
+        before = host.origin
+        host.ledger.close()
+        aside = host.paths.ledger.with_name("ledger.1")
+        host.paths.ledger.rename(aside)
+        if fault == "damaged":
+            (aside / "tile/entries/000.part").write_bytes(b"")
+        if fault == "no-checkpoint":
+            (aside / "checkpoint").write_bytes(b"")
+        host.paths.ledger.mkdir()
+        host.begin_epoch(before)
+        async with running(host) as shipping:
+            await until(settled(host, central))
+            host.add(1)
+            shipping.hurry()
+            await until(settled(host, central))
+            await until(lambda: host.state()["state"] == "ok")
+        check_same(host, central)
+        assert list(host.state()["older"]) == ["ledger.1"]
+        told = [one.message for one in caplog.records if "stay here" in one.message]
+        assert len(told) == 1
+
+    with_collector(central, host, story)
+
+
 def test_a_collector_set_back_is_filled_again(host: Host, central: Central, tmp_path: Path) -> None:
     async def story() -> None:
         host.add(3)
