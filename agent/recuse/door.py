@@ -84,13 +84,20 @@ class Door:
                 sock.close()
                 continue
             connection = Connection(sock, peer, pidfd)
-            self.take_in(connection)
+            self._connections.add(connection)
             self._readable(connection)  # most have spoken by now
+            if not connection.busy:
+                self._wait_for(connection)
 
     def take_in(self, connection: Connection) -> None:
         """Hear what a connection says from now on."""
-        loop = asyncio.get_running_loop()
         self._connections.add(connection)
+        self._wait_for(connection)
+
+    def _wait_for(self, connection: Connection) -> None:
+        if connection not in self._connections:
+            return
+        loop = asyncio.get_running_loop()
         loop.add_reader(connection.sock.fileno(), self._readable, connection)
         if connection.relay is None:
             connection.timer = loop.call_later(PATIENCE_SECONDS, self.hang_up, connection)
@@ -187,9 +194,11 @@ class Door:
         connection.busy = False
         if connection.relay is None:
             self.hang_up(connection)
-        elif connection.timer is not None:
+            return
+        if connection.timer is not None:
             connection.timer.cancel()
             connection.timer = None
+        self._wait_for(connection)
 
     async def settle(self) -> None:
         """Wait until those who asked have their answer."""
