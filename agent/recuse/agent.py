@@ -26,7 +26,7 @@ from .door import Connection, Door
 from .errors import RecuseError, SpoolError
 from .host import Account, Identity, Kernel, Peer, Stat
 from .journal import Journal
-from .live import Live, LiveFiles, LiveLogin, LiveSession
+from .live import Live, LiveLog, LiveLogin, LiveSession
 from .orphan import adopt_orphans
 from .policy import UNKNOWN_SOURCE, Decision, Facts, Policy, decide
 from .sealing import Sealed, Sealer
@@ -81,7 +81,7 @@ class Agent:
         self.sealer = Sealer(self.spool, book, kernel, journal, lambda: self.config.spool)
         self.sealer.on_tick.append(self.upkeep.look_at_space)
         self.door = Door(kernel, journal, recuse_uid, self._serve, self._relay_hung_up)
-        self.files = LiveFiles(paths.sessions)
+        self.live = LiveLog(paths.sessions / "log")
         self.logins: Dict[str, LiveLogin] = {}
         self.sessions: Dict[str, LiveSession] = {}
         self._refused: Dict[Tuple[Peer, wire.Login], Tuple[int, wire.Answer]] = {}
@@ -242,11 +242,11 @@ class Agent:
             outer_label=None if outer is None else outer.label,
             covered=outer is not None and outer.shows(place.tty),
         )
-        self.files.save(live)
+        self.live.save(live)
         try:
             live.seq = await self.book.enter(records.login_entry, login, decision)
         except BaseException:
-            self.files.remove(live)
+            self.live.remove(live)
             raise
         live.pidfd, connection.pidfd = connection.pidfd, -1
         self.door.answer(connection, wire.Answer(Verdict.ALLOW))
@@ -264,7 +264,7 @@ class Agent:
             before = login.service, login.user, login.ruser, claimed, login.tty
             if tuple(one or "" for one in before) == told:
                 live.opened += 1
-                self.files.save(live)
+                self.live.save(live)
                 return wire.Answer(Verdict.ALLOW)
         since = self.kernel.mono_ns() - int(AGAIN_SECONDS * 1e9)
         self._refused = {key: told for key, told in self._refused.items() if told[0] >= since}
@@ -330,7 +330,7 @@ class Agent:
             records.logout_entry, live.login, outcome, live.sessions, gap
         )
         self.logins.pop(live.id, None)
-        self.files.remove(live)
+        self.live.remove(live)
         self.journal.write(
             "logout", login=live.id, user=live.login.user, uid=live.login.uid,
             service=live.login.service, source=live.login.source.kernel, outcome=outcome,
@@ -446,7 +446,7 @@ class Agent:
         )
         live.seq = await self.book.enter(records.login_entry, login, decision)
         self.follow_login(live)
-        self.files.save(live)
+        self.live.save(live)
         return live
 
     def plain_decision(self, login: records.Login, account: Optional[Account]) -> Decision:
@@ -600,11 +600,11 @@ class Agent:
 
     async def _enter_start(self, live: LiveSession, build: Any, decision: Decision) -> None:
         """Enter the start of a session, its state on disk first so that no end is missed."""
-        self.files.save(live)
+        self.live.save(live)
         try:
             live.seq = await self.book.enter(build, live.session, decision)
         except BaseException:
-            self.files.remove(live)
+            self.live.remove(live)
             raise
 
     def _take_pidfd(self, connection: Connection, live: LiveSession) -> None:
@@ -623,7 +623,7 @@ class Agent:
         except OSError as error:
             live.taken = None
             live.flags.append("tty-not-taken")
-            self.files.save(live)
+            self.live.save(live)
             self.journal.write(
                 "tty-not-taken", session=live.id, user=live.session.login.user, pid=live.pid,
                 fault=error.strerror or str(error),
@@ -638,7 +638,7 @@ class Agent:
         )
         if found:
             live.flags.extend(f"tty-held:{name}" for name in found)
-            self.files.save(live)
+            self.live.save(live)
             self.journal.write(
                 "tty-held", session=live.id, login=live.session.login.id, pid=live.pid,
                 user=live.session.login.user, processes=", ".join(found),
@@ -693,7 +693,7 @@ class Agent:
         if live.recording is not None:
             self.sealer.release(live.recording)
         self.sessions.pop(live.id, None)
-        self.files.remove(live)
+        self.live.remove(live)
         self._tell_end(live, outcome, exit_status, seq, survivors)
         owner = self.logins.get(live.session.login.id)
         if owner is not None and owner.implied:
@@ -797,7 +797,7 @@ class Agent:
             self._tidying = None
         for login in self._changed:
             if login.id in self.logins and not login.ended:
-                self.files.save(login)
+                self.live.save(login)
         self._changed.clear()
         recorded = sum(1 for live in self.sessions.values() if live.label == "record")
         others = len(self.sessions) - recorded
@@ -877,6 +877,7 @@ class Agent:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.sealer.stop()
+        self.live.close()
 
 
 def _real_shell(account: Optional[Account]) -> str:

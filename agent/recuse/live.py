@@ -1,8 +1,8 @@
-"""Logins and sessions that have not ended, and the files that keep them over a restart.
+"""Logins and sessions that have not ended, and the file that keeps them over a restart.
 
-sessions/ID.json is written before a session's program starts and removed after its end is in the
-ledger. It is not made durable: a crash of the host ends all sessions, and then the ledger says
-which of them had begun.
+A session is in sessions/log before its program starts, and until its end is in the ledger. That
+file is not made durable: a crash of the host ends all sessions, and then the ledger says which of
+them had begun.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from .host import Terminal
 from .records import Gap, Grounds, Login, Session, Source
 from .spool import Recording
 
-MAX_STATE_BYTES = 1 << 20
+MAX_LINES = 1000  # of what is gone, before the file is written anew
 
 
 @dataclass(eq=False)
@@ -114,55 +114,98 @@ _RUNTIME = ("pidfd", "recording", "terminal", "ended")
 _encoder = json.JSONEncoder(default=vars)  # what is in there are dataclasses
 
 
-class LiveFiles:
-    """The directory of state files."""
+class LiveLog:
+    """What is live, as lines of a file: the last one of an id counts, until one says it is gone.
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._prefix = f"{directory}{os.sep}"
+    One write per change: a file for each would cost a login more than all else that it waits for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = -1
+        self._size = 0
+        self._lines = 0
+        self._live: Dict[str, Live] = {}
 
     def save(self, live: Live) -> None:
-        """Write the state of a login or session, whole or not at all."""
-        state = {name: value for name, value in vars(live).items() if name not in _RUNTIME}
-        state["is"] = "login" if isinstance(live, LiveLogin) else "session"
-        data = _encoder.encode(state).encode()
-        path = made = f"{self._prefix}{live.id}.json"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
-        try:
-            fd = os.open(made, flags | os.O_EXCL, 0o600)
-        except FileExistsError:
-            made = f"{self._prefix}.{live.id}.new"
-            fd = os.open(made, flags | os.O_TRUNC, 0o600)
-        try:
-            if os.write(fd, data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), made)
-            if made != path:
-                os.rename(made, path)
-        except OSError:
-            os.unlink(made)
-            raise
-        finally:
-            os.close(fd)
+        """Write the state of a login or session, whole or not at all. Raises: OSError"""
+        self._append(_line_of(live))
+        self._live[live.id] = live
 
     def remove(self, live: Live) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self._prefix}{live.id}.json")
+        """Forget a login or session; one that is still read later is known to have ended."""
+        if self._live.pop(live.id, None) is not None:
+            with contextlib.suppress(OSError):
+                self._append(_encoder.encode({"gone": live.id}).encode() + b"\n")
 
-    def load(self) -> Iterator[Tuple[Path, Optional[Live]]]:
-        """Read all of them; None for a file that makes no sense."""
-        for path in sorted(self.directory.iterdir()):
-            if path.name.startswith(".") or path.suffix != ".json":
-                continue
+    def load(self) -> List[Tuple[str, Optional[Live]]]:
+        """Read what is live, with the line it is in; None for a line that makes no sense."""
+        try:
+            lines = self.path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
+        except OSError:
+            return [(str(self.path), None)]
+        found: Dict[str, Tuple[str, Optional[Live]]] = {}
+        for number, line in enumerate(lines[:-1], 1):  # the last has no end: it was being written
+            where = f"{self.path}:{number}"
             try:
-                size = path.stat().st_size
-                if size > MAX_STATE_BYTES:
-                    raise ValueError("too large")
-                if size == 0:  # killed before it was written: nobody was let in by it
-                    path.unlink()
+                state = json.loads(line)
+                if "gone" in state:
+                    found.pop(state["gone"], None)
                     continue
-                yield path, _restore(json.loads(path.read_text()))
-            except (OSError, ValueError, KeyError, TypeError):
-                yield path, None
+                live = _restore(state)
+                found[live.id] = where, live
+            except (ValueError, KeyError, TypeError, AttributeError):
+                found[where] = where, None
+        self._live = {live.id: live for _, live in found.values() if live is not None}
+        with contextlib.suppress(OSError):  # the first save says so
+            self._rewrite()
+        return list(found.values())
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _append(self, line: bytes) -> None:
+        if self._fd < 0:
+            self._rewrite()
+        elif self._lines > 2 * len(self._live) + MAX_LINES:
+            self._lines = 0
+            with contextlib.suppress(OSError):  # this one still takes lines
+                self._rewrite()
+        try:
+            if os.write(self._fd, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        except OSError:
+            os.ftruncate(self._fd, self._size)
+            raise
+        self._size += len(line)
+        self._lines += 1
+
+    def _rewrite(self) -> None:
+        """Begin the file anew with nothing but what is live."""
+        data = b"".join(map(_line_of, self._live.values()))
+        new = self.path.with_name(f".{self.path.name}.new")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+        fd = os.open(new, flags, 0o600)
+        try:
+            if os.write(fd, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(new))
+            os.rename(new, self.path)
+        except OSError:
+            os.close(fd)
+            raise
+        self.close()
+        self._fd, self._size, self._lines = fd, len(data), len(self._live)
+
+
+def _line_of(live: Live) -> bytes:
+    state = {name: value for name, value in vars(live).items() if name not in _RUNTIME}
+    state["is"] = "login" if isinstance(live, LiveLogin) else "session"
+    return _encoder.encode(state).encode() + b"\n"
 
 
 def _restore(state: Dict[str, Any]) -> Live:

@@ -181,11 +181,11 @@ async def _adopt(agent: Agent, orphan: Orphan, locked: bool) -> None:
         pidfd=pidfd,
     )
     owner.sessions += 1
-    agent.files.save(live)
+    agent.live.save(live)
     try:
         live.seq = await agent.book.enter(records.open_entry, session, decision)
     except BaseException:
-        agent.files.remove(live)
+        agent.live.remove(live)
         raise
     take_file(agent, live)
     agent.journal.write(

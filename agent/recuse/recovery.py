@@ -143,12 +143,11 @@ class Recovery:
             for segment in row.segments:
                 if segment.blob in blobs:
                     agent.sealer.entered[segment.blob] = segment.seq
-        found = list(agent.files.load())
+        found = agent.live.load()
         lives = [live for _, live in found if live is not None]
-        for path, live in found:
+        for where, live in found:
             if live is None:
-                agent.journal.write("spool-fault", file=str(path), fault="not readable")
-                path.unlink()
+                agent.journal.write("spool-fault", file=where, fault="not readable")
         ended_logins: List[LiveLogin] = []
         ended: List[LiveSession] = []
         if self.renewed:
@@ -246,12 +245,12 @@ class Recovery:
     def _login(self, live: LiveLogin, ended: List[LiveLogin]) -> None:
         row = self.view.logins.get(live.id)
         if row is None:  # never entered: nobody was let in
-            self.agent.files.remove(live)
+            self.agent.live.remove(live)
             return
         live.seq = row.seq
         live.sessions = max(live.sessions, len(row.sessions))
         if row.closed_seq is not None:
-            self.agent.files.remove(live)
+            self.agent.live.remove(live)
             return
         kept = self.stored.pop(f"l-{live.id}", None)
         if live.implied:
@@ -272,7 +271,7 @@ class Recovery:
             for fd in (kept, connection):
                 if fd is not None:
                     os.close(fd)
-            agent.files.remove(live)
+            agent.live.remove(live)
             if row is None and live.label == "record":
                 agent.spool.forget(live.id)
             return

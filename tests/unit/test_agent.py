@@ -418,7 +418,7 @@ def test_agent_records_a_session_to_its_end(paths: Paths) -> None:
         sshd.end()
         await world.until(lambda: not world.agent.logins)
         assert world.last("logout").get("outcome") is None
-        assert list(paths.sessions.iterdir()) == [] and world.store.kept == {}
+        assert world.agent.live.load() == [] and world.store.kept == {}
 
     run(paths, scene)
 

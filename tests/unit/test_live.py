@@ -1,0 +1,110 @@
+"""The file that keeps what is live over a restart."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Iterator, List
+
+import pytest
+
+from recuse import live
+from recuse.live import Live, LiveLog, LiveLogin, LiveSession
+from recuse.records import Grounds, Login, Session, Source
+
+LOGIN = Login("l-a", "alice", 1000, 1000, 7, "sshd", Source("192.0.2.7:1", "x"), None, None, 5, 9)
+SESSION = Session(
+    "s-a", LOGIN, "command", "pts/1", "ls\n\u20ac", False, "/bin/sh", 6, 10, 11,
+    claimed_tags=("t",), notes=("n",),
+)  # fmt: skip
+
+
+def login() -> LiveLogin:
+    return LiveLogin(LOGIN, Grounds(rule="r"), "record", 5, 55, "boot")
+
+
+def session(name: str = "s-a") -> LiveSession:
+    told = dataclasses.replace(SESSION, id=name)
+    return LiveSession(told, Grounds(), "record", "record", 6, 66, "boot", taken=(1, 2, 3, 4))
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[LiveLog]:
+    log = LiveLog(tmp_path / "log")
+    yield log
+    log.close()
+
+
+def loaded(log: LiveLog) -> List[Live]:
+    again = LiveLog(log.path)
+    found = [one for _, one in again.load()]
+    again.close()
+    assert None not in found
+    return [one for one in found if one is not None]
+
+
+def state(one: Live) -> object:
+    return {name: value for name, value in vars(one).items() if name != "pidfd"}
+
+
+def test_what_is_saved_comes_back_as_it_was_last(log: LiveLog) -> None:
+    one, other = login(), session()
+    log.save(one)
+    log.save(other)
+    one.sessions = 3
+    other.flags.append("f")
+    log.save(one)
+    log.save(other)
+    assert list(map(state, loaded(log))) == [state(one), state(other)]
+
+
+def test_what_is_removed_is_gone_once_for_all(log: LiveLog) -> None:
+    log.save(login())
+    log.save(session())
+    log.remove(session())
+    log.remove(session("s-never"))
+    assert [one.id for one in loaded(log)] == ["l-a"]
+    assert log.path.read_bytes().count(b"\n") == 1  # loading began it anew
+
+
+def test_line_without_an_end_was_being_written(log: LiveLog) -> None:
+    log.save(login())
+    log.save(session())
+    data = log.path.read_bytes()
+    log.path.write_bytes(data[:-1])
+    assert [one.id for one in loaded(log)] == ["l-a"]
+
+
+@pytest.mark.parametrize("line", [b"x", b"[]", b"{}", b'{"is": "login"}', b"\0\0", b"\xff"])
+def test_line_that_makes_no_sense_is_told_and_the_others_count(log: LiveLog, line: bytes) -> None:
+    log.save(login())
+    with open(log.path, "ab") as file:
+        file.write(line + b"\n")
+    log.save(session())
+    again = LiveLog(log.path)
+    found = again.load()
+    again.close()
+    assert [None if one is None else one.id for _, one in found] == ["l-a", None, "s-a"]
+    assert found[1][0] == f"{log.path}:2"
+    assert [one.id for one in loaded(log)] == ["l-a", "s-a"]
+
+
+def test_file_does_not_grow_with_what_is_gone(log: LiveLog) -> None:
+    log.save(login())
+    for number in range(2 * live.MAX_LINES):
+        log.save(session(f"s-{number}"))
+        log.remove(session(f"s-{number}"))
+    assert log.path.read_bytes().count(b"\n") <= live.MAX_LINES + 4
+    assert [one.id for one in loaded(log)] == ["l-a"]
+
+
+def test_full_disk_leaves_no_half_line(log: LiveLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    log.save(login())
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda fd, data: write(fd, data[:40]))
+        with pytest.raises(OSError, match="No space"):
+            log.save(session())
+    log.save(session("s-b"))
+    assert [one.id for one in loaded(log)] == ["l-a", "s-b"]
