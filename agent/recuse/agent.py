@@ -39,6 +39,7 @@ RETRY_SECONDS = 5.0
 TIDY_SECONDS = 1.0  # how late systemd is told of our state, and state files of small changes
 AGAIN_SECONDS = 10.0  # a login refused is refused again without an entry, from the same process
 FALLBACK_SHELL = "/bin/sh"
+MAX_SOURCES = 4096  # remembered for what daemons of ended logins do
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Agent:
         self.logins: Dict[str, LiveLogin] = {}
         self.sessions: Dict[str, LiveSession] = {}
         self._refused: Dict[Tuple[Peer, wire.Login], Tuple[int, wire.Answer]] = {}
+        self._sources: Dict[int, str] = {}  # by audit session, also of logins that ended
         self._tasks: Set["asyncio.Task[Any]"] = set()
         self._changed: Set[LiveLogin] = set()
         self._tidying: Optional[asyncio.TimerHandle] = None
@@ -285,6 +287,11 @@ class Agent:
             for live in self.logins.values():
                 if live.login.audit_session == identity.audit_session:
                     return live.login.source.kernel
+            return self._sources.get(identity.audit_session)
+        if found is not None and identity.audit_session is not None:
+            self._sources[identity.audit_session] = found
+            if len(self._sources) > MAX_SOURCES:
+                del self._sources[next(iter(self._sources))]
         return found
 
     def follow_login(self, live: LiveLogin, keep: bool = True) -> None:

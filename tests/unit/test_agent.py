@@ -733,6 +733,12 @@ def test_source_of_a_login_is_known_by_its_audit_session(paths: Paths) -> None:
         world.kernel.audit[su.pid] = 7
         await world.ask(su, wire.Login(b"su", b"root", b"alice", b"", b"pts/1"))
         assert world.last("login").get("source") == "192.0.2.7:40112"
+        sshd.end()
+        await world.until(lambda: "logout" in world.kinds())
+        su = world.child()
+        world.kernel.audit[su.pid] = 7
+        await world.ask(su, wire.Login(b"su", b"root", b"alice", b"", b"pts/1"))
+        assert world.last("login").get("source") == "192.0.2.7:40112"
 
     run(paths, scene)
 
