@@ -899,7 +899,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="recuse-agent", description="answer logins")
     parser.add_argument("--config", type=Path, help="read this instead of recuse.toml")
     parser.add_argument("--root", type=Path, default=Path("/"), help="prefix of every path")
-    parser.add_argument("--check", action="store_true", help="check configuration and policy, end")
+    parser.add_argument("--check", action="store_true", help="check what is read, end")
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args(argv)
     from . import recovery
@@ -910,12 +910,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         user = pwd.getpwnam("recuse").pw_uid
     except KeyError:
-        print("recuse-agent: error: there is no user recuse", file=sys.stderr)
+        told = "there is no user recuse; make it: systemd-sysusers recuse.conf"
+        print(f"recuse-agent: error: {told}", file=sys.stderr)
         return 1
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     try:
         asyncio.run(recovery.run(paths, options.config, user))
-    except RecuseError as error:
-        print(f"recuse-agent: error: {error.message}", file=sys.stderr)
-        return error.exit_code
+    except (RecuseError, OSError) as error:
+        return recovery.fail(error)
     return 0

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Tuple
 
 from . import keys
-from .checkpoint import Checkpoint, Note
+from .checkpoint import Checkpoint, Note, Signer
 from .config import Config, Paths
 from .errors import CryptoError, LedgerError, RecuseError
 from .host import Kernel
@@ -121,7 +121,7 @@ def reopen_ledger(paths: Paths, origin: str, kernel: Kernel) -> Ledger:
 
     Raises: LedgerError, CryptoError
     """
-    signer = keys.load_or_create(paths.host_key, origin)
+    signer = host_signer(paths, origin)
     try:
         written = keys.read_vkey(paths.host_pub).vkey
     except RecuseError:
@@ -129,6 +129,21 @@ def reopen_ledger(paths: Paths, origin: str, kernel: Kernel) -> Ledger:
     if written != signer.vkey:
         keys.write_vkey(paths.host_pub, signer)
     return Ledger.open(str(paths.ledger), signer, kernel.now_ns())
+
+
+def host_signer(paths: Paths, origin: str) -> Signer:
+    """Read the key of this host, or make it.
+
+    Raises: CryptoError, with what to do about it
+    """
+    try:
+        return keys.load_or_create(paths.host_key, origin)
+    except CryptoError as error:
+        hint = error.hint or (
+            "restore it from a backup, or move it away for a new one, with which this host must be "
+            "enrolled anew"
+        )
+        raise CryptoError(error.message, hint) from error
 
 
 # -- beginning an epoch ---------------------------------------------------------------

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
@@ -111,6 +112,7 @@ class LiveSession:
 
 Live = Union[LiveLogin, LiveSession]
 _RUNTIME = ("pidfd", "recording", "terminal", "ended")
+_ID = re.compile(r"[sl]-[a-z2-7]{16}\Z")
 _encoder = json.JSONEncoder(default=vars)  # what is in there are dataclasses
 
 
@@ -154,10 +156,13 @@ class LiveLog:
                 if "gone" in state:
                     found.pop(state["gone"], None)
                     continue
-                live = _restore(state)
+                live = _checked(_restore(state))
                 found[live.id] = where, live
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 found[where] = where, None
+        if any(live is None for _, live in found.values()):
+            with contextlib.suppress(OSError):  # what made no sense is kept to be looked at
+                self.path.with_name(f"{self.path.name}.odd").write_bytes(b"\n".join(lines))
         self._live = {live.id: live for _, live in found.values() if live is not None}
         with contextlib.suppress(OSError):  # the first save says so
             self._rewrite()
@@ -206,6 +211,27 @@ def _line_of(live: Live) -> bytes:
     state = {name: value for name, value in vars(live).items() if name not in _RUNTIME}
     state["is"] = "login" if isinstance(live, LiveLogin) else "session"
     return _encoder.encode(state).encode() + b"\n"
+
+
+def _checked(live: Live) -> Live:
+    """Make sure that what is restored is what was saved. Raises: ValueError"""
+    login = live.login if isinstance(live, LiveLogin) else live.session.login
+    taken = (None,) * 4 if isinstance(live, LiveLogin) else live.taken or (0,) * 4
+    numbers = (live.pid, live.start, live.seq, login.uid, login.pid, login.started_ns, *taken)
+    texts: Tuple[object, ...] = (live.boot_id, live.verdict, login.user, login.service)
+    if isinstance(live, LiveSession):
+        flags = live.flags if isinstance(live.flags, list) else [None]
+        numbers += (live.inner_tty, live.session.pid, live.session.started_ns)
+        texts += (live.label, live.session.shell, live.session.kind, *flags)
+    else:
+        numbers += (live.sessions, live.opened)
+    if not all(isinstance(one, int) for one in numbers if one is not None):
+        raise ValueError("a number is none")
+    if not all(isinstance(one, str) for one in texts) or len(taken) != 4:
+        raise ValueError("a text is none")
+    if not all(_ID.match(one) for one in (live.id, login.id)):
+        raise ValueError("an id is none")
+    return live
 
 
 def _restore(state: Dict[str, Any]) -> Live:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import gc
 import os
 import shutil
@@ -32,15 +33,15 @@ from typing import (
 
 from . import __version__, records
 from .agent import Agent
-from .book import Book
+from .book import Book, NotEntered
 from .config import Config, Paths, load
 from .door import Connection
-from .epoch import end_renewal, given_up, open_ledger, reopen_ledger
-from .errors import ConfigError, LedgerError, PolicyError, SpoolError
+from .epoch import Opened, end_renewal, given_up, host_signer, open_ledger, reopen_ledger
+from .errors import ConfigError, LedgerError, NotFound, PolicyError, RecuseError, SpoolError
 from .front import Front
 from .host import Kernel
 from .journal import Journal, Sender
-from .ledger import LedgerReader
+from .ledger import Ledger, LedgerReader
 from .live import Live, LiveLogin, LiveSession
 from .orphan import adopt_orphans, set_aside, take_file
 from .policy import Verdict
@@ -54,6 +55,15 @@ FLOOR_STEP = 256  # entries; what is read of the ledger are bundles of as many
 CARRIED = frozenset({"login", "logout", "open", "exempt", "refused", "segment", "close"})
 MAX_CARRIED = 20000  # entries of a ledger that was given up, the newest
 CARRIED_AT_ONCE = 256
+_FREE = "make room on that file system"
+_PERMIT = "see that root may write there, and that it is not mounted read-only"
+_PLACE = "move away what is in the place of the directory"
+HINTS = {
+    errno.ENOSPC: _FREE, errno.EDQUOT: _FREE,
+    errno.EACCES: _PERMIT, errno.EPERM: _PERMIT, errno.EROFS: _PERMIT,
+    errno.EIO: "see dmesg: the disk may be failing",
+    errno.ENOTDIR: _PLACE, errno.EEXIST: _PLACE,
+}  # fmt: skip
 
 
 @dataclass
@@ -69,15 +79,42 @@ class Inherited:
 
 
 def check(paths: Paths, config: Optional[Path]) -> int:
-    """Say what is wrong with configuration and policy; the exit status is the error's."""
+    """Say what is wrong with configuration, policy and key; the exit status is the last error's."""
     status = 0
-    try:
-        load(config or paths.config)
-        load_policy(paths)
-    except (ConfigError, PolicyError) as error:
-        for fault in error.faults:
-            print(f"recuse-agent: error: {fault}", file=sys.stderr)
-        status = error.exit_code
+    reads: List[Callable[[], object]] = [
+        lambda: load(config or paths.config),
+        lambda: load_policy(paths),
+    ]
+    if os.access(paths.state, os.R_OK | os.X_OK) and os.path.lexists(paths.host_key):
+        reads.append(lambda: host_signer(paths, "check"))
+    for read in reads:
+        try:
+            read()
+        except (ConfigError, PolicyError) as error:
+            for fault in error.faults:
+                print(f"recuse-agent: error: {fault}", file=sys.stderr)
+            status = error.exit_code
+        except RecuseError as error:
+            status = fail(error)
+    return status
+
+
+def fail(error: BaseException) -> int:
+    """Say in one line what keeps the agent from starting, and what to do; give the exit status."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    hint: Optional[str] = getattr(error, "hint", None)
+    if isinstance(error, RecuseError):
+        message, status = error.message, error.exit_code
+    else:
+        status = 1
+        message = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            message = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, NotEntered):
+        hint = "make room there, or see that root may write"
+    if hint is None and isinstance(cause, OSError):
+        hint = HINTS.get(cause.errno or 0)
+    print(f"recuse-agent: error: {message}" + (f"; {hint}" if hint else ""), file=sys.stderr)
     return status
 
 
@@ -454,12 +491,28 @@ async def make_agent(
     notifier: Notifier,
 ) -> Agent:
     """Load and open everything, and enter the start. Raises: RecuseError if that cannot be."""
-    for directory in (paths.sessions,):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not paths.state.is_dir():
+        raise NotFound(
+            f"directory {paths.state} does not exist",
+            "restore it from a backup, or begin anew: systemd-tmpfiles --create recuse.conf",
+        )
+    paths.sessions.mkdir(mode=0o700, exist_ok=True)
     config = boot_config(config_path, journal)
     policy = boot_policy(paths, journal)
     opened = open_ledger(paths, config, kernel, journal)
-    ledger = opened.ledger
+    book = None
+    try:
+        book = _open_book(opened.ledger, config, kernel, journal)
+        agent = Agent(paths, config, policy, kernel, journal, notifier, book, recuse_uid)
+        agent.upkeep.config_path = config_path
+        await _begin(agent, opened)
+        return agent
+    except BaseException:
+        (opened.ledger if book is None else book.ledger).close()
+        raise
+
+
+def _open_book(ledger: Ledger, config: Config, kernel: Kernel, journal: Journal) -> Book:
     host = records.Host(
         origin=ledger.origin,
         hostname=config.host.name or kernel.hostname(),
@@ -468,15 +521,17 @@ async def make_agent(
         os_name=kernel.os_name(),
         version=__version__,
     )
-    book = Book(ledger, host, kernel, journal)
-    agent = Agent(paths, config, policy, kernel, journal, notifier, book, recuse_uid)
-    agent.upkeep.config_path = config_path
+    return Book(ledger, host, kernel, journal)
+
+
+async def _begin(agent: Agent, opened: Opened) -> None:
+    ledger, book, journal = opened.ledger, agent.book, agent.journal
     agent.renewed = opened.renewed
-    book.reopen = lambda: reopen_ledger(paths, ledger.origin, kernel)
+    book.reopen = lambda: reopen_ledger(agent.paths, ledger.origin, agent.kernel)
     agent.spool.prepare()
     seq = await book.enter(
         records.start_entry, opened.previous, opened.why,
-        heartbeat_seconds=config.ledger.heartbeat_seconds,
+        heartbeat_seconds=agent.config.ledger.heartbeat_seconds,
     )  # fmt: skip
     if ledger.recovery is not None:
         await book.enter(records.recovered_entry, "ledger", ledger.recovery.to_json())
@@ -485,7 +540,6 @@ async def make_agent(
     agent.upkeep.set_fallback()
     await agent.upkeep.look_at_disabled()
     journal.write("started", version=__version__, origin=ledger.origin, seq=seq)
-    return agent
 
 
 async def run(paths: Paths, config_path: Optional[Path], recuse_uid: int) -> None:

@@ -11,6 +11,7 @@ until done() says that its segment is durable, so that a failing disk delays and
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import fcntl
 import gzip
@@ -92,7 +93,8 @@ class Spool:
             os.makedirs(path, mode, exist_ok=True)
         for name in os.listdir(self.out):
             if name.startswith("."):
-                os.unlink(os.path.join(self.out, name))  # a segment that was never finished
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(self.out, name))  # a segment that was never finished
 
     # -- recordings ------------------------------------------------------------------
 
