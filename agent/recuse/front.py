@@ -158,7 +158,7 @@ class Front:
         if verb == "watch":
             self._watchers.add(writer)
             return {"ok": True, "size": agent.book.size, "blobs": len(agent.sealer.entered)}
-        return {"ok": True, "removed": self._receipts.check()}
+        return {"ok": True, "removed": await self._receipts.check()}
 
     def peer_uid(self, writer: asyncio.StreamWriter) -> int:
         """Say whom the kernel takes the client for."""

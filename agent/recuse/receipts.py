@@ -6,6 +6,7 @@ every receipt is checked against the key of central storage.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from typing import TYPE_CHECKING, Optional, Tuple
@@ -159,7 +160,7 @@ class Receipts:
             keep_attested(agent.paths, there)
         return there.size
 
-    def check(self) -> int:
+    async def check(self) -> int:
         """Remove every segment that central storage is known to have; say how many."""
         verifier = central_key(self._agent.paths, self._agent.config.central)
         if verifier is None:
@@ -170,6 +171,7 @@ class Receipts:
             self._complain("checkpoint", error.message)
             return 0
         agent, removed = self._agent, 0
+        key = verifier.of_type(tlog.TYPE_LOG)
         now_ns, keep = agent.kernel.now_ns(), agent.config.spool.keep
         for blob in agent.spool.blobs():
             seq = agent.sealer.entered.get(blob)
@@ -177,18 +179,19 @@ class Receipts:
                 continue
             if agent.spool.blob_age_seconds(blob, now_ns) < keep:
                 continue
-            if self._holds(blob, verifier):
+            if self._holds(blob, key):
                 agent.spool.remove(blob)
                 del agent.sealer.entered[blob]
                 removed += 1
+                await asyncio.sleep(0)  # after an outage there are thousands: logins go between
         return removed
 
-    def _holds(self, blob: str, verifier: tlog.Verifier) -> bool:
+    def _holds(self, blob: str, key: tlog.Verifier) -> bool:
         note = _read(self._agent.paths, f"blob/{blob}")
         if note is None:
             return False
         try:
-            text = tlog.open_note(note, (verifier.of_type(tlog.TYPE_LOG),)).text
+            text = tlog.open_note(note, (key,)).text
             lines = text.decode("utf-8").split("\n")
             origins = lines[1].rsplit("/", 1)[0], self._agent.book.host.origin.rsplit("/", 1)[0]
             if lines[0] != "recuse/receipt/v1" or lines[2] != f"sha-256 {blob}" or len(lines) != 4:

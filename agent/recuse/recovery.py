@@ -587,7 +587,7 @@ async def _serve(agent: Agent, inherited: Inherited, stop: asyncio.Event) -> Non
     keep_floor(agent)
     await adopt_orphans(agent)
     receipts = Receipts(agent)
-    receipts.check()
+    await receipts.check()
     agent.book.watchers.append(lambda _: keep_floor(agent, FLOOR_STEP))
     front = Front(agent, receipts)
     for listener in inherited.host:
