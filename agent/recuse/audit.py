@@ -866,6 +866,7 @@ class _Audit:
             if login is not None and self._is_taken_over(login):
                 # What it had before stays with it, and counts.
                 login.seq = entry.index
+                self._taken_over.add(login.login)
             elif login is not None:
                 self._entry_fault("repeated", entry, "there was a login of that id before")
             if self._began is not None and (entry.get("started") or "") < self._began:

@@ -1348,7 +1348,7 @@ def human_bytes(size: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    whole = int(seconds)
+    whole = max(0, int(seconds))  # clocks are set back
     if whole < 60:
         return "%d s" % whole
     if whole < 3600:

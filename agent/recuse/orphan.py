@@ -158,7 +158,7 @@ async def _adopt(agent: Agent, orphan: Orphan, locked: bool) -> None:
         shell="" if account is None else account.shell,
         pid=orphan.pid,
         started_ns=orphan.start_ns,
-        mono_ns=max(0, mono_ns - (now_ns - orphan.start_ns)),
+        mono_ns=min(mono_ns, max(0, mono_ns - (now_ns - orphan.start_ns))),
         term=orphan.term,
         lang=orphan.lang,
         rows=orphan.rows,
@@ -214,7 +214,8 @@ def _living(agent: Agent, orphan: Orphan, locked: bool) -> Tuple[int, int]:
     """Get hold of the session's process; -1 if it has ended.
 
     A recorder holds the lock of its file as long as it lives. A stub's process is another program
-    by now, but the same process: it cannot have started after the stub was written.
+    by now, but the same process: it cannot have started after the stub was written, by a clock
+    that may have been set since.
     """
     if not locked and not orphan.is_stub:
         return -1, 0
@@ -227,7 +228,7 @@ def _living(agent: Agent, orphan: Orphan, locked: bool) -> Tuple[int, int]:
         start = kernel.stat(orphan.pid).start
         ruid = kernel.identity(orphan.pid).ruid
         expected = agent.recuse_uid if not orphan.is_stub else orphan.uid
-        before = kernel.started_ns(start) <= orphan.start_ns + 1_000_000_000
+        before = locked or kernel.started_ns(start) <= orphan.start_ns + 1_000_000_000
         if before and ruid == expected and not kernel.exited(pidfd):
             return pidfd, start
     except ProcessLookupError:

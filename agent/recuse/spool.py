@@ -278,8 +278,9 @@ class Spool:
         return [name for name in os.listdir(self.out) if len(name) == 64]
 
     def blob_age_seconds(self, blob: str, now_ns: int) -> float:
+        """Say how long a segment has waited; never less than nothing, whatever the clock did."""
         try:
-            return now_ns / 1e9 - os.stat(os.path.join(self.out, blob)).st_mtime
+            return max(0.0, now_ns / 1e9 - os.stat(os.path.join(self.out, blob)).st_mtime)
         except FileNotFoundError:
             return 0.0
 

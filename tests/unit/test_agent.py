@@ -21,6 +21,8 @@ import pytest
 
 from recuse import checkpoint as tlog
 from recuse import keys, records, recovery, wire
+from recuse.archive import LedgerArchive
+from recuse.audit import Trusted, verify
 from recuse.config import Paths
 from recuse.errors import LedgerError
 from recuse.front import Front
@@ -1104,11 +1106,12 @@ def test_orphan_of_a_dead_recorder_is_entered_late(paths: Paths) -> None:
     run(paths, scene)
 
 
-def test_orphan_of_a_living_recorder_is_followed(paths: Paths) -> None:
+@pytest.mark.parametrize("step", [0, -3600, 3600], ids=["", "set-back", "set-forward"])
+def test_orphan_of_a_living_recorder_is_followed(paths: Paths, step: int) -> None:
     async def scene(world: World) -> None:
         sshd = await world.login("alice")
         shell = world.child(RECUSE, RECUSE, sshd)
-        now_ns = world.kernel.now_ns()
+        now_ns = world.kernel.now_ns() - step * 10**9  # what the clock was then
         path = write_orphan(paths, shell.pid, "cast", b'[0.1,"o","hi"]', start_ns=now_ns)
         writer = os.open(path, os.O_WRONLY | os.O_APPEND)
         fcntl.flock(writer, fcntl.LOCK_EX)
@@ -1332,6 +1335,49 @@ def test_heartbeats_are_entered_while_nothing_happens(
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert world.last("heartbeat").number("live") == 0
+
+    run(paths, scene)
+
+
+@pytest.mark.parametrize("step", [-86_400, 86_400], ids=["back", "forward"])
+def test_clock_that_steps_changes_no_order(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    real = Kernel.now_ns
+    offset_ns = [0]
+    monkeypatch.setattr(SimulatedKernel, "now_ns", lambda self: real(self) + offset_ns[0])
+
+    async def scene(world: World) -> None:
+        sshd = await world.login("alice")
+        shell, _ = await world.session(sshd, "alice")
+        shell.write(b'[0.1,"o","hi"]', b'[0.2,"x","0"]')
+        offset_ns[0] = step * 10**9
+        config = world.agent.config
+        world.agent.upkeep.config = dataclasses.replace(
+            config, ledger=dataclasses.replace(config.ledger, heartbeat_seconds=0)
+        )
+        beating = asyncio.ensure_future(world.agent.beat())
+        await world.until(lambda: "heartbeat" in world.kinds())
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
+        shell.end()
+        await world.ended()
+        sshd.end()
+        await world.until(lambda: not world.agent.logins)
+        entries = world.entries()
+        assert [entry.index for entry in entries] == list(range(len(entries)))
+        (row,) = records.fold(entries).sessions.values()
+        assert row.outcome == "recorded" and row.started and row.ended
+        assert (row.ended < row.started) == (step < 0)
+        (blob,) = world.agent.spool.blobs()
+        assert world.agent.spool.blob_age_seconds(blob, world.kernel.now_ns()) >= 0.0
+        assert world.front.status(0)["spool"]["oldest_seconds"] >= 0.0
+        await world.control(verb="sync")
+        source = LedgerArchive(str(paths.ledger), [str(paths.spool / "out")])
+        report = verify(source, Trusted(keys.read_vkey(paths.host_pub)))
+        assert report.faults == []
+        codes = {one.code for one in report.warnings}
+        assert codes == ({"clock-step"} if step < 0 else {"silent-period"})
 
     run(paths, scene)
 
