@@ -295,8 +295,10 @@ def test_survivors_are_those_of_the_audit_session_with_a_terminal_that_left_the_
 ) -> None:
     pid, master = pty.fork()
     if pid == 0:
+        os.write(1, b"x")
         signal.pause()
         os._exit(0)
+    assert os.read(master, 1) == b"x"  # by now the terminal is its own
     monkeypatch.setattr(
         Kernel, "_audit", lambda _, one, name: 7 if one == pid else None
     )
