@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple
 
 from . import __version__, records, wire
+from .accounts import Accounts, Found
 from .book import Book, NotEntered
 from .config import Config, HostConfig, Paths
 from .door import Connection, Door
@@ -82,6 +83,7 @@ class Agent:
         self.sealer = Sealer(self.spool, book, kernel, journal, lambda: self.config.spool)
         self.sealer.on_tick.append(self.upkeep.look_at_space)
         self.door = Door(kernel, journal, recuse_uid, self._serve, self._relay_hung_up)
+        self.accounts = Accounts(kernel, journal)
         self.live = LiveLog(paths.sessions / "log")
         self.logins: Dict[str, LiveLogin] = {}
         self.sessions: Dict[str, LiveSession] = {}
@@ -162,13 +164,13 @@ class Agent:
                 return live
         return None
 
-    def _facts(self, login: records.Login, account: Optional[Account], **more: Any) -> Facts:
-        groups: Optional[Tuple[str, ...]] = None
-        if account is not None:
-            try:
-                groups = self.kernel.groups(account)
-            except (OSError, KeyError):
-                groups = None
+    def _facts(
+        self,
+        login: records.Login,
+        account: Optional[Account],
+        groups: Optional[Tuple[str, ...]],
+        **more: Any,
+    ) -> Facts:
         source = login.source.kernel
         if source is not None and source != UNKNOWN_SOURCE:
             source, _ = records.split_endpoint(source)
@@ -204,7 +206,7 @@ class Agent:
         place = self.place(peer)
         identity = self.kernel.identity(peer.pid)
         user = records.text(request.user)
-        account = self.kernel.account(-1, user)
+        account, groups = await self.accounts.find(-1, user)
         outer = place.outer
         login = records.Login(
             id=records.new_id("l", os.urandom(10)),
@@ -223,8 +225,8 @@ class Agent:
             outer=None if outer is None else outer.id,
         )
         facts = self._facts(
-            login, account, tty=None, command=None, login_shell=None, claimed_tags=frozenset(),
-            outer=None if outer is None else outer.verdict,
+            login, account, groups, tty=None, command=None, login_shell=None,
+            claimed_tags=frozenset(), outer=None if outer is None else outer.verdict,
         )  # fmt: skip
         decision = decide(facts, self.policy, self._now())
         if decision.verdict == "refuse":
@@ -358,12 +360,12 @@ class Agent:
             records.text(request.command) if request.flags & wire.SESSION_HAS_COMMAND else None
         )
         cut = bool(request.flags & wire.SESSION_COMMAND_CUT)
-        account = self.kernel.account(identity.ruid, owner.login.user)
+        account, groups = await self.accounts.find(identity.ruid, owner.login.user)
         shell = _real_shell(account)
         tags = tuple(t for t in records.text(request.tags).split(",") if t)
         decision = decide(
             self._facts(
-                owner.login, account, tty=has_tty, command=command, command_cut=cut,
+                owner.login, account, groups, tty=has_tty, command=command, command_cut=cut,
                 login_shell=bool(request.flags & wire.SESSION_LOGIN_SHELL),
                 claimed_tags=frozenset(tags),
                 outer=None if place.outer is None else place.outer.verdict,
@@ -422,7 +424,7 @@ class Agent:
             for live in self.logins.values():
                 if live.login.audit_session == identity.audit_session and not live.implied:
                     return live
-        account = self.kernel.account(uid)
+        account, groups = await self.accounts.find(uid)
         parent = next((s for s in self.kernel.lineage(peer.pid) if s.pid != peer.pid), None)
         outer = place.outer
         login = records.Login(
@@ -441,13 +443,13 @@ class Agent:
             started_ns=self.kernel.now_ns(),
             outer=None if outer is None else outer.id,
         )
-        return await self.imply_login(login, account, peer.pid, peer.start)
+        return await self.imply_login(login, (account, groups), peer.pid, peer.start)
 
     async def imply_login(
-        self, login: records.Login, account: Optional[Account], pid: int, start: int
+        self, login: records.Login, found: Found, pid: int, start: int
     ) -> LiveLogin:
         """Enter a login that PAM did not tell of; it ends with its session."""
-        decision = self.plain_decision(login, account)
+        decision = self.plain_decision(login, found)
         live = LiveLogin(
             login, records.Grounds.of(decision), "record", pid, start, self.boot_id, implied=True
         )
@@ -456,10 +458,10 @@ class Agent:
         self.live.save(live)
         return live
 
-    def plain_decision(self, login: records.Login, account: Optional[Account]) -> Decision:
+    def plain_decision(self, login: records.Login, found: Found = (None, None)) -> Decision:
         """Make the decision that stands where no rule was asked: record."""
         facts = self._facts(
-            login, account, tty=None, command=None, login_shell=None, claimed_tags=frozenset(),
+            login, *found, tty=None, command=None, login_shell=None, claimed_tags=frozenset(),
             outer=None,
         )  # fmt: skip
         return Decision(

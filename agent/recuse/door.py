@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Awaitable, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 from . import wire
+from .accounts import LookupTimeout
 from .book import NotEntered
 from .errors import WireError
 from .host import Kernel, Peer
@@ -176,7 +177,7 @@ class Door:
         """Answer one request; whatever goes wrong, the host module acts as if we were not there."""
         try:
             await self._serve_message(connection, message, fds)
-        except (ProcessLookupError, NotEntered):
+        except (ProcessLookupError, NotEntered, LookupTimeout):
             self.hang_up(connection)
         except Exception as error:
             self._journal.fault(error, pid=connection.peer.pid)

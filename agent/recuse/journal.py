@@ -208,6 +208,12 @@ EVENTS: Mapping[str, Event] = {
             "receipt {file} does not verify, ignoring: {fault}",
         ),
         Event(
+            "lookup-slow",
+            "d029ab20c8e34894af8f662070aaf3bb",
+            WARNING,
+            "looking up a user took {milliseconds} ms, proceeding with a thread for each",
+        ),
+        Event(
             "disabled",
             "beedef1f08094662afbabd1139b02208",
             WARNING,

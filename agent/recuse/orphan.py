@@ -143,11 +143,27 @@ def set_aside(agent: Agent, path: str, fault: str) -> None:
 
 
 async def _adopt(agent: Agent, orphan: Orphan, locked: bool) -> None:
-    kernel = agent.kernel
     pidfd, start = _living(agent, orphan, locked)
+    try:
+        live = await _enter(agent, orphan, pidfd, start)
+    except BaseException:
+        if pidfd >= 0:
+            os.close(pidfd)
+        raise
+    if pidfd >= 0:
+        agent.follow_session(live)
+        return
+    agent.sessions[live.id] = live
+    if live.recording is not None:
+        agent.sealer.follow(live.recording)
+    await agent.end_session(live)
+
+
+async def _enter(agent: Agent, orphan: Orphan, pidfd: int, start: int) -> LiveSession:
+    kernel = agent.kernel
     owner = await _login(agent, orphan, pidfd, start)
     now_ns, mono_ns = kernel.now_ns(), kernel.mono_ns()
-    account = kernel.account(orphan.uid)
+    account, groups = await agent.accounts.find(orphan.uid)
     session = records.Session(
         id=records.new_id("s", os.urandom(10)),
         login=owner.login,
@@ -167,7 +183,7 @@ async def _adopt(agent: Agent, orphan: Orphan, locked: bool) -> None:
         late=True,
         notes=("agent-did-not-answer",),
     )
-    decision = agent.plain_decision(owner.login, account)
+    decision = agent.plain_decision(owner.login, (account, groups))
     live = LiveSession(
         session=session,
         grounds=records.Grounds.of(decision),
@@ -192,13 +208,7 @@ async def _adopt(agent: Agent, orphan: Orphan, locked: bool) -> None:
         "adopted", session=session.id, login=owner.id, user=owner.login.user, uid=orphan.uid,
         seq=live.seq, verdict="record", tty=session.tty, pid=orphan.pid,
     )  # fmt: skip
-    if pidfd >= 0:
-        agent.follow_session(live)
-        return
-    agent.sessions[live.id] = live
-    if live.recording is not None:
-        agent.sealer.follow(live.recording)
-    await agent.end_session(live)
+    return live
 
 
 def take_file(agent: Agent, live: LiveSession) -> None:
@@ -243,7 +253,7 @@ async def _login(agent: Agent, orphan: Orphan, pidfd: int, start: int) -> LiveLo
         peer = Peer(orphan.pid, agent.recuse_uid, 0, start)
         place = agent.place(peer)
         return await agent.login_of(peer, orphan.uid, agent.kernel.identity(orphan.pid), place)
-    account = agent.kernel.account(orphan.uid)
+    account, groups = await agent.accounts.find(orphan.uid)
     login = records.Login(
         id=records.new_id("l", os.urandom(10)),
         user=account.name if account is not None else orphan.user or str(orphan.uid),
@@ -257,4 +267,4 @@ async def _login(agent: Agent, orphan: Orphan, pidfd: int, start: int) -> LiveLo
         pid=orphan.pid,
         started_ns=orphan.start_ns,
     )
-    return await agent.imply_login(login, account, orphan.pid, start)
+    return await agent.imply_login(login, (account, groups), orphan.pid, start)

@@ -224,7 +224,7 @@ class Recovery:
             if live.id in self.view.logins or live.id in self.view.sessions:
                 continue  # by a start that came no further
             login = live.login if isinstance(live, LiveLogin) else live.session.login
-            plain = self.agent.plain_decision(login, None)
+            plain = self.agent.plain_decision(login)
             told = dataclasses.asdict(live.grounds)
             told["effect"] = told["effect"] or plain.effect
             told["policy"] = told["policy"] or plain.policy

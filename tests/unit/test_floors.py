@@ -44,6 +44,7 @@ FLOORS: Dict[int, Set[str]] = {
 # One process each: these modules are parts of the one named.
 PARTS = {
     "agent": {
+        "accounts",
         "book",
         "door",
         "epoch",
