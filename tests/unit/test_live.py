@@ -11,11 +11,12 @@ import pytest
 
 from recuse import live
 from recuse.live import Live, LiveLog, LiveLogin, LiveSession
-from recuse.records import Grounds, Login, Session, Source
+from recuse.records import Grounds, Login, Session, Source, new_id
 
-LOGIN = Login("l-a", "alice", 1000, 1000, 7, "sshd", Source("192.0.2.7:1", "x"), None, None, 5, 9)
+L, A, B = "l-aaaaaaaaaaaaaaaa", "s-aaaaaaaaaaaaaaaa", "s-bbbbbbbbbbbbbbbb"
+LOGIN = Login(L, "alice", 1000, 1000, 7, "sshd", Source("192.0.2.7:1", "x"), None, None, 5, 9)
 SESSION = Session(
-    "s-a", LOGIN, "command", "pts/1", "ls\n\u20ac", False, "/bin/sh", 6, 10, 11,
+    A, LOGIN, "command", "pts/1", "ls\n\u20ac", False, "/bin/sh", 6, 10, 11,
     claimed_tags=("t",), notes=("n",),
 )  # fmt: skip
 
@@ -24,7 +25,7 @@ def login() -> LiveLogin:
     return LiveLogin(LOGIN, Grounds(rule="r"), "record", 5, 55, "boot")
 
 
-def session(name: str = "s-a") -> LiveSession:
+def session(name: str = A) -> LiveSession:
     told = dataclasses.replace(SESSION, id=name)
     return LiveSession(told, Grounds(), "record", "record", 6, 66, "boot", taken=(1, 2, 3, 4))
 
@@ -63,8 +64,8 @@ def test_what_is_removed_is_gone_once_for_all(log: LiveLog) -> None:
     log.save(login())
     log.save(session())
     log.remove(session())
-    log.remove(session("s-never"))
-    assert [one.id for one in loaded(log)] == ["l-a"]
+    log.remove(session(B))
+    assert [one.id for one in loaded(log)] == [L]
     assert log.path.read_bytes().count(b"\n") == 1  # loading began it anew
 
 
@@ -73,7 +74,7 @@ def test_line_without_an_end_was_being_written(log: LiveLog) -> None:
     log.save(session())
     data = log.path.read_bytes()
     log.path.write_bytes(data[:-1])
-    assert [one.id for one in loaded(log)] == ["l-a"]
+    assert [one.id for one in loaded(log)] == [L]
 
 
 @pytest.mark.parametrize("line", [b"x", b"[]", b"{}", b'{"is": "login"}', b"\0\0", b"\xff"])
@@ -85,18 +86,18 @@ def test_line_that_makes_no_sense_is_told_and_the_others_count(log: LiveLog, lin
     again = LiveLog(log.path)
     found = again.load()
     again.close()
-    assert [None if one is None else one.id for _, one in found] == ["l-a", None, "s-a"]
+    assert [None if one is None else one.id for _, one in found] == [L, None, A]
     assert found[1][0] == f"{log.path}:2"
-    assert [one.id for one in loaded(log)] == ["l-a", "s-a"]
+    assert [one.id for one in loaded(log)] == [L, A]
 
 
 def test_file_does_not_grow_with_what_is_gone(log: LiveLog) -> None:
     log.save(login())
     for number in range(2 * live.MAX_LINES):
-        log.save(session(f"s-{number}"))
-        log.remove(session(f"s-{number}"))
+        log.save(session(new_id("s", b"%10d" % number)))
+        log.remove(session(new_id("s", b"%10d" % number)))
     assert log.path.read_bytes().count(b"\n") <= live.MAX_LINES + 4
-    assert [one.id for one in loaded(log)] == ["l-a"]
+    assert [one.id for one in loaded(log)] == [L]
 
 
 def test_full_disk_leaves_no_half_line(log: LiveLog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,5 +107,5 @@ def test_full_disk_leaves_no_half_line(log: LiveLog, monkeypatch: pytest.MonkeyP
         patch.setattr(os, "write", lambda fd, data: write(fd, data[:40]))
         with pytest.raises(OSError, match="No space"):
             log.save(session())
-    log.save(session("s-b"))
-    assert [one.id for one in loaded(log)] == ["l-a", "s-b"]
+    log.save(session(B))
+    assert [one.id for one in loaded(log)] == [L, B]
