@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -14,6 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "agent"))
 sys.path.insert(0, str(ROOT / "tests"))
+
+# Programs under test inherit what is ignored, and nohup(1) has the hang-up ignored.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Opened once by the interpreter or a library and kept for the life of the process.
 _SHARED = ("/dev/urandom", "/dev/null", "/etc/localtime", "/usr/share/zoneinfo")
