@@ -59,25 +59,29 @@ def contenders(recorded: str, exempt: str) -> dict[str, Contender]:
     }
 
 
-def log_in(user: str) -> None:
-    """Tell the agent of a login, as pam_recuse does: ask, and wait for its answer."""
+def login_packet(user: str) -> bytes:
+    """Make what pam_recuse sends to tell the agent of a login."""
+    return wire.encode(wire.Login(b"bench", user.encode(), b"", b"", b""))
+
+
+def log_in(packet: bytes) -> bytes:
+    """Tell the agent of a login, as pam_recuse does; return its answer."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as conn:
         conn.connect(HOST_SOCKET)
-        conn.send(wire.encode(wire.Login(b"bench", user.encode(), b"", b"", b"")))
-        answer = wire.decode(conn.recv(wire.MAX_MESSAGE))
-    if not isinstance(answer, wire.Answer) or answer.verdict != wire.Verdict.ALLOW:
-        raise SystemExit(f"login of {user} was answered with {answer!r}")
+        conn.send(packet)
+        return conn.recv(wire.MAX_MESSAGE)
 
 
 def start(contender: Contender, command: str) -> tuple[int, int]:
     """Start a contender with a command on a new pty; return its pid and the master."""
     user, argv = contender.user, contender.argv
     entry = pwd.getpwnam(user)
+    packet = login_packet(user) if contender.login else b""
     pid, master = os.forkpty()
     if pid:
         return pid, master
-    if contender.login:
-        log_in(user)
+    if packet:
+        log_in(packet)
     os.initgroups(user, entry.pw_gid)
     tty = os.ttyname(0)
     os.chown(tty, entry.pw_uid, -1)
@@ -192,7 +196,10 @@ def main() -> None:
     options = parser.parse_args()
 
     fields = contenders(options.recorded, options.exempt)
-    log_in(options.recorded)  # the login that the sessions without one of their own belong to
+    # The login that the sessions without one of their own belong to.
+    answer = wire.decode(log_in(login_packet(options.recorded)))
+    if not isinstance(answer, wire.Answer) or answer.verdict != wire.Verdict.ALLOW:
+        raise SystemExit(f"the login was answered with {answer!r}")
     first: dict[str, list[float]] = {name: [] for name in fields}
     whole: dict[str, list[float]] = {name: [] for name in fields}
     order = list(fields)
