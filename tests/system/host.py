@@ -140,6 +140,9 @@ class Host:
         self._lower = _make_layers(self._cache, find_debs() if self.packages else [])
         hosts = self._cache / "hosts"
         hosts.mkdir(exist_ok=True)
+        for left in hosts.iterdir():  # of a run that was killed
+            if not Path("/proc", left.name.split("-")[1]).exists():
+                _remove_tree(left)
         self._dir = Path(tempfile.mkdtemp(prefix=self.name + "-", dir=hosts))
         for part in ("upper", "work", "root"):
             (self._dir / part).mkdir()
@@ -257,9 +260,7 @@ class Host:
         if self._nspawn is not None:
             self.crash()
         if self._dir != Path():
-            # Append-only files cannot be unlinked, not even by root.
-            _call(["chattr", "-R", "-f", "-a", "-i", str(self._dir / "upper")])
-            shutil.rmtree(self._dir, ignore_errors=True)
+            _remove_tree(self._dir)
             self._dir = Path()
 
     # -- inside -------------------------------------------------------------------
@@ -592,8 +593,11 @@ def _output(command: Sequence[str]) -> str:
     return result.stdout
 
 
-def _call(command: Sequence[str]) -> None:
-    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+def _remove_tree(path: Path) -> None:
+    # Append-only files cannot be unlinked, not even by root.
+    clear = ["chattr", "-R", "-f", "-a", "-i", str(path)]
+    subprocess.run(clear, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
