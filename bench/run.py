@@ -80,7 +80,8 @@ def report(result: dict, ssh: dict[str, float]) -> str:
         )
     lines += [
         "",
-        f"whole ssh -tt login with a command, bare {ssh['bare']:.1f} ms; added by (median)",
+        f"whole ssh -tt login with a command, bare {ssh['bare']:.1f} ms; added by (median; the"
+        " spread is some 10 ms)",
     ]
     lines += [
         f"  {k:16}{v:9.2f} ms{v / ssh['tlog']:9.2f} of tlog" for k, v in ssh.items() if k != "bare"
