@@ -825,7 +825,7 @@ class Agent:
         """Enter heartbeats: what was never sent leaves no trace, an overdue one does."""
         while True:
             await asyncio.sleep(self.config.ledger.heartbeat_seconds)
-            await self.upkeep.look_at_disabled()
+            await self.upkeep.look_at_wiring()
             try:
                 await self.book.enter(records.heartbeat_entry, len(self.sessions), urgent=False)
             except NotEntered:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from recuse import (
     player,
     policy,
     records,
+    wiring,
 )
 from recuse.cast import printable
 from recuse.checkpoint import Verifier
@@ -44,6 +46,7 @@ from recuse.errors import (
 
 USAGE = 2
 INTERRUPTED = 130
+TELL_SECONDS = 2.0  # a host whose agent hangs can be disabled without long waits
 _MISSING = ("failed", "lost", "partial")
 
 
@@ -367,7 +370,7 @@ def status(call: Call) -> int:
     found.pop("ok", None)
     machine = call.machine()
     enabled = hostsetup.nss_enabled(machine) and hostsetup.pam_enabled(machine)
-    found["enabled"] = enabled and not machine.exists(hostsetup.DISABLED)
+    found["enabled"] = enabled and not machine.exists(wiring.DISABLED)
     if call.args.json:
         call.console.json(found)
     else:
@@ -1031,8 +1034,16 @@ def _report_change(call: Call, change: hostsetup.Change, already: str) -> int:
     return 0
 
 
+def _tell_agent(call: Call) -> None:
+    """Have the agent enter how logins are wired now; if it is away, it looks when it starts."""
+    with contextlib.suppress(RecuseError):
+        ask({"verb": "look"}, str(call.paths.control_socket), TELL_SECONDS)
+
+
 def enable(call: Call) -> int:
     change = hostsetup.enable(call.machine(), call.args.dry_run)
+    if change.done and not call.args.dry_run:
+        _tell_agent(call)
     _report_change(call, change, "logins go through recuse already")
     if change.done and not call.args.dry_run:
         call.console.hint("sessions that are open now are not recorded; new ones are")
@@ -1040,7 +1051,13 @@ def enable(call: Call) -> int:
 
 
 def disable(call: Call) -> int:
-    change = hostsetup.disable(call.machine(), call.args.dry_run)
+    try:
+        change = hostsetup.disable(call.machine(), call.args.dry_run)
+    except DoctorFound:  # some of it may be out
+        _tell_agent(call)
+        raise
+    if change.done and not call.args.dry_run:
+        _tell_agent(call)
     return _report_change(call, change, "logins do not go through recuse")
 
 

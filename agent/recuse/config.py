@@ -90,6 +90,10 @@ class Paths:
         return self.state / "host.pub"
 
     @property
+    def wiring(self) -> Path:
+        return self.state / "wiring.json"
+
+    @property
     def epoch(self) -> Path:
         return self.state / "epoch"
 

@@ -35,6 +35,7 @@ VERBS: Mapping[str, str] = {
     "sessions": "all",
     "reload": "root",
     "sync": "root",
+    "look": "root",
     "watch": "ship",
     "receipt": "ship",
 }
@@ -154,6 +155,9 @@ class Front:
         if verb == "sync":
             await agent.sealer.cut_all()
             agent.book.checkpoint()
+            return {"ok": True, "size": agent.book.size}
+        if verb == "look":
+            await agent.upkeep.look_at_wiring()
             return {"ok": True, "size": agent.book.size}
         if verb == "watch":
             self._watchers.add(writer)

@@ -26,18 +26,16 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Mapping, Optional, Sequence
 from urllib.parse import urlsplit
 
-from recuse import rehearsal
+from recuse import rehearsal, wiring
 from recuse.cast import printable
 from recuse.control import ask
 from recuse.errors import AccessDenied, ConfigError, DoctorFound, PolicyError, RecuseError
+from recuse.wiring import DISABLED, MODULE, NSSWITCH, PASSWD_LINE, PamLine, passwd_services
 
 SHELL = "/usr/lib/recuse/recuse-shell"
-NSSWITCH = "/etc/nsswitch.conf"
 BACKUP = "/etc/nsswitch.conf.before-recuse"
 PROFILE = "/usr/share/pam-configs/recuse"
-MODULE = "pam_recuse.so"
 LIBRARY = "libnss_recuse.so.2"
-DISABLED = "/etc/recuse/disabled"
 REHEARSAL = "/etc/pam.d/" + rehearsal.SERVICE
 REHEARSAL_FALLBACK = "/usr/lib/recuse/rehearsal-fallback"
 REHEARSAL_SLOW_MS = 1000  # half of the time that a login waits for the agent
@@ -74,7 +72,6 @@ _FS_IOC_GETFLAGS = 0x80086601
 _FS_IOC_SETFLAGS = 0x40086602
 _FS_APPEND_FL = 0x20
 
-_PASSWD_LINE = re.compile(rb"^([ \t]*passwd[ \t]*:[ \t]*)([^\n]*)", re.MULTILINE)
 _OUR_SERVICE = re.compile(rb"(?:(?<=[\s:])|^)recuse(?:[ \t]*\[[^\]\n]*\])?(?:[ \t]+|(?=[#\n])|\Z)")
 
 
@@ -205,17 +202,8 @@ class Machine:
 # The name service switch
 
 
-def passwd_services(text: bytes) -> Optional[list[str]]:
-    """Return the services of the passwd line, in order, without actions; None: no such line."""
-    found = None
-    for match in _PASSWD_LINE.finditer(text):
-        words = re.sub(rb"\[[^\]]*\]", b" ", match.group(2).split(b"#")[0])
-        found = words.decode("utf-8", "replace").split()
-    return found
-
-
 def _edit_services(text: bytes, edit: Callable[[bytes], bytes]) -> bytes:
-    return _PASSWD_LINE.sub(lambda m: m.group(1) + edit(m.group(2)), text)
+    return PASSWD_LINE.sub(lambda m: m.group(1) + edit(m.group(2)), text)
 
 
 def _without(services: bytes) -> bytes:
@@ -235,37 +223,9 @@ def remove_service(text: bytes) -> bytes:
 # PAM
 
 
-@dataclass(frozen=True)
-class PamLine:
-    file: str
-    control: str
-    module: str
-
-
 def pam_stack(machine: Machine, service: str, kind: str = "session") -> list[PamLine]:
     """Return the lines of a service's stack with all files that it includes, in order."""
-    return _pam_file(machine, service, kind, 0)
-
-
-def _pam_file(machine: Machine, name: str, kind: str, depth: int) -> list[PamLine]:
-    text = machine.read("/etc/pam.d/" + name)
-    if text is None or depth > 8:
-        return []
-    found = []
-    for line in text.decode("utf-8", "replace").replace("\\\n", " ").split("\n"):
-        line = line.split("#")[0].strip()
-        match = re.match(r"@include\s+(\S+)", line)
-        if match:
-            found += _pam_file(machine, match.group(1), kind, depth + 1)
-            continue
-        match = re.match(r"-?(\w+)\s+(\[[^\]]*\]|\S+)\s+(\S+)", line)
-        if not match or match.group(1).lower() != kind:
-            continue
-        if match.group(2) in ("include", "substack"):
-            found += _pam_file(machine, match.group(3), kind, depth + 1)
-        else:
-            found.append(PamLine(name, match.group(2), os.path.basename(match.group(3))))
-    return found
+    return wiring.pam_stack(machine.read, service, kind)
 
 
 def _common_files(machine: Machine) -> list[str]:
@@ -274,9 +234,7 @@ def _common_files(machine: Machine) -> list[str]:
 
 def pam_enabled(machine: Machine) -> bool:
     """Say whether the stacks that distributions share have the module."""
-    shared = ["common-session", "common-session-noninteractive", "system-auth", "password-auth"]
-    found = [pam_stack(machine, name) for name in shared if machine.exists("/etc/pam.d/" + name)]
-    return bool(found) and all(any(p.module == MODULE for p in lines) for lines in found)
+    return wiring.pam_enabled(machine.read)
 
 
 def _pam_somewhere(machine: Machine) -> list[str]:
@@ -296,8 +254,7 @@ def _pam_somewhere(machine: Machine) -> list[str]:
 
 
 def nss_enabled(machine: Machine) -> bool:
-    services = passwd_services(machine.read(NSSWITCH) or b"")
-    return bool(services) and services is not None and services[0] == "recuse"
+    return wiring.nss_enabled(machine.read)
 
 
 # Looking

@@ -217,13 +217,13 @@ EVENTS: Mapping[str, Event] = {
             "disabled",
             "beedef1f08094662afbabd1139b02208",
             WARNING,
-            "/etc/recuse/disabled exists, logins pass without recuse",
+            "logins do not go through recuse: {after}; before: {before}",
         ),
         Event(
             "enabled",
             "d2acee679bdd427abeb287711dfb50c9",
             NOTICE,
-            "/etc/recuse/disabled is gone, logins are accounted for again",
+            "logins go through recuse: {after}; before: {before}",
         ),
         Event(
             "fault",

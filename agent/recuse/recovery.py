@@ -538,7 +538,7 @@ async def _begin(agent: Agent, opened: Opened) -> None:
         journal.write("ledger-recovered", fault="; ".join(ledger.recovery.notes))
     await agent.upkeep.enter_policy()
     agent.upkeep.set_fallback()
-    await agent.upkeep.look_at_disabled()
+    await agent.upkeep.look_at_wiring()
     journal.write("started", version=__version__, origin=ledger.origin, seq=seq)
 
 

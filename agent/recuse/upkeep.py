@@ -8,12 +8,13 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import json
 import os
 import socket
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
-from . import records
+from . import records, wiring
 from .book import Book, NotEntered
 from .config import Config, Paths, load
 from .errors import ConfigError, PolicyError
@@ -22,6 +23,7 @@ from .journal import Journal
 from .policy import Policy
 from .policyfile import keep_policy, load_policy, say_faults
 from .spool import Reserve, Spool
+from .wiring import Wiring
 
 KEEP_AFTER_SECONDS = 0.5
 
@@ -99,6 +101,8 @@ class Upkeep:
         self.config = config
         self.policy = policy
         self.disabled = False
+        self._wiring: Optional[Wiring] = None  # as last entered
+        self._looking = asyncio.Lock()
         self.full = False
         self.faults: Dict[str, str] = {}  # of configuration and policy as they lie there
         self.on_reload: List[Callable[[], None]] = []
@@ -153,7 +157,7 @@ class Upkeep:
                     keep_policy(self.paths)
                     await self.enter_policy()
             self.set_fallback()
-            await self.look_at_disabled()
+            await self.look_at_wiring()
             for call in self.on_reload:
                 call()
             self._journal.write("reloaded", policy=self.policy.digest)
@@ -190,20 +194,40 @@ class Upkeep:
         except OSError as error:
             self._journal.write("fault", fault=f"{link}: {error.strerror}")
 
-    async def look_at_disabled(self) -> None:
-        """Enter that recuse was disabled, or is no longer."""
-        now = self.paths.disabled.exists()
-        if now == self.disabled:
-            return
-        self.disabled = now
-        what = "disabled" if now else "enabled"
+    async def look_at_wiring(self) -> None:
+        """Enter how logins are wired, if that is not as it was last entered."""
+        async with self._looking:
+            now = wiring.look(self.paths.root)
+            self.disabled = now.disabled
+            before = self._wiring or self._last_wiring()
+            if now == before:
+                self._wiring = now
+                return
+            what = "enabled" if now.whole else "disabled"
+            detail = {"before": before.to_json(), "after": now.to_json()}
+            try:
+                seq = await self._book.enter(records.recovered_entry, what, detail)
+            except NotEntered:
+                return  # it is still not as entered when looked at next
+            self._wiring = now
+            self._keep_wiring(now)
+            self._journal.write(what, seq=seq, before=str(before), after=str(now))
+
+    def _last_wiring(self) -> Wiring:
+        """Read how logins were wired before the start; before the first one, not at all."""
         try:
-            seq = await self._book.enter(
-                records.recovered_entry, what, {"file": str(self.paths.disabled)}
-            )
-        except NotEntered:
-            return
-        self._journal.write(what, seq=seq)
+            return Wiring.from_json(json.loads(self.paths.wiring.read_bytes()))
+        except (OSError, ValueError, RecursionError):
+            return Wiring()
+
+    def _keep_wiring(self, now: Wiring) -> None:
+        path = self.paths.wiring
+        temporary = path.with_name(f".{path.name}.new")
+        try:
+            temporary.write_text(json.dumps(now.to_json()) + "\n")
+            os.rename(temporary, path)
+        except OSError as error:  # the next start enters it again
+            self._journal.write("fault", fault=f"{path}: {error.strerror}")
 
     def look_at_space(self) -> bool:
         """Say whether the spool is full; give up or restore the reserve accordingly."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, List, Tuple
 
 import pytest
-from accounts import rows, watching
+from accounts import event, rows, verify, watching
 from host import Host
 
 SERVICE = "/etc/pam.d/recuse"
@@ -110,3 +110,62 @@ def test_broken_service_is_named(host: Host, text: str, words: str) -> None:
     assert code == 11
     assert checks["pam-rehearsal"]["state"] == "fail"
     assert words in checks["pam-rehearsal"]["words"]
+
+
+def wired(told: Dict[str, Dict[str, Any]]) -> Tuple[str, str]:
+    return tuple("".join(k[0] for k, v in told[at].items() if v) for at in ("before", "after"))  # type: ignore[return-value]
+
+
+def test_disabling_and_enabling_are_entered_at_once(host: Host) -> None:
+    """Both are entries of the ledger, events of the journal, and no fault."""
+    cursor = host.cursor()
+    host.run("recuse", "disable", check=True)
+    host.run("recuse", "enable", check=True)
+    found = changes(host)[-2:]
+    assert [(one["what"], *wired(one["detail"])) for one in found] == [
+        ("disabled", "np", ""),
+        ("enabled", "", "np"),
+    ]
+    for kind, after in (("disabled", "no"), ("enabled", "yes")):
+        (told,) = host.journal(event(kind), after=cursor)
+        assert told["RECUSE_AFTER"] == f"disabled no, nsswitch {after}, pam {after}"
+    verify(host)
+
+
+def test_file_that_disables_is_entered_at_a_reload(host: Host) -> None:
+    before = len(changes(host))
+    for command in ("touch", "rm"):
+        host.run(command, "/etc/recuse/disabled", check=True)
+        cursor = host.cursor()
+        host.run("systemctl", "reload", "recuse-agent", check=True)
+        host.wait_journal(event("reloaded"), after=cursor)
+    found = changes(host)[before:]
+    assert [wired(one["detail"]) for one in found] == [("np", "dnp"), ("dnp", "np")]
+
+
+def test_host_that_hangs_can_be_disabled_and_its_agent_finds_out(host: Host) -> None:
+    before = len(changes(host))
+    kill = ("systemctl", "kill", "--kill-whom=main")
+    host.run(*kill, "--signal=STOP", "recuse-agent", check=True)
+    try:
+        host.run("recuse", "disable", check=True)
+    finally:
+        cursor = host.cursor()
+        host.run(*kill, "--signal=CONT", "recuse-agent", check=True)
+    host.wait_journal(event("disabled"), after=cursor)
+    host.run("recuse", "enable", check=True)
+    assert [one["what"] for one in changes(host)[before:]] == ["disabled", "enabled"]
+
+
+def changes(host: Host) -> List[Dict[str, Any]]:
+    """List what the ledger says of how logins are wired."""
+    script = """
+import json
+from recuse import records
+from recuse.ledger import read_ledger
+found = map(records.parse, read_ledger("/var/lib/recuse/ledger").entries())
+kept = [e.data["unmapped"]["recuse"] for e in found if e.kind == "recovered"]
+print(json.dumps([one for one in kept if one["what"] in ("enabled", "disabled")]))
+"""
+    found: List[Dict[str, Any]] = json.loads(host.run("python3", "-c", script, check=True).stdout)
+    return found

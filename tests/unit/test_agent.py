@@ -23,6 +23,7 @@ from recuse import checkpoint as tlog
 from recuse import keys, records, recovery, wire
 from recuse.archive import LedgerArchive
 from recuse.audit import Trusted, verify
+from recuse.book import NotEntered
 from recuse.config import Paths
 from recuse.errors import LedgerError
 from recuse.front import Front
@@ -1316,7 +1317,96 @@ def test_disabled_is_entered_when_it_appears_and_when_it_goes(paths: Paths) -> N
         assert world.last("recovered").get("what") == "disabled"
         paths.disabled.unlink()
         await world.control(verb="reload")
-        assert world.last("recovered").get("what") == "enabled"
+        assert world.last("recovered").get("what") == "disabled"  # PAM and NSS know nothing of us
+
+    run(paths, scene)
+
+
+def wire_up(paths: Paths, nss: bool = True, pam: bool = True) -> None:
+    etc = paths.root / "etc"
+    (etc / "pam.d").mkdir(exist_ok=True)
+    (etc / "nsswitch.conf").write_text("passwd: %sfiles\n" % ("recuse " if nss else ""))
+    module = "session optional pam_recuse.so\n" if pam else "# session optional pam_recuse.so\n"
+    (etc / "pam.d/common-session").write_text("session required pam_unix.so\n" + module)
+
+
+def changes(world: World) -> List[Tuple[str, str, str]]:
+    """List how the wiring was said to have changed: what, before and after, by first letters."""
+    found = []
+    for entry in world.entries():
+        detail = entry.ours.get("detail", {}) if entry.kind == "recovered" else {}
+        if "after" in detail:
+            told = ["".join(k[0] for k, v in detail[one].items() if v)
+                    for one in ("before", "after")]  # fmt: skip
+            found.append((entry.ours["what"], told[0], told[1]))
+    return found
+
+
+def test_each_change_of_how_logins_are_wired_is_entered_once(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        assert changes(world) == []
+        wire_up(paths)
+        assert (await world.control(verb="look"))["ok"]
+        expected = [("enabled", "", "np")]
+        assert changes(world) == expected
+        told = world.event("enabled")
+        assert told["RECUSE_AFTER"] == "disabled no, nsswitch yes, pam yes"
+        assert told["RECUSE_BEFORE"] == "disabled no, nsswitch no, pam no"
+        await world.control(verb="look")
+        assert changes(world) == expected
+        wire_up(paths, nss=False)
+        await world.control(verb="reload")
+        paths.disabled.touch()
+        await world.control(verb="look")
+        wire_up(paths)
+        await world.control(verb="look")
+        paths.disabled.unlink()
+        await world.control(verb="look")
+        expected += [
+            ("disabled", "np", "p"),
+            ("disabled", "p", "dp"),
+            ("disabled", "dp", "dnp"),
+            ("enabled", "dnp", "np"),
+        ]
+        assert changes(world) == expected
+        await world.stop()
+        wire_up(paths, pam=False)
+        await world.start()
+        expected.append(("disabled", "np", "n"))
+        assert changes(world) == expected
+        await world.stop()
+        await world.start()
+        assert changes(world) == expected
+
+    run(paths, scene)
+
+
+def test_change_that_cannot_be_entered_is_entered_later(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: World) -> None:
+        async def no(*_: Any, **__: Any) -> int:
+            raise NotEntered("full")
+
+        wire_up(paths)
+        with monkeypatch.context() as patch:
+            patch.setattr(world.agent.book, "enter", no)
+            await world.control(verb="look")
+        assert changes(world) == []
+        await world.control(verb="look")
+        assert changes(world) == [("enabled", "", "np")]
+
+    run(paths, scene)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"disabled": 1}', "\0", "[" * 100000])
+def test_odd_file_of_the_wiring_is_as_none(paths: Paths, text: str) -> None:
+    async def scene(world: World) -> None:
+        await world.stop()
+        wire_up(paths)
+        paths.wiring.write_text(text)
+        await world.start()
+        assert changes(world) == [("enabled", "", "np")]
 
     run(paths, scene)
 

@@ -919,6 +919,42 @@ def test_an_agent_that_talks_nonsense(agent: Any, answer: bytes) -> None:
     assert ran.code in (1, 8) and ran.err.startswith("recuse: error: agent")
 
 
+@pytest.mark.parametrize("answer", [{"ok": True, "size": 1}, b"", {"ok": False, "exit": 5}])
+@pytest.mark.parametrize("verb", ["enable", "disable"])
+def test_agent_is_told_of_a_change_whatever_it_answers(
+    agent: Any, monkeypatch: pytest.MonkeyPatch, verb: str, answer: Any
+) -> None:
+    done = hostsetup.Change(("one thing",), "")
+    monkeypatch.setattr(hostsetup, verb, lambda *_: done)
+    run = agent(look=answer)
+    ran = run(verb, "--dry-run")
+    assert (ran.code, ran.out) == (0, "would do: one thing\n") and run.asked == []
+    ran = run(verb)
+    assert (ran.code, ran.out) == (0, "done: one thing\n")
+    assert run.asked == [{"verb": "look"}]
+    monkeypatch.setattr(hostsetup, verb, lambda *_: hostsetup.Change((), ""))
+    assert run(verb).code == 0 and len(run.asked) == 1
+
+
+def test_half_a_disable_is_told_too(agent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from recuse.errors import DoctorFound
+
+    def fail(*_: object) -> hostsetup.Change:
+        raise DoctorFound("recuse could not be disabled: x")
+
+    monkeypatch.setattr(hostsetup, "disable", fail)
+    run = agent(look={"ok": True})
+    assert run("disable").code == 11
+    assert run.asked == [{"verb": "look"}]
+
+
+@pytest.mark.parametrize("verb", ["enable", "disable"])
+def test_change_needs_no_agent(recuse: Any, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    monkeypatch.setattr(hostsetup, verb, lambda *_: hostsetup.Change(("one thing",), ""))
+    ran = recuse(verb)
+    assert (ran.code, ran.out) == (0, "done: one thing\n")
+
+
 def test_no_agent(recuse: Any) -> None:
     ran = recuse("status")
     assert ran.code == 8 and "recuse: hint: " in ran.err

@@ -329,6 +329,7 @@ PATHS = {
     "state": "var/lib/recuse",
     "host_key": "var/lib/recuse/host.key",
     "host_pub": "var/lib/recuse/host.pub",
+    "wiring": "var/lib/recuse/wiring.json",
     "epoch": "var/lib/recuse/epoch",
     "ledger": "var/lib/recuse/ledger",
     "sessions": "var/lib/recuse/sessions",

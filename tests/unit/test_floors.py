@@ -37,6 +37,7 @@ FLOORS: Dict[int, Set[str]] = {
         "player",
         "rehearsal",
         "stderrlog",
+        "wiring",
     },
     2: {"agent", "ship", "collector", "hostsetup"},
     3: {"cli", "collector_cli"},
