@@ -244,7 +244,7 @@ class Agent:
             start=peer.start,
             boot_id=self.boot_id,
             outer_label=None if outer is None else outer.label,
-            covered=outer is not None and outer.shows(place.tty),
+            covered=self._is_seen(peer, place),
         )
         self.live.save(live)
         try:
@@ -256,6 +256,23 @@ class Agent:
         self.door.answer(connection, wire.Answer(Verdict.ALLOW))
         self.follow_login(live)
         self._tell("login", login, None, decision, seq=live.seq)
+
+    def _is_seen(self, peer: Peer, place: Place) -> bool:
+        """Say whether the enclosing recording has what a login's program shows.
+
+        It inherits its streams from the process that told of the login. Those of a recording
+        without a terminal are pipes that nothing distinguishes from others.
+        """
+        outer = place.outer
+        if outer is None or not outer.shows(place.tty):
+            return False
+        if outer.label == "nested":
+            outer = self._recording_on(peer, place.tty, ())
+            if outer is None:
+                return False
+        if not outer.inner_tty:
+            return True
+        return self.kernel.writes_to(peer.pid, outer.inner_tty, outer.inner_dev)
 
     def _known_login(self, peer: Peer, request: wire.Login) -> Optional[wire.Answer]:
         """Answer as before what a stack that names the module twice tells twice."""

@@ -312,6 +312,14 @@ class Kernel:
         found = os.fstat(fd)
         return found.st_rdev == rdev and instance in (0, found.st_dev)
 
+    def writes_to(self, pid: int, rdev: int, instance: int) -> bool:
+        """Say whether standard output and error of a process are this terminal of this devpts."""
+        try:
+            found = [os.stat(f"{self.proc}/{pid}/fd/{fd}") for fd in (1, 2)]
+        except OSError:
+            return False  # closed, or the process is gone
+        return all(one.st_rdev == rdev and instance in (0, one.st_dev) for one in found)
+
     def is_led_by_child(self, pid: int, parent: int) -> bool:
         """Say whether the leader of a process's session is a child of `parent`.
 

@@ -54,7 +54,7 @@ class LiveLogin:
             return "recorded", None
         if self.verdict == "exempt" or self.outer_label == "exempt":
             return "exempt", None
-        return "partial", "limit"  # a port forward: nothing that passed through us
+        return "partial", "limit"  # a port forward, streams elsewhere: nothing passed through us
 
 
 @dataclass(eq=False)
@@ -99,7 +99,7 @@ class LiveSession:
             return "exempt"
         if self.label == "stub":
             return "failed"
-        if self.label == "transfer" or gaps:
+        if self._passes_unseen or gaps:
             return "partial"
         if self.label == "record" and self.recording is None:
             return "lost"
@@ -107,7 +107,12 @@ class LiveSession:
 
     def implied_gaps(self) -> Tuple[Gap, ...]:
         """Give the gap of a session whose content never passes through us."""
-        return (Gap("limit", "o", 0, ""),) if self.label == "transfer" else ()
+        return (Gap("limit", "o", 0, ""),) if self._passes_unseen else ()
+
+    @property
+    def _passes_unseen(self) -> bool:
+        """Say whether the program's streams are neither ours nor the enclosing terminal."""
+        return self.label == "transfer" or (self.label == "nested" and self.session.tty is None)
 
 
 Live = Union[LiveLogin, LiveSession]

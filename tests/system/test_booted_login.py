@@ -255,3 +255,34 @@ def test_cron_is_left_alone(host: Host) -> None:
 
 def test_everything_above_verifies(host: Host) -> None:
     verify(host)
+
+
+def test_what_writes_elsewhere_in_a_session_is_not_said_to_be_recorded(host: Host) -> None:
+    """The terminal has the lines that start it, and nothing of what it does."""
+    with watching(host, sessions=4, logins=6) as seen, host.login("alice") as terminal:
+        terminal.expect(r"\$ $")
+        terminal.run("sudo id >/tmp/out 2>&1")
+        terminal.run("sudo id")
+        terminal.line("sudo -i")
+        terminal.expect("# $")
+        terminal.line("echo 'echo hidden-$((6*7))' | su - frank >/tmp/out; su - frank")
+        terminal.expect(r"\$ $")
+        terminal.line("exit 0")
+        terminal.expect("# $")
+        terminal.line("exit 0")
+        terminal.expect(r"\$ $")
+        terminal.line("exit 0")
+        terminal.wait()
+    assert {row["outcome"] for row in seen.sessions if row["user"] == "alice"} == {"recorded"}
+    plain = [row for row in seen.sessions if row["kind"] == "none"]
+    assert [(row["service"], row["outcome"]) for row in plain] == [
+        ("sudo", "partial"),
+        ("sudo", "recorded"),
+    ]
+    nested = [row for row in seen.sessions if row["kind"] == "nested"]
+    assert [(row["user"], row["tty"] is None, row["outcome"]) for row in nested] == [
+        ("frank", True, "partial"),
+        ("frank", False, "recorded"),
+    ]
+    assert find_bytes(host, "hidden-42", "/var/spool/recuse", "/var/lib/recuse-central") == []
+    verify(host)

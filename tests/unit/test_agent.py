@@ -69,6 +69,8 @@ class SimulatedKernel(Kernel):
     audit: Dict[int, int] = field(default_factory=dict)
     ttys: Dict[int, int] = field(default_factory=dict)
     strangers: Set[int] = field(default_factory=set)  # to the terminal that they have by number
+    elsewhere: Set[int] = field(default_factory=set)  # write to something else
+    here: Set[int] = field(default_factory=set)  # terminals that pass for any other
     woken: List[int] = field(default_factory=list)
     left: Tuple[str, ...] = ()
     boot: str = "11111111-1111-1111-1111-111111111111"
@@ -95,8 +97,14 @@ class SimulatedKernel(Kernel):
     def stat(self, pid: int) -> Stat:
         return dataclasses.replace(super().stat(pid), tty=self.ttys.get(pid, 0))
 
+    def is_terminal(self, fd: int, rdev: int, instance: int) -> bool:
+        return os.fstat(fd).st_rdev in self.here or super().is_terminal(fd, rdev, instance)
+
     def is_led_by_child(self, pid: int, parent: int) -> bool:
         return pid not in self.strangers
+
+    def writes_to(self, pid: int, rdev: int, instance: int) -> bool:
+        return pid not in self.elsewhere
 
     def peer_of(self, pid: int) -> Optional[str]:
         return self.sources.get(pid)
@@ -692,7 +700,10 @@ def test_other_holders_of_the_outer_terminal_are_named(
     run(paths, scene)
 
 
-def test_shell_inside_a_recording_is_nested(paths: Paths) -> None:
+@pytest.mark.parametrize(
+    ("has_tty", "outcome"), [(True, "recorded"), (False, "partial")], ids=["terminal", "elsewhere"]
+)
+def test_shell_inside_a_recording_is_nested(paths: Paths, has_tty: bool, outcome: str) -> None:
     async def scene(world: World) -> None:
         relay, inner = await recorded_on_a_terminal(world)
         su = world.child(parent=relay)
@@ -703,13 +714,23 @@ def test_shell_inside_a_recording_is_nested(paths: Paths) -> None:
         assert login.get("source") == "192.0.2.7:40112"
         shell = world.child(0, RECUSE, su)
         world.kernel.ttys[shell.pid] = inner
-        answer = await world.ask(shell, wire.SessionRequest(0, 0, 0, b"-bash"))
+        flags = wire.SESSION_HAS_TTY if has_tty else 0
+        fds: List[int] = []
+        if has_tty:
+            master, slave = pty.openpty()
+            world.kernel.here.add(os.fstat(slave).st_rdev)
+            fds = [slave, master]
+        answer = await world.ask(shell, wire.SessionRequest(flags, 0, 0, b"-bash"), fds)
+        for fd in fds:
+            os.close(fd)
         assert answer is not None
         assert (answer.verdict, answer.label, answer.notice) == (Verdict.EXEC, b"nested", b"")
         shell.end()
         await world.until(lambda: "close" in world.kinds())
-        assert world.last("close").get("outcome") == "recorded"
-        assert world.last("close").get("session_kind") == "nested"
+        close = world.last("close")
+        assert (close.get("outcome"), close.get("session_kind")) == (outcome, "nested")
+        gaps = [(gap["cause"], gap["stream"], gap["bytes"]) for gap in close.ours.get("gaps", [])]
+        assert gaps == ([] if has_tty else [("limit", "o", 0)])
 
     run(paths, scene)
 
@@ -759,14 +780,16 @@ def test_shell_on_another_terminal_of_a_recorded_user_is_recorded(paths: Paths) 
 
 @pytest.mark.parametrize(
     ("where", "outcome"),
-    [("inner", "recorded"), ("none", "recorded"), ("other", "partial")],
-    ids=["on-the-recorded-terminal", "without-a-terminal", "on-a-terminal-of-its-own"],
+    [("inner", "recorded"), ("none", "recorded"), ("other", "partial"), ("away", "partial")],
+    ids=["on-the-recorded-terminal", "without-a-terminal", "on-a-terminal-of-its-own", "to-a-file"],
 )
 def test_sudo_inside_a_recording(paths: Paths, where: str, outcome: str) -> None:
     async def scene(world: World) -> None:
         relay, inner = await recorded_on_a_terminal(world)
         sudo = world.child(parent=relay)
-        world.kernel.ttys[sudo.pid] = {"inner": inner, "none": 0, "other": inner + 1}[where]
+        world.kernel.ttys[sudo.pid] = {"none": 0, "other": inner + 1}.get(where, inner)
+        if where == "away":
+            world.kernel.elsewhere.add(sudo.pid)
         await world.ask(sudo, wire.Login(b"sudo", b"root", b"alice", b"", b"pts/1"))
         await world.ask(sudo, wire.Logout(b"sudo", b"root", b"pts/1"))
         assert world.last("logout").get("outcome") == outcome

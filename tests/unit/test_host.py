@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Optional
 
 import pytest
 
@@ -117,6 +117,33 @@ def test_started_ns_is_a_wall_clock_time(kernel: Kernel, child: int) -> None:
 )
 def test_tty_name(kernel: Kernel, rdev: int, name: str) -> None:
     assert kernel.tty_name(rdev) == name
+
+
+@pytest.mark.parametrize("other", [None, "out", "err", "both", "closed", "gone"])
+def test_streams_of_a_process_are_the_terminal_or_not(
+    kernel: Kernel, tmp_path: Path, other: Optional[str]
+) -> None:
+    master, slave = pty.openpty()
+    rdev, instance = os.fstat(slave).st_rdev, os.fstat(slave).st_dev
+    with open(tmp_path / "x", "wb") as file:
+        child = subprocess.Popen(
+            ["cat"],
+            stdin=subprocess.PIPE,
+            stdout=file if other in ("out", "both") else slave,
+            stderr=file if other in ("err", "both") else slave,
+            preexec_fn=(lambda: os.close(1)) if other == "closed" else None,
+        )
+    try:
+        if other == "gone":
+            child.communicate()
+        assert kernel.writes_to(child.pid, rdev, instance) == (other is None)
+        assert kernel.writes_to(child.pid, rdev, 0) == (other is None)
+        assert not kernel.writes_to(child.pid, rdev, instance + 1)
+        assert not kernel.writes_to(child.pid, rdev + 1, instance)
+    finally:
+        child.communicate()
+        os.close(master)
+        os.close(slave)
 
 
 def test_terminal_is_known_by_its_devpts_too(kernel: Kernel) -> None:
