@@ -59,7 +59,11 @@ BEHAVIOURS = (
 
 @dataclass(frozen=True)
 class Request:
-    """One packet that came; `pid`, `uid` and `gid` are the kernel's. The fds are the reader's."""
+    """One packet that came; `pid`, `uid` and `gid` are the kernel's.
+
+    The fds are there for `on_request` and are closed before the answer, unless the agent keeps
+    them: then they are the reader's.
+    """
 
     message: Union[wire.Message, WireError]
     raw: bytes
@@ -84,11 +88,13 @@ class FakeAgent:
         behaviour: Union[str, Callable[[Request], Union[str, wire.Answer]]] = "allow",
         recording: Optional[Union[str, "os.PathLike[str]"]] = None,
         on_request: Optional[Callable[[Request], None]] = None,
+        keep_fds: bool = False,
         **answer: Any,
     ) -> None:
         self.path = os.fspath(path)
         self.behaviour = behaviour
         self.recording = recording
+        self.keep_fds = keep_fds
         self.answer: Dict[str, Any] = {"shell": b"/bin/sh", **answer}
         self.requests: "queue.Queue[Request]" = queue.Queue()
         self.hangups: "queue.Queue[int]" = queue.Queue()  # pids, as they hang up
@@ -116,7 +122,7 @@ class FakeAgent:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def request(self, timeout: float = 10.0) -> Request:
+    def request(self, timeout: float = 30.0) -> Request:
         """Return the next request; raises queue.Empty if none comes."""
         return self.requests.get(timeout=timeout)
 
@@ -183,7 +189,9 @@ class FakeAgent:
         fds = array.array("i")
         try:
             raw, control, _, _ = connection.recvmsg(
-                wire.MAX_MESSAGE + 1, socket.CMSG_SPACE(8 * fds.itemsize)
+                wire.MAX_MESSAGE + 1,
+                socket.CMSG_SPACE(8 * fds.itemsize),
+                socket.MSG_CMSG_CLOEXEC,
             )
         except ConnectionResetError:
             raw, control = b"", []
@@ -202,6 +210,8 @@ class FakeAgent:
         request = Request(message, raw, pid, uid, gid, list(fds))
         if self._on_request:
             self._on_request(request)
+        while request.fds and not self.keep_fds:
+            os.close(request.fds.pop())
         if not isinstance(message, wire.Signal):
             chosen = self.behaviour(request) if callable(self.behaviour) else self.behaviour
             self._respond(connection, request, chosen)
@@ -310,16 +320,13 @@ def main() -> int:
     def show(request: Request) -> None:
         print(_describe(request), flush=True)
 
-    with FakeAgent(args.socket, args.behaviour, args.recording, show, **fields) as agent:
+    with FakeAgent(args.socket, args.behaviour, args.recording, show, **fields):
         print("ready", file=sys.stderr, flush=True)
         try:
             while sys.stdin.buffer.read(4096):
                 pass
         except KeyboardInterrupt:
             pass
-        while not agent.requests.empty():
-            for fd in agent.requests.get().fds:
-                os.close(fd)
     return 0
 
 

@@ -31,13 +31,10 @@ VARIANTS = ("gcc", "clang", "sanitized")
 
 
 class Agent(FakeAgent):
-    """One that lets go of the terminals it is shown: else nobody could hang them up."""
+    """One that is waited for as long as everything else."""
 
     def asked(self) -> Request:
-        request = self.request(PATIENCE)
-        for fd in request.fds:
-            os.close(fd)
-        return request
+        return self.request(PATIENCE)
 
 
 class Host:
@@ -161,9 +158,9 @@ class Terminal:
 
     def _wait(self, writing: bool, deadline: float) -> None:
         left = deadline - time.monotonic()
-        writers = [self.master] if writing else []
-        ready = select.select([self.master], writers, [], max(left, 0))
-        assert any(ready), f"nothing happens; up to now: {self.output[-2000:]!r}"
+        events = select.POLLIN | (select.POLLOUT if writing else 0)
+        ready = is_ready(self.master, max(left, 0), events)
+        assert ready, f"nothing happens; up to now: {self.output[-2000:]!r}"
 
     def _read(self) -> bool:
         """Read what is there; false at the end."""
@@ -200,15 +197,21 @@ class Terminal:
         """Wait for the end, reading all; return the status as subprocess has it."""
         deadline = time.monotonic() + PATIENCE
         ended = os.pidfd_open(self.process.pid)
-        watched = [self.master, ended]
-        while True:
-            ready = select.select(watched, [], [], max(deadline - time.monotonic(), 0))[0]
-            assert ready, f"does not end; up to now: {self.output[-2000:]!r}"
-            if self.master in ready and not self._read():
-                watched.remove(self.master)
-            elif ready == [ended]:  # and nothing more to read
-                break
-        os.close(ended)
+        poll = select.poll()
+        for fd in (self.master, ended):
+            poll.register(fd, select.POLLIN)
+        try:
+            while True:
+                left = max(deadline - time.monotonic(), 0)
+                ready = [fd for fd, _ in poll.poll(left * 1000)]
+                assert ready, f"does not end; up to now: {self.output[-2000:]!r}"
+                if self.master in ready:
+                    if not self._read():
+                        poll.unregister(self.master)
+                elif ready == [ended]:  # and nothing more to read
+                    break
+        finally:
+            os.close(ended)
         return self.process.wait(PATIENCE)
 
     def close(self) -> None:
@@ -220,6 +223,13 @@ class Terminal:
         if hasattr(self, "process") and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+def is_ready(fd: int, timeout: float = PATIENCE, events: int = select.POLLIN) -> bool:
+    """Wait until a descriptor, whatever its number, is ready or will never be."""
+    poll = select.poll()
+    poll.register(fd, events)
+    return bool(poll.poll(timeout * 1000))
 
 
 def status_of(pid: int) -> Dict[str, str]:

@@ -187,7 +187,7 @@ def test_ask_allowed(tool: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", ["session", "longest"])
 def test_ask_recorded_passes_descriptors_both_ways(tool: Path, tmp_path: Path, what: str) -> None:
     recording = tmp_path / "r.cast"
-    with FakeAgent(tmp_path / "s", "record", recording) as agent:
+    with FakeAgent(tmp_path / "s", "record", recording, keep_fds=True) as agent:
         got = ask(tool, tmp_path / "s", what)
         request = agent.request()
         assert len(request.fds) == 2
