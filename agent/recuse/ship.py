@@ -75,8 +75,8 @@ HURRY_S = 5.0
 """How often news from the agent may cut a delay short."""
 TIMEOUT_S = 60
 CONNECT_S = 10
-CLOSING_S = 0.1
-"""What aiohttp takes to close TLS connections, which it does in the background."""
+CLOSING_S = 2.0
+"""How long the other side of a TLS connection may take to say goodbye."""
 PARALLEL = 4
 POKE_EVERY = 64
 """Receipts after which the agent is told, in a long backlog, so that the spool empties."""
@@ -120,16 +120,20 @@ class DirCentral:
     """A store on this host, written in this process; its host needs no token."""
 
     def __init__(self, directory: Path, prefix: str, host_vkey: str, upload_vkey: str) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         try:
             self._store = Store(
                 directory,
                 prefix.replace("/recuse/host/", "/recuse/store/"),
                 on_finding=lambda finding: _log.error("%s: %s", finding.kind, finding.detail),
             )
-            self._store.enrol_local(prefix, host_vkey, upload_vkey)
+            try:
+                self._store.enrol_local(prefix, host_vkey, upload_vkey)
+            except BaseException:
+                self._store.close()
+                raise
         except (OSError, sqlite3.Error) as error:
             raise Unavailable(f"central storage {directory}: {error}") from error
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self.vkey = self._store.vkey
 
     async def put_blob(self, origin: str, digest: str, data: bytes) -> bytes:
@@ -180,6 +184,7 @@ class HttpCentral:
         self._timeout_s = timeout_s
         self._skew_s = 0
         self._session: Optional[aiohttp.ClientSession] = None
+        self._transports: Dict[asyncio.Transport, Any] = {}  # with their sockets
         self._context = client_context(ca)
 
     async def put_blob(self, origin: str, digest: str, data: bytes) -> bytes:
@@ -204,7 +209,21 @@ class HttpCentral:
         if self._session is not None:
             await self._session.close()
             self._session = None
-            await asyncio.sleep(CLOSING_S)
+            await self._closed()
+
+    async def _closed(self) -> None:
+        """Wait until connections are closed, which aiohttp leaves to the background."""
+        deadline = time.monotonic() + CLOSING_S
+        await asyncio.sleep(0)
+        while self._open_transports() and time.monotonic() < deadline:
+            await asyncio.sleep(0.005)
+        for transport in self._open_transports():
+            transport.abort()
+        self._transports.clear()
+        await asyncio.sleep(0)
+
+    def _open_transports(self) -> List[asyncio.Transport]:
+        return [one for one, sock in self._transports.items() if sock.fileno() >= 0]
 
     async def _ask(
         self, method: str, path: str, keyid: str, body: bytes, good: Tuple[int, ...]
@@ -246,9 +265,23 @@ class HttpCentral:
     def _connect(self) -> aiohttp.ClientSession:
         import aiohttp
 
+        transports, still_open = self._transports, self._open_transports
+
+        class Connector(aiohttp.TCPConnector):
+            """Remembers its connections, for they outlive its close()."""
+
+            async def connect(self, *args: Any, **kwargs: Any) -> aiohttp.connector.Connection:
+                connection = await super().connect(*args, **kwargs)
+                transport = connection.transport
+                for gone in transports.keys() - set(still_open()):
+                    del transports[gone]
+                if transport is not None and transport.get_extra_info("socket") is not None:
+                    transports[transport] = transport.get_extra_info("socket")
+                return connection
+
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=self._context, limit=PARALLEL),
+                connector=Connector(ssl=self._context, limit=PARALLEL),
                 timeout=aiohttp.ClientTimeout(total=self._timeout_s, connect=CONNECT_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=True,
@@ -398,9 +431,7 @@ class Ship:
     def reload(self) -> None:
         """Read the configuration again before the next round, and try again what was skipped."""
         self._skipped.clear()
-        central, self._central = self._central, None
-        if central is not None:
-            asyncio.ensure_future(central.close())
+        self._identity = ()  # a round that is under way keeps its connections
         self.hurry()
 
     async def disconnect(self) -> None:
