@@ -21,15 +21,13 @@ from typing import Any, Awaitable, Callable, Dict, Iterator, List, Optional, Tup
 
 import aiohttp
 import pytest
-from central import PREFIX, Central, client_ssl, nothing_left_over, scenario
+from central import PATIENCE_S, PREFIX, Central, client_ssl, scenario
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from recuse import checkpoint as tlog
 from recuse import collector, collector_cli, httpsig
 from recuse import store as storing
 from recuse.errors import CollectorError
-
-__all__ = ["nothing_left_over"]
 
 ORIGIN = PREFIX + "/1"
 HOST = tlog.Signer(ORIGIN, Ed25519PrivateKey.from_private_bytes(bytes([1]) * 32))
@@ -78,9 +76,7 @@ class Client:
                 headers=headers,
                 skip_auto_headers=["Content-Type"],
             ) as response:
-                answer = response.status, dict(response.headers), await response.read()
-        await asyncio.sleep(0.05)  # aiohttp closes TLS in the background
-        return answer
+                return response.status, dict(response.headers), await response.read()
 
     async def put(self, **options: Any) -> Answer:
         return await self.send("PUT", httpsig.blob_path(DIGEST), BLOB, **options)
@@ -96,7 +92,7 @@ class Client:
 
 @pytest.fixture
 def central(tmp_path: Path) -> Iterator[Central]:
-    made = Central(tmp_path / "central", request_seconds=5)
+    made = Central(tmp_path / "central", request_seconds=PATIENCE_S)
     made.store.enrol_local(PREFIX, HOST.vkey, UPLOAD.vkey)
     yield made
     made.store.close()
@@ -216,7 +212,7 @@ def test_a_request_that_is_not_signed_right_is_refused(
 async def raw_status(central: Central, path: str) -> int:
     """Send a path that a client library would tidy up."""
     context = client_ssl(central.cert)
-    reader, writer = await asyncio.open_connection("localhost", central.port, ssl=context)
+    reader, writer = await asyncio.open_connection("127.0.0.1", central.port, ssl=context)
     writer.write(f"PUT {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
     status = int((await reader.readline()).split()[1])
     await reader.read()
@@ -239,7 +235,7 @@ def test_a_stranger_is_refused_before_the_body(central: Central) -> None:
 
     async def story(client: Client) -> None:
         context = client_ssl(central.cert)
-        reader, writer = await asyncio.open_connection("localhost", central.port, ssl=context)
+        reader, writer = await asyncio.open_connection("127.0.0.1", central.port, ssl=context)
         path = httpsig.blob_path(DIGEST)
         headers = httpsig.sign_request(
             "PUT", path, httpsig.OCTETS, BLOB, ORIGIN, int(time.time()), STRANGER.sign
@@ -247,7 +243,7 @@ def test_a_stranger_is_refused_before_the_body(central: Central) -> None:
         lines = [f"PUT {path} HTTP/1.1", "Host: localhost", "Content-Length: 6"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         writer.write("\r\n".join(lines + ["", ""]).encode())
-        assert b" 401 " in await asyncio.wait_for(reader.readline(), 5)
+        assert b" 401 " in await asyncio.wait_for(reader.readline(), PATIENCE_S / 2)
         writer.close()
         await writer.wait_closed()
 
@@ -322,7 +318,7 @@ def test_a_body_that_never_ends_is_given_up(tmp_path: Path) -> None:
 
     async def story(client: Client) -> None:
         context = client_ssl(central.cert)
-        reader, writer = await asyncio.open_connection("localhost", central.port, ssl=context)
+        reader, writer = await asyncio.open_connection("127.0.0.1", central.port, ssl=context)
         path = httpsig.blob_path(DIGEST)
         headers = httpsig.sign_request(
             "PUT", path, httpsig.OCTETS, BLOB, ORIGIN, int(time.time()), UPLOAD.sign
@@ -330,7 +326,7 @@ def test_a_body_that_never_ends_is_given_up(tmp_path: Path) -> None:
         lines = [f"PUT {path} HTTP/1.1", "Host: localhost", "Content-Length: 6"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         writer.write("\r\n".join(lines + ["", "a b"]).encode())
-        assert b" 503 " in await asyncio.wait_for(reader.readline(), 5)
+        assert b" 503 " in await asyncio.wait_for(reader.readline(), PATIENCE_S / 2)
         writer.close()
         await writer.wait_closed()
 
@@ -532,7 +528,7 @@ def test_serve_runs_answers_reloads_and_stops(config: Path, tmp_path: Path) -> N
     run(config, "init", "--name", "localhost")
     notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     notify.bind(str(tmp_path / "notify"))
-    notify.settimeout(20)
+    notify.settimeout(PATIENCE_S)
     command = [sys.executable, "-m", "recuse.collector_cli", "--config", str(config), "serve"]
     environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -540,7 +536,7 @@ def test_serve_runs_answers_reloads_and_stops(config: Path, tmp_path: Path) -> N
         assert notify.recv(100) == b"READY=1"
         port = int(config.read_text().split("port = ")[1].split()[0])
         context = client_ssl(tmp_path / "c.crt")
-        with socket.create_connection(("localhost", port), 10) as plain:
+        with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as plain:
             with context.wrap_socket(plain, server_hostname="localhost") as tls:
                 tls.sendall(b"GET /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                 assert tls.recv(4096).startswith(b"HTTP/1.1 200")
@@ -550,7 +546,7 @@ def test_serve_runs_answers_reloads_and_stops(config: Path, tmp_path: Path) -> N
         assert next(line for line in lines if "loaded again" in line).startswith("<6>")
         process.send_signal(signal.SIGTERM)
         assert notify.recv(100) == b"STOPPING=1"
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE_S) == 0
     finally:
         process.kill()
         process.communicate()
