@@ -37,6 +37,7 @@ from .wire import Verdict
 from .wording import cast_header, notice, refusal
 
 RETRY_SECONDS = 5.0
+FINISH_SECONDS = 5.0  # for ends under way, when the agent leaves
 TIDY_SECONDS = 1.0  # how late systemd is told of our state, and state files of small changes
 AGAIN_SECONDS = 10.0  # a login refused is refused again without an entry, from the same process
 FALLBACK_SHELL = "/bin/sh"
@@ -856,6 +857,8 @@ class Agent:
     async def stop(self) -> None:
         """Leave: sessions go on, their state is on disk and their descriptors with systemd."""
         self.notifier.notify("STOPPING=1")
+        await self.door.settle()
+        await self._finish()
         self.notifier.keep_now()
         self._tidy()
         await self.let_go()
@@ -866,6 +869,20 @@ class Agent:
         self.book.checkpoint()
         self.book.halt()
         self.journal.write("stopped", live=len(self.sessions))
+
+    async def _finish(self) -> None:
+        """See the ends under way through; of those that come now, the next start will hear.
+
+        An end cut off after its entry would be missing from the journal.
+        """
+        loop = asyncio.get_running_loop()
+        lives: List[Live] = [*self.logins.values(), *self.sessions.values()]
+        for live in lives:
+            if live.pidfd >= 0:
+                loop.remove_reader(live.pidfd)
+        tasks = self._tasks - {asyncio.current_task()}
+        if tasks:
+            await asyncio.wait(tasks, timeout=FINISH_SECONDS)
 
     async def hand_over(self) -> Dict[str, int]:
         """Leave, to an agent in the same process with another ledger; give descriptors for it."""

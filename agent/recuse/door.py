@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import os
 import socket
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from .journal import Journal
 from .live import LiveSession
 
 PATIENCE_SECONDS = 10.0  # for a peer that has connected and says nothing
-SETTLE_SECONDS = 1.0
+SETTLE_SECONDS = 5.0  # for requests under way, when the agent leaves
+SPEAK_SECONDS = 1.0  # for what was accepted then, and has not spoken yet
 MAX_BACKLOG = 128  # connections accepted in one turn of the loop
 
 # Who may send what, by the uid that the kernel says the peer had when it connected.
@@ -66,11 +68,16 @@ class Door:
         self._forget = forget
         self._connections: Set[Connection] = set()
         self._tasks: Set["asyncio.Task[None]"] = set()
+        self._settled: Optional[asyncio.Event] = None
 
     def listen(self, listener: socket.socket) -> None:
         """Answer a listening SEQPACKET socket from now on."""
         listener.setblocking(False)
         asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def turn_away(self, listener: socket.socket) -> None:
+        """Accept nobody any more; who comes waits in the socket for whoever listens next."""
+        asyncio.get_running_loop().remove_reader(listener)
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(MAX_BACKLOG):
@@ -117,6 +124,7 @@ class Door:
         if connection.pidfd >= 0:
             os.close(connection.pidfd)
             connection.pidfd = -1
+        self._look_whether_settled()
 
     def _readable(self, connection: Connection) -> None:
         size = socket.CMSG_SPACE(wire.MAX_FDS * array.array("i").itemsize)
@@ -147,7 +155,11 @@ class Door:
         connection.busy = True
         task = asyncio.get_running_loop().create_task(self._serve(connection, message, fds))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        self._look_whether_settled()
 
     def _permit(self, connection: Connection, packet: bytes, fds: Sequence[int]) -> wire.Message:
         message = wire.decode(packet)
@@ -202,9 +214,30 @@ class Door:
         self._wait_for(connection)
 
     async def settle(self) -> None:
-        """Wait until those who asked have their answer."""
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=SETTLE_SECONDS)
+        """Wait until all who were accepted have their answer; to be called after turn_away().
+
+        The host module takes a hang-up for a broken agent, and would act without one.
+        """
+        loop = asyncio.get_running_loop()
+        for connection in self._connections:
+            if connection.relay is None and not connection.busy:
+                if connection.timer is not None:
+                    connection.timer.cancel()
+                connection.timer = loop.call_later(SPEAK_SECONDS, self._give_up_on, connection)
+        self._settled = asyncio.Event()
+        self._look_whether_settled()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._settled.wait(), SETTLE_SECONDS)
+
+    def _give_up_on(self, connection: Connection) -> None:
+        if not connection.busy:
+            self.hang_up(connection)
+
+    def _look_whether_settled(self) -> None:
+        if self._settled is None or self._tasks:
+            return
+        if all(connection.relay is not None for connection in self._connections):
+            self._settled.set()
 
     def relays(self) -> Dict[str, int]:
         """Give copies of the connections of relays, under the names systemd keeps them by."""

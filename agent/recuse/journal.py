@@ -11,6 +11,7 @@ import queue
 import socket
 import struct
 import threading
+import time
 import traceback
 from dataclasses import dataclass
 from typing import Callable, Dict, List, Mapping, Optional, Union
@@ -322,14 +323,15 @@ class Sender:
         except queue.Full:
             self.dropped += 1
 
-    def close(self, timeout_seconds: float = 1.0) -> None:
+    def close(self, timeout_seconds: float = 3.0) -> None:
         """Give journald a moment to take what is waiting."""
         if self._thread is not None:
+            until = time.monotonic() + timeout_seconds
             try:
-                self._waiting.put_nowait(None)
+                self._waiting.put(None, timeout=timeout_seconds)
             except queue.Full:
                 return
-            self._thread.join(timeout_seconds)
+            self._thread.join(max(0.0, until - time.monotonic()))
             self._thread = None
         self._socket.close()
 

@@ -553,15 +553,17 @@ async def run(paths: Paths, config_path: Optional[Path], recuse_uid: int) -> Non
             paths, config_path or paths.config, recuse_uid, kernel, journal, notifier
         )
 
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     agent = await make()
     if not inherited.host and not inherited.control:  # only now: they may be another agent's
         made = make_sockets(paths)
         inherited.host, inherited.control = made.host, made.control
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await serve(agent, inherited, stop, make)
-    sender.close()
+    try:
+        await serve(agent, inherited, stop, make)
+    finally:
+        sender.close()
 
 
 async def serve(
@@ -603,11 +605,11 @@ async def _serve(agent: Agent, inherited: Inherited, stop: asyncio.Event) -> Non
     try:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     finally:
+        for listener in inherited.host:
+            agent.door.turn_away(listener)
         for task in (*background, *ends):
             task.cancel()
         await front.close()
-        for listener in inherited.host:
-            loop.remove_reader(listener)
         if stop.is_set() or not agent.set_back.is_set():
             await agent.stop()
             keep_floor(agent)

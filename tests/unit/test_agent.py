@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import pty
+import select
 import signal
 import socket
 import struct
@@ -167,6 +168,7 @@ class Child:
                     os.dup2(theirs.fileno(), 3)
                     os.closerange(4, 4096)
                     _obey(socket.socket(fileno=3))
+        self.pidfd = os.pidfd_open(self.pid)
         kernel.uids[self.pid] = (ruid, euid)
 
     def order(self, what: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
@@ -209,6 +211,9 @@ class Child:
         self.ours.close()
         while self.fds:
             os.close(self.fds.pop())
+        ended, _, _ = select.select([self.pidfd], [], [], 60)
+        os.close(self.pidfd)
+        assert ended, f"process {self.pid} does not end"
         if self.parent is None:
             os.waitpid(self.pid, 0)
 
@@ -291,8 +296,8 @@ class World:
         self.agent.book.ledger.close()
 
     async def _close(self) -> None:
+        self.agent.door.turn_away(self.listener)
         await self.front.close()
-        asyncio.get_running_loop().remove_reader(self.listener)
         self.listener.close()
 
     def child(self, ruid: int = 0, euid: int = 0, parent: Optional[Child] = None) -> Child:
@@ -870,11 +875,12 @@ def test_peer_that_speaks_out_of_turn_is_hung_up_on(
 
 def test_descriptors_nobody_asked_for_are_closed(paths: Paths) -> None:
     async def scene(world: World) -> None:
+        child = world.child()
         before = len(os.listdir("/proc/self/fd"))
         with open("/dev/null", "rb") as null:
             packet = wire.encode(wire.Login(b"sshd", b"alice"))
-            assert await world.child().ask(paths.host_socket, packet, [null.fileno()]) is None
-        await world.until(lambda: len(os.listdir("/proc/self/fd")) <= before + 1)
+            assert await child.ask(paths.host_socket, packet, [null.fileno()]) is None
+        await world.until(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
     run(paths, scene)
 
@@ -953,6 +959,77 @@ def test_restart_interrupts_nothing_and_misses_no_end(paths: Paths, how: str) ->
         row = max(view.sessions.values(), key=lambda row: row.bytes)
         assert [segment.n for segment in row.segments] == [0, 1]
         assert sum(segment.plain_size for segment in row.segments) == row.bytes
+
+    run(paths, scene)
+
+
+def test_stop_answers_who_was_accepted_and_leaves_the_rest_in_the_socket(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        asked, go_on = asyncio.Event(), asyncio.Event()
+        find = world.agent.accounts.find
+
+        async def find_slowly(uid: int, name: Optional[str] = None) -> Any:
+            asked.set()
+            await go_on.wait()
+            return await find(uid, name)
+
+        world.agent.accounts.find = find_slowly  # type: ignore[method-assign]
+        packet = wire.encode(wire.Login(b"sshd", b"alice", b"", b"192.0.2.99", b"ssh"))
+        told: Dict[str, Any] = {"do": "ask", "path": str(paths.host_socket), "packet": packet.hex()}
+        with contextlib.closing(world.listener.dup()) as of_systemd, socket.socket(
+            socket.AF_UNIX, socket.SOCK_SEQPACKET
+        ) as late, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
+            for sock in (late, silent):
+                sock.connect(str(paths.host_socket))
+                sock.setblocking(False)
+            await world.until(lambda: len(world.agent.door._connections) == 2)
+            first, second = world.child(), world.child()
+            first.order(told)
+            await asyncio.wait_for(asked.wait(), 10)
+            stopping = asyncio.ensure_future(world.stop())
+            await world.until(lambda: "STOPPING=1" in world.store.sent)
+            late.send(packet)
+            second.order(told)
+            go_on.set()
+            for packet in (
+                wire.encode(await first.answer() or wire.Answer(Verdict.REFUSE)),
+                await asyncio.get_running_loop().sock_recv(late, 65536),
+            ):
+                answer = wire.decode(packet)
+                assert isinstance(answer, wire.Answer) and answer.verdict == Verdict.ALLOW
+            await stopping
+            assert silent.recv(1) == b""
+            kinds = [entry.kind for entry in world.entries()]
+            assert (kinds.count("login"), kinds[-1]) == (2, "stop")
+            await world.start()
+            assert len(world.agent.logins) == 2
+            world.agent.door.listen(of_systemd)
+            last = await second.answer()
+            assert last is not None and last.verdict == Verdict.ALLOW
+            asyncio.get_running_loop().remove_reader(of_systemd)
+
+    run(paths, scene)
+
+
+def test_stop_tells_of_every_end_under_way(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        sshd = await world.login("alice")
+        shells = [(await world.session(sshd, "alice"))[0] for _ in range(4)]
+        lives = list(world.agent.sessions.values())
+        for shell in shells:
+            shell.write(b'[0.1,"o","some"]', b'[0.2,"x","0"]')
+            shell.end()
+        sshd.end()
+        await world.until(lambda: all(live.ended for live in lives))
+        await world.stop()
+        kinds = [entry.kind for entry in world.entries()]
+        assert (kinds.count("close"), kinds[-1]) == (4, "stop")
+        ids = [event["MESSAGE_ID"] for event in world.events]
+        assert ids.count(_message_id("closed")) == 4
+        await world.start()
+        await world.until(lambda: not world.agent.logins)
+        ids = [event["MESSAGE_ID"] for event in world.events]
+        assert (ids.count(_message_id("closed")), ids.count(_message_id("logout"))) == (4, 1)
 
     run(paths, scene)
 
