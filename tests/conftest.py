@@ -19,6 +19,21 @@ sys.path.insert(0, str(ROOT / "tests"))
 # Programs under test inherit what is ignored, and nohup(1) has the hang-up ignored.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:  # the system tests go without
+    pass
+else:
+    # How long an example takes says more of the machine's load than of the code.
+    settings.register_profile(
+        "unhurried",
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+        derandomize=bool(os.environ.get("CI")),
+        print_blob=True,
+    )
+    settings.load_profile("unhurried")
+
 # Opened once by the interpreter or a library and kept for the life of the process.
 _SHARED = ("/dev/urandom", "/dev/null", "/etc/localtime", "/usr/share/zoneinfo")
 
@@ -47,20 +62,20 @@ def _children() -> Set[int]:
     return found
 
 
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of every collection of garbage, which is one for each test."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_over() -> Iterator[None]:
     """Fail a test that leaves descriptors, threads or children behind."""
     descriptors, children = _descriptors(), _children()
     threads = set(threading.enumerate())
     yield
-    for collect in (False, True):
-        if collect:
-            gc.collect()
-        left = {
-            fd: target for fd, target in _descriptors().items() if descriptors.get(fd) != target
-        }
-        if not left:
-            break
+    gc.collect()  # so that what warns of being dropped does it in the test that dropped it
+    left = {fd: target for fd, target in _descriptors().items() if descriptors.get(fd) != target}
     assert not left, f"descriptors left open: {left}"
     assert not set(threading.enumerate()) - threads, "threads left running"
     assert not _children() - children, "children left behind"
