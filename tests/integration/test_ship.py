@@ -35,6 +35,14 @@ from recuse.errors import CollectorError
 from recuse.store import Store
 
 
+@pytest.fixture(autouse=True, scope="module")
+def whole_pyroute2() -> None:
+    """Forget the part of pyroute2 that the agent, in a process of its own, makes do with."""
+    if not hasattr(sys.modules.get("pyroute2"), "IPRoute"):
+        for name in [name for name in sys.modules if name.split(".")[0] == "pyroute2"]:
+            del sys.modules[name]
+
+
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Host]:
     made = Host(tmp_path / "host")
