@@ -16,8 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "agent"))
 sys.path.insert(0, str(ROOT / "tests"))
 
-# Programs under test inherit what is ignored, and nohup(1) has the hang-up ignored.
+# Programs under test inherit what is ignored: by nohup(1) the hang-up, by a shell's "&" the others.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 try:
     from hypothesis import HealthCheck, settings
