@@ -17,6 +17,23 @@ for _path in (ROOT / "tests", ROOT / "agent"):
         sys.path.insert(0, str(_path))
 
 VARIANTS = ("plain", "sanitized")
+
+# Behaviours of the fake agent that are no answer.
+NONSENSE = (
+    "garbage",
+    "close",
+    "slam",
+    "wrong-version",
+    "wrong-type",
+    "truncated",
+    "trailing",
+    "oversized",
+    "stray-fd",
+    "stray-fds",
+    "record-without-fd",
+    "record-two-fds",
+)
+
 _SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 

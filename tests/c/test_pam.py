@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import List, Optional, Sequence
 
 import pytest
-from native import HERE, HOOK, ROOT, VARIANTS, Build, environment
+from native import HERE, HOOK, NONSENSE, ROOT, VARIANTS, Build, environment
 
 from fake_agent import FakeAgent
 from recuse import wire
@@ -19,21 +19,6 @@ from recuse import wire
 SUCCESS, SYSTEM_ERR, PERM_DENIED, USER_UNKNOWN = 0, 4, 6, 10
 IGNORED = 9  # AUTHINFO_UNAVAIL, which the stack below gives when the module says PAM_IGNORE
 MODULE_UNKNOWN = 28
-
-NONSENSE = (
-    "garbage",
-    "close",
-    "slam",
-    "wrong-version",
-    "wrong-type",
-    "truncated",
-    "trailing",
-    "oversized",
-    "stray-fd",
-    "stray-fds",
-    "record-without-fd",
-    "record-two-fds",
-)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)

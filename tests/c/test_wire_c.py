@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Dict, List, Tuple
 
 import pytest
-from native import HERE, HOOK, ROOT, VARIANTS, Build, environment
+from native import HERE, HOOK, NONSENSE, ROOT, VARIANTS, Build, environment
 
 from fake_agent import FakeAgent
 from recuse import wire
@@ -201,20 +201,7 @@ def test_ask_recorded_passes_descriptors_both_ways(tool: Path, tmp_path: Path, w
 
 @pytest.mark.parametrize(
     "behaviour",
-    [
-        "garbage",
-        "close",
-        "slam",
-        "wrong-version",
-        "wrong-type",
-        "truncated",
-        "trailing",
-        "oversized",
-        "stray-fd",
-        "stray-fds",
-        "record-without-fd",
-        "record-two-fds",
-    ],
+    NONSENSE,
 )
 def test_ask_of_an_agent_that_talks_nonsense(tool: Path, tmp_path: Path, behaviour: str) -> None:
     with FakeAgent(tmp_path / "s", behaviour):

@@ -16,7 +16,19 @@ import socket
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import (
+    Any,
+    Awaitable,
+    Callable,
+    Dict,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    Type,
+)
 
 import pytest
 
@@ -388,11 +400,13 @@ def paths(tmp_path: Path) -> Paths:
     return found
 
 
-def run(paths: Paths, scene: Callable[[World], Awaitable[None]]) -> World:
+def run(
+    paths: Paths, scene: Callable[[Any], Awaitable[None]], kind: Type[World] = World
+) -> World:
     """Play a scene before an agent that runs, and clear the stage."""
 
     async def main() -> World:
-        world = World(paths)
+        world = kind(paths)
         await world.start()
         try:
             await scene(world)

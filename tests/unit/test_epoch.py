@@ -56,21 +56,7 @@ class ServedWorld(World):
 
 
 def play(paths: Paths, scene: Callable[[ServedWorld], Awaitable[None]]) -> None:
-    async def main() -> None:
-        world = ServedWorld(paths)
-        await world.start()
-        try:
-            await scene(world)
-        finally:
-            for child in reversed(world.children):
-                child.end()
-            await world.stop()
-            for name in list(world.store.kept):
-                world.store.drop(name)
-            for left in world.agent.spool.live_sessions():
-                world.agent.spool.forget(left)
-
-    asyncio.run(main())
+    run(paths, scene, ServedWorld)
 
 
 async def ship(paths: Paths, rounds: int = 1) -> None:
