@@ -4,34 +4,45 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import re
 import shutil
 import signal
 import sys
 import time
 import traceback
-from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Mapping, NoReturn, Optional, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Sequence
 
 from recuse import (
     __version__,
     audit,
     cast,
     catalog,
+    cli_policy,
     config,
     hostsetup,
     keys,
     player,
-    policy,
     records,
     wiring,
 )
 from recuse.cast import printable
 from recuse.checkpoint import Verifier
+from recuse.console import (
+    Call,
+    Console,
+    Parser,
+    UsageError,
+    archive,
+    as_json,
+    lasted,
+    lines,
+    local,
+    moment,
+    seconds,
+    table,
+    word,
+)
 from recuse.control import ask
 from recuse.errors import (
     AccessDenied,
@@ -44,107 +55,9 @@ from recuse.errors import (
     RecuseError,
 )
 
-USAGE = 2
 INTERRUPTED = 130
 TELL_SECONDS = 2.0  # a host whose agent hangs can be disabled without long waits
 _MISSING = ("failed", "lost", "partial")
-
-
-class UsageError(RecuseError):
-    """The command line makes no sense."""
-
-    exit_code = USAGE
-
-
-# Output
-
-
-@dataclass
-class Console:
-    """Where words go; tests give other places."""
-
-    out: Any
-    err: Any
-
-    def print(self, text: str = "") -> None:
-        self.out.write(text + "\n")
-
-    def json(self, value: Any) -> None:
-        self.out.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-    def note(self, kind: str, text: str) -> None:
-        self.out.flush()
-        self.err.write("recuse: %s: %s\n" % (kind, text))
-        self.err.flush()
-
-    def warn(self, text: str) -> None:
-        self.note("warning", text)
-
-    def hint(self, text: str) -> None:
-        self.note("hint", text)
-
-    def binary(self) -> Any:
-        return getattr(self.out, "buffer", self.out)
-
-
-def table(rows: Sequence[Sequence[str]], width: Optional[int] = None) -> Iterator[str]:
-    """Align columns; `width` cuts lines."""
-    columns = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        line = "  ".join(cell.ljust(size) for cell, size in zip(row, columns)).rstrip()
-        yield line if width is None or len(line) <= width else line[: width - 1] + "…"
-
-
-def local(time: Optional[str]) -> str:
-    """Show an RFC 3339 time in the viewer's zone; what is none stays itself."""
-    if not time:
-        return "-"
-    try:
-        ns = records.parse_time(time)
-    except RecuseError:
-        return printable(time)
-    moment = datetime.fromtimestamp(ns // 10**9, timezone.utc).astimezone()
-    return moment.strftime("%Y-%m-%d %H:%M:%S")
-
-
-def lasted(row: Mapping[str, Any]) -> str:
-    try:
-        begun = records.parse_time(row.get("started") or "")
-        ended = records.parse_time(row.get("ended") or "")
-    except RecuseError:
-        return "-"
-    return hostsetup.human_seconds(max(0, ended - begun) / 10**9)
-
-
-def word(value: Any) -> str:
-    return "-" if value is None or value == "" else printable(str(value))
-
-
-# Arguments
-
-
-class Parser(argparse.ArgumentParser):
-    """Report mistakes as all others are."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, "see: %s --help" % self.prog)
-
-
-def _seconds(text: str) -> float:
-    """Read 90, 1:30, 1:02:03.5 or 1m30s."""
-    try:
-        if re.fullmatch(r"[0-9:.]+", text) and text.count(":") <= 2:
-            total = 0.0
-            for part in text.split(":"):
-                total = total * 60 + float(part)
-            return total
-        match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", text)
-        if text and match:
-            hours, minutes, seconds = (float(g or 0) for g in match.groups())
-            return hours * 3600 + minutes * 60 + seconds
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError("%r is no time, such as 90, 1:30 or 1m30s" % text)
 
 
 def _speed(text: str) -> float:
@@ -155,44 +68,6 @@ def _speed(text: str) -> float:
     if not value > 0:
         raise argparse.ArgumentTypeError("%r is no speed, such as 2 or 0.5" % text)
     return value
-
-
-def parse_moment(text: str, now: datetime) -> datetime:
-    """Read RFC 3339, 2026-01-31, 14:30, today, yesterday, or 2h, 3d (ago); in the zone of `now`."""
-    match = re.fullmatch(r"(\d+)([smhdw])(?: ago)?", text)
-    if match:
-        unit = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}[match.group(2)]
-        try:
-            return now - timedelta(seconds=int(match.group(1)) * unit)
-        except OverflowError:
-            raise ValueError("%r is too long ago" % text) from None
-    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    if text == "now":
-        return now
-    if text == "today":
-        return midnight
-    if text == "yesterday":
-        return midnight - timedelta(days=1)
-    match = re.fullmatch(r"(\d\d):(\d\d)", text)
-    try:
-        if match:
-            return midnight.replace(hour=int(match.group(1)), minute=int(match.group(2)))
-        # Python 3.9 reads no Z, and no more than six digits of a second.
-        text = re.sub(r"(\.\d{6})\d+", r"\1", re.sub(r"[zZ]\Z", "+00:00", text))
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(
-            "%r is no time, such as 2026-01-31, 14:30, yesterday, 2h or RFC 3339" % text
-        ) from None
-    # Without a zone it is the viewer's own, with that day's offset rather than today's.
-    return moment.astimezone() if moment.tzinfo is None else moment
-
-
-def _moment(text: str) -> datetime:
-    try:
-        return parse_moment(text, datetime.now().astimezone())
-    except ValueError as e:
-        raise argparse.ArgumentTypeError(str(e)) from None
 
 
 def make_parser() -> Parser:
@@ -207,14 +82,6 @@ def make_parser() -> Parser:
         made.set_defaults(run=run)
         return made
 
-    def as_json(made: Parser) -> None:
-        made.add_argument("--json", action="store_true", help="print JSON")
-
-    def archive(made: Parser) -> None:
-        made.add_argument(
-            "--dir", metavar="DIR", help="read this archive (a copied ledger, a central store)"
-        )
-
     one = add("status", status, "say what the agent is doing")
     as_json(one)
 
@@ -225,8 +92,8 @@ def make_parser() -> Parser:
     one.add_argument("--user", metavar="NAME")
     one.add_argument("--verdict", choices=("record", "exempt", "refuse"))
     one.add_argument("--outcome", choices=(*records.OUTCOMES, "live"))
-    one.add_argument("--since", metavar="TIME", type=_moment, help="begun then or later")
-    one.add_argument("--until", metavar="TIME", type=_moment, help="begun before")
+    one.add_argument("--since", metavar="TIME", type=moment, help="begun then or later")
+    one.add_argument("--until", metavar="TIME", type=moment, help="begun before")
     archive(one)
     as_json(one)
 
@@ -238,8 +105,8 @@ def make_parser() -> Parser:
     one = add("play", play, "play a recording: space pauses, arrows seek, q quits")
     one.add_argument("id", metavar="ID", help="session, or a file: with a slash, or NAME.cast")
     one.add_argument("-s", "--speed", type=_speed, default=1.0, metavar="N")
-    one.add_argument("-i", "--idle-limit", type=_seconds, metavar="TIME", help="cut longer waits")
-    one.add_argument("--start", "--seek", type=_seconds, default=0.0, metavar="TIME")
+    one.add_argument("-i", "--idle-limit", type=seconds, metavar="TIME", help="cut longer waits")
+    one.add_argument("--start", "--seek", type=seconds, default=0.0, metavar="TIME")
     one.add_argument("-f", "--follow", action="store_true", help="show a live session as it goes")
     one.add_argument(
         "--raw", action="store_true", help="send the terminal everything, what is unsafe too"
@@ -283,31 +150,7 @@ def make_parser() -> Parser:
     archive(one)
     as_json(one)
 
-    group = commands.add_parser("policy", help="check and explain the policy")
-    inner = group.add_subparsers(dest="subcommand", metavar="COMMAND", parser_class=Parser)
-    group.set_defaults(run=None, group=group)
-    one = add("check", policy_check, "find every mistake in policy files", inner)
-    one.add_argument("files", nargs="*", metavar="FILE", help="files or directories")
-    as_json(one)
-    one = add("explain", policy_explain, "say what the policy decides, and why", inner)
-    one.add_argument("--user", required=True)
-    one.add_argument("--service", required=True)
-    one.add_argument("--uid", type=int)
-    one.add_argument("--group", action="append", metavar="NAME", help="instead of the user's own")
-    one.add_argument("--source", metavar="ADDRESS", help="as the kernel sees it; default: local")
-    one.add_argument("--claimed-source", metavar="NAME")
-    one.add_argument("--ruser", metavar="NAME")
-    one.add_argument("--tty", choices=("yes", "no"), help="default: yes without a command")
-    one.add_argument("--command", metavar="TEXT", dest="user_command")
-    one.add_argument("--login", action="store_true", help="decide as at login, before any session")
-    one.add_argument("--host", metavar="NAME")
-    one.add_argument("--host-tag", action="append", metavar="TAG")
-    one.add_argument("--tag", action="append", default=[], metavar="TAG", help="assigned tag")
-    one.add_argument("--claimed-tag", action="append", default=[], metavar="TAG")
-    one.add_argument("--outer", choices=("record", "exempt"), help="verdict of the session around")
-    one.add_argument("--at", type=_moment, metavar="TIME", help="default: now")
-    one.add_argument("--policy", action="append", default=[], metavar="FILE", dest="files")
-    as_json(one)
+    cli_policy.add_commands(add, commands)
 
     one = add("doctor", doctor, "look for whatever would break logins or recording")
     as_json(one)
@@ -330,41 +173,6 @@ def make_parser() -> Parser:
 # Commands
 
 
-@dataclass
-class Call:
-    """One run of the command."""
-
-    args: argparse.Namespace
-    console: Console
-    paths: config.Paths
-
-    def control(self, verb: str, **more: Any) -> dict[str, Any]:
-        return ask({"verb": verb, **more}, str(self.paths.control_socket))
-
-    def catalog(self) -> catalog.Catalog:
-        return catalog.open_catalog(self.paths, getattr(self.args, "dir", None))
-
-    def machine(self) -> hostsetup.Machine:
-        socket = str(self.paths.control_socket)
-        return hostsetup.Machine(root=str(self.paths.root), ask=lambda r: ask(r, socket))
-
-
-def _lines(found: Any, indent: int = 0) -> Iterator[str]:
-    """Lay out a value of JSON for reading."""
-    pad = " " * indent
-    for key, value in found.items():
-        name = printable(str(key)).replace("_", " ")
-        if isinstance(value, dict):
-            yield "%s%s:" % (pad, name)
-            yield from _lines(value, indent + 2)
-        elif isinstance(value, list):
-            yield "%s%-18s %s" % (pad, name + ":", ", ".join(word(v) for v in value) or "-")
-        else:
-            if isinstance(value, bool):
-                value = "yes" if value else "no"
-            yield "%s%-18s %s" % (pad, name + ":", word(value))
-
-
 def status(call: Call) -> int:
     found = call.control("status")
     found.pop("ok", None)
@@ -374,7 +182,7 @@ def status(call: Call) -> int:
     if call.args.json:
         call.console.json(found)
     else:
-        for line in _lines(found):
+        for line in lines(found):
             call.console.print(line)
     return 0
 
@@ -385,7 +193,7 @@ def sync(call: Call) -> int:
     if call.args.json:
         call.console.json(found)
     else:
-        for line in _lines(found):
+        for line in lines(found):
             call.console.print(line)
     return 0
 
@@ -842,162 +650,6 @@ def _bare_ledger(call: Call, reports: Sequence[audit.Report]) -> Optional[str]:
     if call.args.collector_key:
         return "no segment is here; --blobs present verifies the ledger without them"
     return "no segment is here; --collector-key believes receipts, --blobs present does without"
-
-
-# Policy
-
-
-def _policy_files(call: Call) -> list[tuple[str, bytes]]:
-    if not call.args.files:
-        return config.read_policy_dir(call.paths.policy_dir)
-    found: list[tuple[str, bytes]] = []
-    for path in call.args.files:
-        if os.path.isdir(path):
-            found += config.read_policy_dir(path)
-            continue
-        try:
-            with open(path, "rb") as f:
-                found.append((path, f.read()))
-        except OSError as e:
-            raise NotFound("%s: %s" % (printable(path), (e.strerror or str(e)).lower())) from None
-    return found
-
-
-def policy_check(call: Call) -> int:
-    try:
-        files = _policy_files(call)
-        parsed = policy.parse_policy(files)
-    except PolicyError as e:
-        if call.args.json:
-            faults = [{"path": f.path, "line": f.line, "message": f.message} for f in e.faults]
-            call.console.json({"ok": False, "faults": faults})
-        raise
-    if call.args.json:
-        call.console.json(
-            {
-                "ok": True,
-                "files": [name for name, _ in files],
-                "rules": len(parsed.rules),
-                "digest": parsed.digest,
-            }
-        )
-    else:
-        call.console.print(
-            "policy is valid: %d files, %d rules, digest %s"
-            % (len(files), len(parsed.rules), parsed.digest)
-        )
-    return 0
-
-
-def _facts(call: Call) -> policy.Facts:
-    import grp
-    import pwd
-
-    args = call.args
-    uid, groups = args.uid, args.group
-    try:
-        known = pwd.getpwnam(args.user)
-    except KeyError:
-        if uid is None:
-            raise NotFound(
-                "no user %s here" % printable(args.user), "give --uid and --group"
-            ) from None
-    else:
-        uid = known.pw_uid if uid is None else uid
-        if groups is None:
-            groups = []
-            for gid in os.getgrouplist(args.user, known.pw_gid):
-                try:
-                    groups.append(grp.getgrgid(gid).gr_name)
-                except KeyError:
-                    continue
-    host, tags = args.host, args.host_tag
-    if host is None or tags is None:
-        settings = config.load(call.paths.config)
-        host = host or settings.host.name or os.uname().nodename
-        tags = settings.host.tags if tags is None else tags
-    tty: Optional[bool] = None
-    command = None
-    if not args.login:
-        tty = args.tty == "yes" if args.tty else args.user_command is None
-        command = args.user_command or ""
-    return policy.Facts(
-        user=args.user,
-        uid=uid,
-        groups=tuple(groups or ()),
-        service=args.service,
-        host=host,
-        host_tags=frozenset(tags),
-        source=args.source,
-        claimed_source=args.claimed_source,
-        ruser=args.ruser,
-        tty=tty,
-        command=command,
-        login_shell=None if args.login else args.user_command is None,
-        tags=frozenset(args.tag),
-        claimed_tags=frozenset(args.claimed_tag),
-        outer=args.outer,
-    )
-
-
-def policy_explain(call: Call) -> int:
-    parsed = policy.parse_policy(_policy_files(call))
-    facts = _facts(call)
-    now = call.args.at or datetime.now(timezone.utc)
-    decision = policy.decide(facts, parsed, now)
-    traces = policy.explain(facts, parsed, now)
-    if call.args.json:
-        call.console.json(
-            {
-                "verdict": decision.verdict,
-                "rule": decision.rule,
-                "effect": decision.effect,
-                "reason": decision.reason,
-                "owner": decision.owner,
-                "expires": decision.expires,
-                "message": decision.message,
-                "policy": decision.policy,
-                "matched": list(decision.matched),
-                "facts": policy.facts_to_json(facts),
-                "rules": [
-                    {
-                        "rule": t.rule,
-                        "effect": t.effect,
-                        "matched": t.matched,
-                        "why": t.why,
-                        "decided": t.decided,
-                        "where": t.where,
-                    }
-                    for t in traces
-                ],
-            }
-        )
-        return 0
-    if decision.rule is None:
-        call.console.print("%s: no rule decides otherwise" % decision.verdict)
-    else:
-        call.console.print("%s: rule %s decides" % (decision.verdict, printable(decision.rule)))
-    for name, value in (
-        ("reason", decision.reason),
-        ("owner", decision.owner),
-        ("ends", decision.expires),
-        ("message", decision.message),
-    ):
-        if value:
-            call.console.print("  %-8s %s" % (name, printable(value)))
-    for trace in sorted(traces, key=lambda t: (not t.decided, not t.matched)):
-        mark = "*" if trace.decided else "+" if trace.matched else "-"
-        call.console.print(
-            "%s %s (%s, %s): %s"
-            % (
-                mark,
-                printable(trace.rule),
-                trace.effect,
-                printable(trace.where),
-                printable(trace.why),
-            )
-        )
-    return 0
 
 
 # This host

@@ -21,7 +21,8 @@ import pytest
 
 from recuse import cli, hostsetup, keys, player, records
 from recuse.cast import Encoder
-from recuse.cli import main, parse_moment
+from recuse.cli import main
+from recuse.console import parse_moment
 from recuse.ledger import Ledger
 from recuse.policy import Decision, Facts
 from recuse.spool import Spool

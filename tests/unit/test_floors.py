@@ -59,6 +59,7 @@ PARTS = {
         "upkeep",
         "wording",
     },
+    "cli": {"console", "cli_policy"},
 }
 PURE_BANNED_IMPORTS = {
     "asyncio",

@@ -1,0 +1,194 @@
+"""The commands below `recuse policy`: is it right, and what does it decide?"""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timezone
+from typing import Any, Optional
+
+from recuse import config, policy
+from recuse.cast import printable
+from recuse.console import Add, Call, Parser, as_json, moment
+from recuse.errors import NotFound, PolicyError
+
+
+def add_commands(add: Add, commands: Any) -> None:
+    """Add `policy` and what is below it."""
+    group = commands.add_parser("policy", help="check and explain the policy")
+    inner = group.add_subparsers(dest="subcommand", metavar="COMMAND", parser_class=Parser)
+    group.set_defaults(run=None, group=group)
+    one = add("check", check, "find every mistake in policy files", inner)
+    one.add_argument("files", nargs="*", metavar="FILE", help="files or directories")
+    as_json(one)
+    one = add("explain", explain, "say what the policy decides, and why", inner)
+    one.add_argument("--user", required=True)
+    one.add_argument("--service", required=True)
+    one.add_argument("--uid", type=int)
+    one.add_argument("--group", action="append", metavar="NAME", help="instead of the user's own")
+    one.add_argument("--source", metavar="ADDRESS", help="as the kernel sees it; default: local")
+    one.add_argument("--claimed-source", metavar="NAME")
+    one.add_argument("--ruser", metavar="NAME")
+    one.add_argument("--tty", choices=("yes", "no"), help="default: yes without a command")
+    one.add_argument("--command", metavar="TEXT", dest="user_command")
+    one.add_argument("--login", action="store_true", help="decide as at login, before any session")
+    one.add_argument("--host", metavar="NAME")
+    one.add_argument("--host-tag", action="append", metavar="TAG")
+    one.add_argument("--tag", action="append", default=[], metavar="TAG", help="assigned tag")
+    one.add_argument("--claimed-tag", action="append", default=[], metavar="TAG")
+    one.add_argument("--outer", choices=("record", "exempt"), help="verdict of the session around")
+    one.add_argument("--at", type=moment, metavar="TIME", help="default: now")
+    one.add_argument("--policy", action="append", default=[], metavar="FILE", dest="files")
+    as_json(one)
+
+
+def _policy_files(call: Call) -> list[tuple[str, bytes]]:
+    if not call.args.files:
+        return config.read_policy_dir(call.paths.policy_dir)
+    found: list[tuple[str, bytes]] = []
+    for path in call.args.files:
+        if os.path.isdir(path):
+            found += config.read_policy_dir(path)
+            continue
+        try:
+            with open(path, "rb") as f:
+                found.append((path, f.read()))
+        except OSError as e:
+            raise NotFound("%s: %s" % (printable(path), (e.strerror or str(e)).lower())) from None
+    return found
+
+
+def check(call: Call) -> int:
+    try:
+        files = _policy_files(call)
+        parsed = policy.parse_policy(files)
+    except PolicyError as e:
+        if call.args.json:
+            faults = [{"path": f.path, "line": f.line, "message": f.message} for f in e.faults]
+            call.console.json({"ok": False, "faults": faults})
+        raise
+    if call.args.json:
+        call.console.json(
+            {
+                "ok": True,
+                "files": [name for name, _ in files],
+                "rules": len(parsed.rules),
+                "digest": parsed.digest,
+            }
+        )
+    else:
+        call.console.print(
+            "policy is valid: %d files, %d rules, digest %s"
+            % (len(files), len(parsed.rules), parsed.digest)
+        )
+    return 0
+
+
+def _facts(call: Call) -> policy.Facts:
+    import grp
+    import pwd
+
+    args = call.args
+    uid, groups = args.uid, args.group
+    try:
+        known = pwd.getpwnam(args.user)
+    except KeyError:
+        if uid is None:
+            raise NotFound(
+                "no user %s here" % printable(args.user), "give --uid and --group"
+            ) from None
+    else:
+        uid = known.pw_uid if uid is None else uid
+        if groups is None:
+            groups = []
+            for gid in os.getgrouplist(args.user, known.pw_gid):
+                try:
+                    groups.append(grp.getgrgid(gid).gr_name)
+                except KeyError:
+                    continue
+    host, tags = args.host, args.host_tag
+    if host is None or tags is None:
+        settings = config.load(call.paths.config)
+        host = host or settings.host.name or os.uname().nodename
+        tags = settings.host.tags if tags is None else tags
+    tty: Optional[bool] = None
+    command = None
+    if not args.login:
+        tty = args.tty == "yes" if args.tty else args.user_command is None
+        command = args.user_command or ""
+    return policy.Facts(
+        user=args.user,
+        uid=uid,
+        groups=tuple(groups or ()),
+        service=args.service,
+        host=host,
+        host_tags=frozenset(tags),
+        source=args.source,
+        claimed_source=args.claimed_source,
+        ruser=args.ruser,
+        tty=tty,
+        command=command,
+        login_shell=None if args.login else args.user_command is None,
+        tags=frozenset(args.tag),
+        claimed_tags=frozenset(args.claimed_tag),
+        outer=args.outer,
+    )
+
+
+def explain(call: Call) -> int:
+    parsed = policy.parse_policy(_policy_files(call))
+    facts = _facts(call)
+    now = call.args.at or datetime.now(timezone.utc)
+    decision = policy.decide(facts, parsed, now)
+    traces = policy.explain(facts, parsed, now)
+    if call.args.json:
+        call.console.json(
+            {
+                "verdict": decision.verdict,
+                "rule": decision.rule,
+                "effect": decision.effect,
+                "reason": decision.reason,
+                "owner": decision.owner,
+                "expires": decision.expires,
+                "message": decision.message,
+                "policy": decision.policy,
+                "matched": list(decision.matched),
+                "facts": policy.facts_to_json(facts),
+                "rules": [
+                    {
+                        "rule": t.rule,
+                        "effect": t.effect,
+                        "matched": t.matched,
+                        "why": t.why,
+                        "decided": t.decided,
+                        "where": t.where,
+                    }
+                    for t in traces
+                ],
+            }
+        )
+        return 0
+    if decision.rule is None:
+        call.console.print("%s: no rule decides otherwise" % decision.verdict)
+    else:
+        call.console.print("%s: rule %s decides" % (decision.verdict, printable(decision.rule)))
+    for name, value in (
+        ("reason", decision.reason),
+        ("owner", decision.owner),
+        ("ends", decision.expires),
+        ("message", decision.message),
+    ):
+        if value:
+            call.console.print("  %-8s %s" % (name, printable(value)))
+    for trace in sorted(traces, key=lambda t: (not t.decided, not t.matched)):
+        mark = "*" if trace.decided else "+" if trace.matched else "-"
+        call.console.print(
+            "%s %s (%s, %s): %s"
+            % (
+                mark,
+                printable(trace.rule),
+                trace.effect,
+                printable(trace.where),
+                printable(trace.why),
+            )
+        )
+    return 0
