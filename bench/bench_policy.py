@@ -14,7 +14,8 @@ import time
 from datetime import datetime, timezone
 from typing import Callable, Dict, List
 
-from recuse.policy import Facts, Policy, decide, explain, parse_policy
+from recuse.policy import Facts, Policy, decide, explain
+from recuse.policytoml import parse_policy
 
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=timezone.utc)
 ROUNDS = 2000

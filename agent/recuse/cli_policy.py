@@ -10,6 +10,7 @@ from recuse import config, policy
 from recuse.cast import printable
 from recuse.console import Add, Call, Parser, as_json, moment
 from recuse.errors import NotFound, PolicyError
+from recuse.policytoml import parse_policy
 
 
 def add_commands(add: Add, commands: Any) -> None:
@@ -60,7 +61,7 @@ def _policy_files(call: Call) -> list[tuple[str, bytes]]:
 def check(call: Call) -> int:
     try:
         files = _policy_files(call)
-        parsed = policy.parse_policy(files)
+        parsed = parse_policy(files)
     except PolicyError as e:
         if call.args.json:
             faults = [{"path": f.path, "line": f.line, "message": f.message} for f in e.faults]
@@ -135,7 +136,7 @@ def _facts(call: Call) -> policy.Facts:
 
 
 def explain(call: Call) -> int:
-    parsed = policy.parse_policy(_policy_files(call))
+    parsed = parse_policy(_policy_files(call))
     facts = _facts(call)
     now = call.args.at or datetime.now(timezone.utc)
     decision = policy.decide(facts, parsed, now)

@@ -555,7 +555,7 @@ def _check_name_cache(machine: Machine) -> Check:
 
 
 def _check_files(machine: Machine) -> list[Check]:
-    from recuse import config, policy
+    from recuse import config, policytoml
 
     found = []
     try:
@@ -566,7 +566,7 @@ def _check_files(machine: Machine) -> list[Check]:
         found.append(Check("config", "fail", words, "see recuse.toml(5)", blocks=True))
     try:
         files = config.read_policy_dir(machine.path("/etc/recuse/policy.d"))
-        parsed = policy.parse_policy(files)
+        parsed = policytoml.parse_policy(files)
         words = "policy is valid: %d files, %d rules" % (len(files), len(parsed.rules))
         found.append(Check("policy", "ok", words))
     except PolicyError as e:

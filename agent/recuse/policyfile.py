@@ -12,7 +12,8 @@ from pathlib import Path
 from .config import Paths, read_policy_dir
 from .errors import PolicyError, RecuseError
 from .journal import Journal
-from .policy import Policy, parse_policy
+from .policy import Policy
+from .policytoml import parse_policy
 
 FAULTS_SHOWN = 5
 

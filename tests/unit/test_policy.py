@@ -18,9 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recuse.errors import PolicyError
+from recuse.matchertoml import MATCHERS
 from recuse.policy import (
-    _MATCHERS,
-    _RULE_KEYS,
     EFFECTS,
     UNKNOWN_SOURCE,
     Decision,
@@ -30,8 +29,8 @@ from recuse.policy import (
     decide,
     explain,
     facts_to_json,
-    parse_policy,
 )
+from recuse.policytoml import RULE_KEYS, parse_policy
 
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=timezone.utc)  # a Wednesday
 REPOSITORY = Path(__file__).parents[2]
@@ -1115,7 +1114,7 @@ def test_a_hostile_command_costs_no_exponential_time() -> None:
 def test_the_manual_has_every_key_and_its_examples_hold() -> None:
     manual = (REPOSITORY / "docs/man/recuse-policy.5").read_text()
     documented = set(re.findall(r"^\.It Cm ([a-z_]+)", manual, flags=re.MULTILINE))
-    assert documented == {*_RULE_KEYS, *_MATCHERS, "days", "from", "zone"}
+    assert documented == {*RULE_KEYS, *MATCHERS, "days", "from", "zone"}
     part = manual[manual.index(".Sh EXAMPLES") : manual.index(".Sh DIAGNOSTICS")]
     examples = re.findall(r"^\.Bd -literal.*?\n(.*?)^\.Ed", part, flags=re.MULTILINE | re.DOTALL)
     assert len(policy(*examples).rules) == len(examples) == 4

@@ -1,0 +1,208 @@
+"""Read a policy from its files, reporting every fault in them by file and line."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import date, datetime
+from pathlib import PurePosixPath
+from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
+
+from recuse.errors import Fault, PolicyError
+from recuse.matchers import Role
+from recuse.matchertoml import MATCHERS, Values, accounts
+from recuse.policy import EFFECTS, STRENGTH, Policy, Rule
+from recuse.ruleindex import Index
+from recuse.tomlfile import Key, TomlFile, did_you_mean
+
+MAX_NAME = 128  # characters of a rule's name: it goes into every entry and journal line
+MAX_MESSAGE = 8192  # bytes: what one answer to the host module can carry
+
+
+def parse_policy(files: Sequence[Tuple[str, bytes]]) -> Policy:
+    """Read a policy from the names and contents of its files.
+
+    Raises: PolicyError with every fault found, by file and line.
+    """
+    parser = _Parser()
+    for name, source in sorted(files):
+        parser.read(name, source)
+    rules, roles = parser.finish()
+    digest = hashlib.sha256(b"recuse/policy/v1\n")
+    sums = []
+    for base, source in sorted((PurePosixPath(name).name, source) for name, source in files):
+        for part in (base.encode("utf-8", "surrogateescape"), source):
+            digest.update(len(part).to_bytes(8, "big") + part)
+        sums.append((base, hashlib.sha256(source).hexdigest()))
+    index = Index([rule.matchers for rule in rules], roles)
+    return Policy(rules, digest.hexdigest(), roles, tuple(sums), index)
+
+
+class _Parser:
+    def __init__(self) -> None:
+        self._faults: List[Fault] = []
+        self._files: List[TomlFile] = []
+        self._roles: Dict[str, Role] = {}
+        self._role_places: Dict[str, str] = {}
+        self._rules: List[Rule] = []
+        self._rule_places: Dict[str, str] = {}
+
+    def read(self, name: str, source: bytes) -> None:
+        file = TomlFile(name, source, self._faults)
+        self._files.append(file)
+        file.check_keys((), file.data, ("rule", "roles"))
+
+    def finish(self) -> Tuple[Tuple[Rule, ...], Dict[str, Role]]:
+        for file in self._files:
+            for name, table in file.table(("roles",), file.data.get("roles", {})).items():
+                self._role(file, name, table)
+        for file in self._files:
+            rules = file.data.get("rule", [])
+            if not isinstance(rules, list):
+                file.fault(("rule",), "'rule' must be a list of tables: write [[rule]]")
+                continue
+            for position, table in enumerate(rules):
+                self._rule(file, ("rule", position), table)
+        if self._faults:
+            order = {file.path: position for position, file in enumerate(self._files)}
+            faults = sorted(self._faults, key=lambda fault: (order[fault.path], fault.line or 0))
+            count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+            raise PolicyError(f"{count} in the policy", faults=tuple(faults))
+        self._rules.sort(key=lambda rule: (STRENGTH[rule.effect], rule.name))
+        return tuple(self._rules), self._roles
+
+    def _unique(
+        self, what: str, name: str, file: TomlFile, key: Key, places: Dict[str, str]
+    ) -> None:
+        if name in places:
+            file.fault(key, f"{what} {name!r} is there already, at {places[name]}")
+        else:
+            places[name] = f"{file.path}:{file.line(key)}"
+
+    def _role(self, file: TomlFile, name: str, value: object) -> None:
+        key: Key = ("roles", name)
+        table = file.table(key, value)
+        file.check_keys(key, table, ("users", "groups"))
+        self._unique("role", name, file, key, self._role_places)
+        if not name or name.startswith("!") or name != name.strip() or not name.isprintable():
+            file.fault(key, f"{name!r} is no name for a role")
+        if isinstance(value, dict) and "users" not in table and "groups" not in table:
+            file.fault(key, f"role {name!r} has neither users nor groups")
+        found: List[FrozenSet[str]] = []
+        uids: List[FrozenSet[int]] = []
+        for part in ("users", "groups"):
+            if part not in table:
+                found += [frozenset(), frozenset()]
+                uids += [frozenset(), frozenset()]
+                continue
+            values = Values(file, key + (part,), table[part])
+            for side in (values.any_of, values.none_of):
+                names, numbers = accounts(file, side, part)
+                found.append(names)
+                uids.append(numbers)
+        self._roles.setdefault(
+            name, Role(name, found[0], uids[0], found[2], found[1], uids[1], found[3])
+        )
+
+    def _rule(self, file: TomlFile, key: Key, value: object) -> None:
+        table = file.table(key, value)
+        if not isinstance(value, dict):
+            return
+        mistyped = not file.check_keys(key, table, (*RULE_KEYS, *MATCHERS))
+        name = self._rule_name(file, key, table)
+        effect = self._effect(file, key, table)
+        texts = {part: _text(file, key + (part,), table) for part in ("reason", "owner", "message")}
+        _check_texts(file, key, texts)
+        expires = _expires(file, key + ("expires",), table)
+        if effect == "exempt":
+            for part in ("reason", "owner", "expires"):
+                if part not in table:
+                    file.fault(key, f"exempt rule {name!r} has no {part}")
+        present = [part for part in MATCHERS if part in table]
+        if not present and not mistyped and effect in ("deny", "exempt"):
+            hint = 'write hosts = ["*"] if that is meant'
+            file.fault(key, f"{effect} rule {name!r} would match every session: {hint}")
+        matchers = [
+            MATCHERS[part](file, key + (part,), table[part], effect or "record") for part in present
+        ]
+        if "roles" in table:
+            self._check_roles(file, key + ("roles",), table["roles"])
+        self._rules.append(
+            Rule(
+                name=name,
+                effect=effect or "record",
+                matchers=tuple(matcher for matcher in matchers if matcher is not None),
+                reason=texts["reason"],
+                owner=texts["owner"],
+                expires=expires,
+                message=texts["message"],
+                file=file.path,
+                line=file.line(key) or 0,
+            )
+        )
+
+    def _rule_name(self, file: TomlFile, key: Key, table: Mapping[str, object]) -> str:
+        if "name" not in table:
+            file.fault(key, "rule without a name")
+            return ""
+        name = file.string(key + ("name",), table["name"])
+        if name is None:
+            return ""
+        if not name or name != name.strip() or not name.isprintable() or len(name) > MAX_NAME:
+            wanted = f"1 to {MAX_NAME} printable characters"
+            file.fault(key + ("name",), f"{name!r} is no name for a rule: {wanted}")
+        self._unique("rule", name, file, key + ("name",), self._rule_places)
+        return name
+
+    @staticmethod
+    def _effect(file: TomlFile, key: Key, table: Mapping[str, object]) -> Optional[str]:
+        if "effect" not in table:
+            file.fault(key, f"rule without an effect: one of {', '.join(EFFECTS)}")
+            return None
+        effect = file.string(key + ("effect",), table["effect"])
+        if effect is not None and effect not in EFFECTS:
+            hint = did_you_mean(effect, EFFECTS) or f": one of {', '.join(EFFECTS)}"
+            file.fault(key + ("effect",), f"unknown effect {effect!r}{hint}")
+            return None
+        return effect
+
+    def _check_roles(self, file: TomlFile, key: Key, value: object) -> None:
+        if not isinstance(value, list):
+            return
+        for position, text in enumerate(value):
+            role = text[1:] if isinstance(text, str) and text.startswith("!") else text
+            if isinstance(role, str) and role and role not in self._roles:
+                hint = did_you_mean(role, self._roles)
+                file.fault(key + (position,), f"unknown role {role!r}{hint}")
+
+
+RULE_KEYS = ("name", "effect", "reason", "owner", "expires", "message")
+
+
+def _text(file: TomlFile, key: Key, table: Mapping[str, object]) -> Optional[str]:
+    name = str(key[-1])
+    return file.string(key, table[name]) if name in table else None
+
+
+def _check_texts(file: TomlFile, key: Key, texts: Mapping[str, Optional[str]]) -> None:
+    for part in ("reason", "owner"):
+        text = texts[part]
+        if text is not None and sum(char.isalnum() for char in text) < 2:
+            file.fault(key + (part,), f"{text!r} says no {part}")
+    message = texts["message"]
+    if message is None:
+        return
+    if len(message.encode()) > MAX_MESSAGE:
+        file.fault(key + ("message",), f"message is longer than {MAX_MESSAGE} bytes")
+    if any(not char.isprintable() and char not in "\n\t" for char in message):
+        file.fault(key + ("message",), "message has control characters in it")
+
+
+def _expires(file: TomlFile, key: Key, table: Mapping[str, object]) -> Optional[date]:
+    value = table.get("expires")
+    if value is None or (isinstance(value, date) and not isinstance(value, datetime)):
+        return value
+    hint = ", as in expires = 2031-12-31"
+    if isinstance(value, str):
+        hint += ", without quotes"
+    file.wrong_type(key, value, "a date", hint)
+    return None
