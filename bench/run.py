@@ -1,6 +1,8 @@
-"""Measure recuse against tlog and script, side by side on one booted host; print the ratios.
+"""Measure recuse against its peers, side by side on one booted host; write docs/benchmarks.md.
 
-`make bench` runs this as root. What is measured, and how, is in startup.py and policy.py beside it.
+`make bench` runs this as root. It installs the peers (tlog and sudo are in the image, ttyrec and
+asciinema come from Debian), compiles the floor, and lets each part run inside the host: startup.py,
+flow.py, scale.py, loss.py; logins over ssh are timed from outside.
 """
 
 from __future__ import annotations
@@ -12,21 +14,83 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
+
+import report
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests" / "system"))
 
 from accounts import enable  # noqa: E402
-from host import Host  # noqa: E402
+from host import Host, cache_dir  # noqa: E402
 
-TLOG = '{"writer": "file", "file": {"path": "/var/bench/tlog"}, "shell": "/bin/sh", "notice": ""}\n'
+PARTS = ("contenders.py", "startup.py", "flow.py", "scale.py", "loss.py")
+PEERS = ("ttyrec", "asciinema")
+
+POLICY = """
+[[rule]]
+name = "dave-is-exempt"
+effect = "exempt"
+users = ["dave"]
+reason = "handles patient data"
+owner = "privacy@example.org"
+expires = 2099-12-31
+"""
 
 
-def time_ssh(host: Host, user: str) -> float:
-    """Log in once with ssh -tt and run a command; return the milliseconds it took."""
-    command = host.ssh_command(user, "echo ready", tty=True)
+def say(words: str) -> None:
+    print(f"==> {words}", file=sys.stderr)
+
+
+def furnish(host: Host) -> None:
+    """Enable recuse, install the peers and put the parts of the benchmark into the host."""
+    enable(host, POLICY)
+    place = cache_dir() / "bench-debs"
+    place.mkdir(exist_ok=True)
+    if not all(list(place.glob(f"{peer}_*.deb")) for peer in PEERS):
+        say(f"fetching {', '.join(PEERS)}")
+        subprocess.run(["apt-get", "-q", "download", *PEERS], cwd=place, check=True)
+    for deb in place.glob("*.deb"):
+        host.copy_in(deb, f"/root/{deb.name}")
+        host.run("dpkg", "--install", "--force-depends", f"/root/{deb.name}", check=True)
+    host.run("install -d -m 777 /var/bench; install -d /root/bench", check=True)
+    with tempfile.TemporaryDirectory() as made:
+        compiled = Path(made, "floor")
+        subprocess.run(
+            ["gcc", "-O2", "-static", "-o", str(compiled), str(HERE / "floor.c"), "-lutil"],
+            check=True,
+        )
+        host.copy_in(compiled, "/var/bench/floor")
+    host.path("/var/bench/floor").chmod(0o755)
+    for part in PARTS:
+        host.copy_in(HERE / part, f"/root/bench/{part}")
+    # What is displayed is compared byte by byte; the peers' notices are off, too.
+    host.write("/etc/recuse/recuse.toml", "[session]\nnotice = false\n")
+    host.run("systemctl", "reload", "recuse-agent.service", check=True)
+
+
+def part(host: Host, name: str, *options: str) -> Any:
+    """Run one part inside the host; give what it found."""
+    say(name)
+    done = subprocess.run(
+        host.enter("python3", f"/root/bench/{name}", *options),
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def time_ssh(host: Host, user: str, control: str = "") -> float:
+    """Log in once with ssh -tt and run a command; return the milliseconds it took.
+
+    With a control socket it is a channel over a connection that stands.
+    """
+    options = (f"ControlPath={control}",) if control else ()
+    command = host.ssh_command(user, "echo ready", tty=True, options=options)
     began = time.monotonic_ns()
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
     ended = time.monotonic_ns()
@@ -35,108 +99,107 @@ def time_ssh(host: Host, user: str) -> float:
     return (ended - began) / 1e6
 
 
-def ssh_logins(host: Host, rounds: int) -> dict[str, float]:
-    """Time whole logins over ssh: recorded, exempt, and with tlog as the login shell.
+class Ssh:
+    """Whole logins over ssh, and channels: recorded, exempt, and with tlog as the login shell.
 
     erin has tlog-rec-session as her shell. For her and for the bare figure recuse is switched off
     by its own file, /etc/recuse/disabled.
     """
-    kinds = {"bare": "alice", "recuse": "alice", "exempt": "dave", "tlog": "erin"}
-    took: dict[str, list[float]] = {name: [] for name in kinds}
-    for n in range(rounds + 1):
-        for name, user in kinds.items():
-            off = name in ("bare", "tlog")
-            if off:
-                host.write("/etc/recuse/disabled", "")
-            else:
-                host.path("/etc/recuse/disabled").unlink(missing_ok=True)
-            value = time_ssh(host, user)
-            if n:
-                took[name].append(value)
-        print(f"\rssh login round {n + 1} of {rounds + 1}", end="", file=sys.stderr)
-    print(file=sys.stderr)
-    host.path("/etc/recuse/disabled").unlink(missing_ok=True)
-    return {
-        name: round(statistics.median(a - b for a, b in zip(values, took["bare"])), 2)
-        if name != "bare"
-        else round(statistics.median(values), 2)
-        for name, values in took.items()
-    }
 
+    USERS = {"bare": "alice", "recuse": "alice", "exempt": "dave", "tlog": "erin"}
 
-def report(result: dict, ssh: dict[str, float]) -> str:
-    first = {k: v["median"] for k, v in result["added_first_ms"].items()}
-    whole = {k: v["median"] for k, v in result["added_whole_ms"].items()}
-    lines = [
-        f"start of a session on a terminal, {result['rounds']} rounds interleaved, medians:",
-        f"  bare shell to first byte {result['bare_first_ms']['median']:.2f} ms; added by",
-        f"  {'':16}{'first byte':>12}{'of tlog':>9}{'of script':>10}{'to exit':>10}{'of tlog':>9}",
-    ]
-    for name in first:
-        lines.append(
-            f"  {name:16}{first[name]:9.2f} ms{first[name] / first['tlog']:9.2f}"
-            f"{first[name] / first['script']:10.2f}{whole[name]:7.2f} ms"
-            f"{whole[name] / whole['tlog']:9.2f}"
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        host.run("usermod", "--shell", "/usr/bin/tlog-rec-session", "erin", check=True)
+
+    def measure(self, rounds: int, channels: bool) -> dict[str, float]:
+        """Give medians in ms: the bare figure, and what the others add to it."""
+        took: dict[str, list[float]] = {name: [] for name in self.USERS}
+        masters: dict[str, subprocess.Popen[bytes]] = {}
+        with tempfile.TemporaryDirectory(prefix="b-") as place:
+            for name, user in self.USERS.items() if channels else ():
+                self._switch(name)
+                masters[name] = self._stand(user, f"{place}/{name}")
+            for n in range(rounds + 1):
+                for name, user in self.USERS.items():
+                    self._switch(name)
+                    value = time_ssh(self._host, user, f"{place}/{name}" if channels else "")
+                    if n:
+                        took[name].append(value)
+                print(f"\rround {n + 1} of {rounds + 1}", end="", file=sys.stderr)
+            print(file=sys.stderr)
+            for master in masters.values():
+                master.terminate()
+                master.wait()
+        self._switch("recuse")
+        bare = took.pop("bare")
+        return {
+            "bare": round(statistics.median(bare), 2),
+            **{
+                name: round(statistics.median(a - b for a, b in zip(values, bare)), 2)
+                for name, values in took.items()
+            },
+        }
+
+    def _switch(self, name: str) -> None:
+        if name in ("bare", "tlog"):
+            self._host.write("/etc/recuse/disabled", "")
+        else:
+            self._host.path("/etc/recuse/disabled").unlink(missing_ok=True)
+
+    def _stand(self, user: str, control: str) -> "subprocess.Popen[bytes]":
+        options = ("ControlMaster=yes", f"ControlPath={control}")
+        made = subprocess.Popen(
+            [*self._host.ssh_command(user, options=options), "-N"], stdin=subprocess.DEVNULL
         )
-    lines += [
-        "",
-        f"whole ssh -tt login with a command, bare {ssh['bare']:.1f} ms; added by (median; the"
-        " spread is some 10 ms)",
-    ]
-    lines += [
-        f"  {k:16}{v:9.2f} ms{v / ssh['tlog']:9.2f} of tlog" for k, v in ssh.items() if k != "bare"
-    ]
-    lines += ["", "idle session, the recorder's own memory (median of those held):"]
-    for name, row in result["idle"].items():
-        lines.append(f"  {name:16}USS {row['uss_kb']:6.0f} kB   PSS {row['pss_kb']:6.0f} kB")
-    agent = result["idle"]["recuse"]
-    lines.append(f"  recuse-agent, a login with a session: {result['agent_cpu_ms']} ms of CPU")
-    lines.append(
-        f"  recuse-agent with {result['sessions']} sessions: RSS {agent['agent_rss_kb']} kB, "
-        f"USS {agent['agent_uss_kb']} kB"
-    )
-    return "\n".join(lines)
+        until = time.monotonic() + 20
+        while not Path(control).exists():
+            if time.monotonic() > until or made.poll() is not None:
+                raise SystemExit(f"no connection of {user}")
+            time.sleep(0.02)
+        return made
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--ssh-rounds", type=int, default=20)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="few rounds: does it run at all?")
+    parser.add_argument("--only", metavar="PART", help="startup, flow, scale, loss or ssh")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--write", metavar="FILE", help="write the page there")
     options = parser.parse_args()
+    quick = options.quick
+    sizes: dict[str, tuple[str, ...]] = {
+        "startup": ("--rounds", "3" if quick else "60", "--cpu", "5" if quick else "100"),
+        "flow": ("--rounds", "1" if quick else "5", "--mib", "2" if quick else "16")
+        + ("--keys", "100" if quick else "2000"),
+        "scale": ("--sessions", "50" if quick else "1000", "--seconds", "3" if quick else "20"),
+        "loss": ("--rounds", "1" if quick else "5"),
+    }
+    found: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
+        "load_before": os.getloadavg()[0],
+    }
     with Host() as host:
-        enable(host)
-        host.write("/etc/tlog/tlog-rec-session.conf", TLOG)
-        host.run(
-            "install -d -m 777 /var/bench; install -m 666 /dev/null /var/bench/tlog", check=True
-        )
-        host.run("usermod", "--shell", "/usr/bin/tlog-rec-session", "erin", check=True)
-        host.path("/etc/recuse/policy.d/10-test.toml").write_text(
-            host.read("/etc/recuse/policy.d/10-test.toml").split('[[rule]]\nname = "erin')[0]
-        )
-        host.run("systemctl", "reload", "recuse-agent.service", check=True)
-        host.copy_in(HERE / "startup.py", "/root/startup.py")
-        done = subprocess.run(
-            host.enter(
-                "python3", "/root/startup.py", "--rounds", str(options.rounds), "--exempt", "dave"
-            ),
-            stdout=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            check=True,
-        )
-        result = json.loads(done.stdout)
-        ssh = ssh_logins(host, options.ssh_rounds)
+        furnish(host)
+        for name, given in sizes.items():
+            if options.only in (None, name):
+                found[name] = part(host, f"{name}.py", *given)
+        if options.only in (None, "ssh"):
+            say("logins over ssh")
+            ssh = Ssh(host)
+            found["ssh"] = ssh.measure(2 if quick else 20, channels=False)
+            found["channel"] = ssh.measure(2 if quick else 40, channels=True)
+    if options.json:
+        Path(options.json).write_text(json.dumps(found, indent=2) + "\n")
+    page = report.page(found)
+    print(page)
+    if options.write:
+        Path(options.write).write_text(page)
     subprocess.run(
         [sys.executable, str(HERE / "bench_policy.py")],
         check=True,
         env={**os.environ, "PYTHONPATH": str(HERE.parent / "agent")},
     )
-    if options.json:
-        json.dump({**result, "ssh": ssh}, sys.stdout, indent=2)
-        print()
-    else:
-        print(f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}")
-        print(report(result, ssh))
 
 
 if __name__ == "__main__":
