@@ -69,8 +69,8 @@ fuzz: ## fuzz the parsers, each for FUZZ_SECONDS (60)
 	$(MAKE) -C pam_hook fuzz
 
 .PHONY: bench
-bench: setup deb ## measure against tlog and script, print the ratios (as root)
-	$(python) bench/run.py
+bench: setup deb ## measure against the peers, write docs/benchmarks.md (as root, some 15 minutes)
+	$(python) bench/run.py --write docs/benchmarks.md
 
 .PHONY: demo
 demo: ## three logins into a throw-away host: recorded, exempt, refused (as root)
