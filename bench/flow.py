@@ -126,7 +126,7 @@ def settle(one: Contender) -> None:
 
 
 def is_whole(one: Contender, what: str, found: bytes, wanted: bytes) -> bool:
-    """Say whether what was displayed or kept is what it should be; peers may add words of their own.
+    """Say whether what was displayed or kept is what it should be; peers may add words.
 
     That it is not ends the benchmark if it is ours.
     """

@@ -9,7 +9,7 @@ Figures = Mapping[str, Mapping[str, float]]
 
 HEAD = """# What recuse costs
 
-`sudo make bench` boots a throw-away Debian 12 host with the packages, installs the peers there, runs
+`sudo make bench` boots a throw-away Debian 12 host with the packages, installs the peers, runs
 everything side by side in one run and writes this page. Rounds are interleaved: each starts every
 contender once, in turn, so a noisy machine meets all alike. *floor* is bench/floor.c: a bare relay
 in C that logs and does nothing else. Of every flood, what was displayed was checked against what
@@ -27,9 +27,7 @@ def ratio(value: float, by: float) -> str:
     return f"{value / by:.2f}" if by else "-"
 
 
-def compared(
-    figures: Figures, columns: Mapping[str, str], key: str, against: Sequence[str]
-) -> str:
+def compared(figures: Figures, columns: Mapping[str, str], key: str, against: Sequence[str]) -> str:
     """Lay out figures by contender, with the ratio of one of them to some contenders."""
     head = ["", *columns.values(), *(f"of {name}" for name in against)]
     rows = [
@@ -52,8 +50,8 @@ def startup(found: Mapping[str, Any]) -> str:
     return (
         f"## Start of a session, {found['rounds']} rounds, medians\n\n"
         "Decision and durable ledger entry included; *-login* has PAM's question to the agent in\n"
-        f"front, with a second durable entry. A bare shell needs {bare:.2f} ms to its first byte. A\n"
-        f"login with a session costs the agent {found['agent_cpu_ms']} ms of processor time.\n\n"
+        f"front, with a second durable entry. A bare shell needs {bare:.2f} ms to its first byte.\n"
+        f"A login with a session costs the agent {found['agent_cpu_ms']} ms of processor time.\n\n"
         + table(
             ["", "ms added to the first byte", "to the exit", *(f"of {a}" for a in against)], rows
         )
@@ -108,15 +106,15 @@ def scale(found: Mapping[str, Any]) -> str:
     ]
     many, people, logins = found["many"], found["people"], found["logins"]
     return (
-        "## Idle sessions\n\nThe recorder's own memory, median of those held; name and how many.\n\n"
+        "## Idle sessions\n\nThe recorder's own memory, the median of those held.\n\n"
         + table(["", "USS kB", "PSS kB", "wake-ups a second"], rows)
         + f"\n{found['sessions']} recorded sessions at once: {many['uss_kb']:.0f} kB USS each, "
         f"{many['wakeups_per_s']:.3f} wake-ups a second each; the agent "
         f"{many['agent_rss_kb'] / 1024:.1f} MB. When each types and prints like a person "
         f"({people['keys_per_s']:.0f} keys a second in all) the agent takes "
-        f"{people['agent_core_share']:.0%} of a core and {people['agent_rss_kb'] / 1024:.1f} MB.\n\n"
-        f"{logins['rate']:.0f} logins with a session a second: {logins['failed']:.0f} failed, median "
-        f"{logins['median_ms']:.1f} ms, p99 {logins['p99_ms']:.1f} ms, slowest "
+        f"{people['agent_core_share']:.0%} of a core and {people['agent_rss_kb'] / 1024:.1f} MB.\n"
+        f"\n{logins['rate']:.0f} logins with a session a second: {logins['failed']:.0f} failed, "
+        f"median {logins['median_ms']:.1f} ms, p99 {logins['p99_ms']:.1f} ms, slowest "
         f"{logins['slowest_ms']:.0f} ms.\n"
     )
 

@@ -24,7 +24,16 @@ import sys
 import time
 from collections.abc import Sequence
 
-from contenders import Contender, clean_up, contenders, cpu_seconds, pids_of, read_until, set_up, start
+from contenders import (
+    Contender,
+    clean_up,
+    contenders,
+    cpu_seconds,
+    pids_of,
+    read_until,
+    set_up,
+    start,
+)
 
 MARK = "ready-6f1c"
 NAMES = (
