@@ -21,6 +21,7 @@ EXPECTED = {
     "/usr/lib/recuse/recuse-shell": "6755 recuse:recuse",
     "/usr/lib/recuse/recuse-agent": "755 root:root",
     "/usr/lib/recuse/recuse-ship": "755 root:root",
+    "/usr/lib/recuse/recuse-consult": "755 root:root",
     "/usr/bin/recuse": "755 root:root",
     "/usr/bin/recuse-collector": "755 root:root",
     f"/usr/lib/{MULTIARCH}/security/pam_recuse.so": "644 root:root",
@@ -33,6 +34,7 @@ EXPECTED = {
     "/run/recuse": "755 root:root",
     "/run/recuse/host.sock": "660 root:recuse",
     "/run/recuse/control.sock": "666 root:root",
+    "/run/recuse/consult.sock": "600 root:root",
     "/var/lib/recuse": "2750 root:recuse-ship",
     "/var/lib/recuse-ship": "750 recuse-ship:recuse-ship",
     "/var/lib/recuse-central": "750 recuse-ship:recuse-ship",
@@ -45,7 +47,7 @@ EXPECTED = {
 }
 PAGES = (
     "recuse.1 recuse-agent.8 recuse-collector.8 recuse.toml.5 recuse-policy.5 pam_recuse.8"
-    " libnss_recuse.8 recuse-shell.8"
+    " libnss_recuse.8 recuse-shell.8 recuse-consult.8"
 ).split()
 
 
@@ -99,7 +101,7 @@ def test_shell_is_a_known_one(bare: Host, before: dict[str, str]) -> None:
 
 
 def test_units_are_confined(bare: Host, before: dict[str, str]) -> None:
-    for unit in ("recuse-agent", "recuse-ship", "recuse-collector"):
+    for unit in ("recuse-agent", "recuse-ship", "recuse-consult", "recuse-collector"):
         shown = bare.run("systemd-analyze", "security", "--no-pager", f"{unit}.service").stdout
         level = float(shown.rsplit("exposure level", 1)[1].split(":")[1].split()[0])
         assert level <= 3.0, shown

@@ -27,6 +27,7 @@ FLOORS: Dict[int, Set[str]] = {
         "cast",
         "httpsig",
         "audit",
+        "asks",
     },
     1: {
         "config",
@@ -44,7 +45,7 @@ FLOORS: Dict[int, Set[str]] = {
         "stderrlog",
         "wiring",
     },
-    2: {"agent", "ship", "collector", "hostsetup"},
+    2: {"agent", "ship", "collector", "consult", "hostsetup"},
     3: {"cli", "collector_cli"},
 }
 # One process each: these modules are parts of the one named.
