@@ -133,6 +133,8 @@ class Report:
     receipted_size: int = 0
     faults: List[AuditFault] = field(default_factory=list)
     warnings: List[AuditFault] = field(default_factory=list)
+    findings: List[AuditFault] = field(default_factory=list)
+    """What the host's own coverage found: signed, and no fault of the ledger."""
     logins: int = 0
     sessions: int = 0
     live: int = 0
@@ -162,7 +164,7 @@ class Report:
         """Give plain values."""
         found: Json = {"origin": self.origin, "ok": self.ok}
         for name, value in vars(self).items():
-            if name in ("faults", "warnings"):
+            if name in ("faults", "warnings", "findings"):
                 found[name] = [one.to_json() for one in value]
             elif name != "origin":
                 found[name] = value
@@ -189,6 +191,7 @@ class Report:
                 f"  {self.segments} segments: {self.blobs_checked} checked, "
                 f"{self.blobs_elsewhere} receipted and elsewhere, {self.blobs_absent} not here"
             )
+        found.extend(f"  finding: {one}" for one in self.findings)
         found.extend(f"  warning: {one}" for one in self.warnings)
         found.extend(f"  fault: {one}" for one in self.faults)
         found.append("  verified" if self.ok else f"  {len(self.faults)} faults")
@@ -877,10 +880,19 @@ class _Audit:
             self._read_segment(entry)
         elif entry.kind == "close":
             self._read_close(entry)
+        elif entry.kind == "finding":
+            self._read_finding(entry)
         elif entry.kind in ("open", "exempt") or (
             entry.kind == "refused" and entry.get("session") is not None
         ):
             self._read_open(entry)
+
+    def _read_finding(self, entry: Entry) -> None:
+        info = entry.data.get("finding_info")
+        words = info.get("desc") if isinstance(info, dict) else None
+        what = entry.get("what") or "unknown"
+        message = words if isinstance(words, str) else what
+        self.report.findings.append(AuditFault(what, _label(entry), message, entry.index))
 
     def _is_taken_over(self, row: Union[SessionRow, LoginRow]) -> bool:
         """Say whether it began in an earlier epoch and lives: a new epoch may enter it anew.

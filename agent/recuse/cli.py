@@ -19,6 +19,7 @@ from recuse import (
     cast,
     catalog,
     cli_policy,
+    cli_report,
     config,
     hostsetup,
     keys,
@@ -153,6 +154,17 @@ def make_parser() -> Parser:
     cli_policy.add_commands(add, commands)
 
     one = add("doctor", doctor, "look for whatever would break logins or recording")
+    one.add_argument(
+        "--coverage", action="store_true", help="count logins that others saw, and compare"
+    )
+    one.add_argument("--since", metavar="TIME", type=moment, help="of --coverage; default: 1d")
+    one.add_argument(
+        "--settle",
+        metavar="TIME",
+        type=seconds,
+        default=None,
+        help="of --coverage: younger logins are under way; default: 30",
+    )
     as_json(one)
     for name, words in (
         ("enable", "make logins go through recuse"),
@@ -656,6 +668,10 @@ def _bare_ledger(call: Call, reports: Sequence[audit.Report]) -> Optional[str]:
 
 
 def doctor(call: Call) -> int:
+    if call.args.coverage:
+        return cli_report.cover(call)
+    if call.args.since is not None or call.args.settle is not None:
+        raise UsageError("--since and --settle are for --coverage")
     checks = hostsetup.doctor(call.machine())
     if call.args.json:
         call.console.print(hostsetup.checks_to_json(checks))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Set
 
 from . import __version__, records
 from .errors import AccessDenied, LedgerError, RecuseError, WireError
+from .findings import Findings
 from .receipts import Receipts
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ MAX_WATCHER_BYTES = 1 << 20  # unread news after which a watcher is dropped
 MAX_FOLDED = 20000  # newest entries that `sessions` with "ended" looks at
 MAX_ROWS = 1000
 
-# Verb -> who may: all, root, or ship (root and recuse-ship).
+# Verb -> who may: all, root, or root and the user of one of our services.
 VERBS: Mapping[str, str] = {
     "status": "all",
     "sessions": "all",
@@ -38,6 +39,8 @@ VERBS: Mapping[str, str] = {
     "look": "root",
     "watch": "ship",
     "receipt": "ship",
+    "settle": "coverage",
+    "finding": "coverage",
 }
 
 
@@ -51,7 +54,8 @@ class Front:
         self._watchers: Set[asyncio.StreamWriter] = set()
         self._clients: Dict["asyncio.Task[Any]", int] = {}  # with the uid of each
         self._folding = {True: asyncio.Lock(), False: asyncio.Lock()}  # root's, users'
-        self._ship = _ship_uid()
+        self._findings = Findings(agent)
+        self._services = {"ship": _uid("recuse-ship"), "coverage": _uid("recuse-coverage")}
         self._closing = False
         agent.book.watchers.append(self._tell_size)
         agent.upkeep.on_reload.append(self._tell_reload)
@@ -113,7 +117,7 @@ class Front:
         return len(users) < MAX_CLIENTS and users.count(uid) < MAX_CLIENTS_OF_USER
 
     def _is_ours(self, uid: int) -> bool:
-        return uid in (0, self._ship)
+        return uid == 0 or uid in self._services.values()
 
     async def _talk(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, uid: int
@@ -140,7 +144,7 @@ class Front:
             who = VERBS[verb]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise WireError("not a request this agent knows") from None
-        if uid != 0 and who != "all" and not (who == "ship" and uid == self._ship):
+        if uid != 0 and who != "all" and uid != self._services.get(who):
             raise AccessDenied(f"uid {uid} may not ask for {verb}", "ask as root")
         agent = self._agent
         if verb == "status":
@@ -159,6 +163,11 @@ class Front:
         if verb == "look":
             await agent.upkeep.look_at_wiring()
             return {"ok": True, "size": agent.book.size}
+        if verb == "settle":
+            await self._findings.settle()
+            return {"ok": True, "size": agent.book.size}
+        if verb == "finding":
+            return {"ok": True, **await self._findings.enter(request)}
         if verb == "watch":
             self._watchers.add(writer)
             return {"ok": True, "size": agent.book.size, "blobs": len(agent.sealer.entered)}
@@ -246,8 +255,8 @@ class Front:
         return view
 
 
-def _ship_uid() -> int:
+def _uid(name: str) -> int:
     try:
-        return pwd.getpwnam("recuse-ship").pw_uid
+        return pwd.getpwnam(name).pw_uid
     except KeyError:
         return 0

@@ -227,6 +227,13 @@ EVENTS: Mapping[str, Event] = {
             "logins go through recuse: {after}; before: {before}",
         ),
         Event(
+            "finding",
+            "398a09b150a38c7ff884ed0f02546497",
+            CRIT,
+            "coverage: {words}: login of {user} by {service} from {source} at {seen}, "
+            "seen by {witnesses}",
+        ),
+        Event(
             "fault",
             "9e192a9ff95f4406ade7f37d29606463",
             ERR,

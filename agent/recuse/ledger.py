@@ -191,6 +191,12 @@ class LedgerReader:
         if end is not None and at < end:
             raise LedgerError(f"ledger {self.path}: entry {at} is missing")
 
+    def backwards(self) -> Iterator[List[bytes]]:
+        """Give the bundles of entries that are there, the newest first."""
+        full, part = self._numbers("entries")
+        for n in sorted({*full, *part}, reverse=True):
+            yield unpack_frames(self.bundle(n) or b"")[0]
+
     def walk(self) -> Iterator[Tuple[int, Optional[bytes], Optional[bytes]]]:
         """Give (index, entry, stored leaf hash) for every place that has either, damaged or not."""
         numbers = {n for kind in ("entries", "0") for listed in self._numbers(kind) for n in listed}

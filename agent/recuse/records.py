@@ -48,15 +48,18 @@ KINDS = (
     "segment",
     "close",
     "recovered",
+    "finding",
 )
 OUTCOMES = ("recorded", "partial", "exempt", "refused", "failed", "lost")
 DEFAULT_HEARTBEAT_SECONDS = 300
 
 AUTHENTICATION = 3002
 EVENT_LOG = 1008
+DETECTION_FINDING = 2004
 _LOGON, _LOGOFF, _ACCOUNT_SWITCH = 1, 2, 7
 _START, _STOP, _DISABLE, _OTHER = 6, 7, 10, 99
-_INFORMATIONAL, _LOW, _MEDIUM = 1, 2, 3
+_CREATE = 1
+_INFORMATIONAL, _LOW, _MEDIUM, _HIGH = 1, 2, 3, 4
 _SUCCESS, _FAILURE, _OTHER_STATUS = 1, 2, 99
 _SWITCHES = frozenset({"su", "su-l", "sudo", "sudo-i", "runuser", "runuser-l", "doas"})
 
@@ -184,6 +187,64 @@ class Grounds:
             policy=decision.policy,
             grant=decision.grant,
         )
+
+
+FINDINGS: Mapping[str, str] = {
+    "missing-login": "a login has no entry in the ledger",
+    "missing-outcome": "a login has ended, and the ledger has no outcome for it",
+    "unwitnessed-login": "the ledger has a login that no other program of the host saw",
+}
+"""What coverage may find, and how it is called."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A difference between the ledger and what other programs of the host saw of a login."""
+
+    key: str
+    """Hex SHA-256: the same for the same login, so that it is entered once."""
+    what: str
+    """one of FINDINGS"""
+    user: str
+    seen: str
+    """When the login began, as format_time() writes it."""
+    witnesses: Tuple[str, ...] = ()
+    service: Optional[str] = None
+    source: Optional[str] = None
+    tty: Optional[str] = None
+    pid: Optional[int] = None
+    login: Optional[str] = None
+    disabled: bool = False
+    """By the ledger's own word, logins did not go through recuse then."""
+
+    @classmethod
+    def from_json(cls, told: object) -> Finding:
+        """Read what vars() of one gives, sent by another process.
+
+        Raises: LedgerError
+        """
+        names = {one.name for one in dataclasses.fields(cls)}
+        if not isinstance(told, dict) or told.keys() - names:
+            raise LedgerError("not a finding: not an object of its fields")
+        try:
+            found = cls(**{**told, "witnesses": tuple(told.get("witnesses", ()))})
+            parse_time(found.seen)
+        except (TypeError, ValueError, LedgerError):
+            raise LedgerError("not a finding: fields are missing or are no times") from None
+        texts = (found.user, found.service, found.source, found.tty, found.login)
+        if found.user is None or not all(
+            one is None or (isinstance(one, str) and len(one) <= 256) for one in texts
+        ):
+            raise LedgerError("not a finding: a field is no text, or too long")
+        pid = found.pid
+        if pid is not None and (isinstance(pid, bool) or not isinstance(pid, int) or pid < 0):
+            raise LedgerError("not a finding: its pid is no number")
+        if str(found.what) not in FINDINGS or not re.fullmatch("[0-9a-f]{64}", str(found.key)):
+            raise LedgerError("not a finding: nothing that coverage finds")
+        known = ("sshd", "pam", "logind", "wtmp")
+        if not isinstance(found.disabled, bool) or any(w not in known for w in found.witnesses):
+            raise LedgerError("not a finding: no such witness")
+        return found
 
 
 # Small conversions
@@ -762,6 +823,32 @@ def recovered_entry(
     )  # fmt: skip
 
 
+def finding_entry(host: Host, index: int, time_ns: int, finding: Finding) -> bytes:
+    """Say that the ledger and other traces of a login do not agree."""
+    ours = {"finding": finding.key, **vars(finding)}
+    del ours["key"]
+    ours["witnesses"] = list(finding.witnesses) or None
+    ours["disabled"] = finding.disabled or None
+    title = FINDINGS[finding.what]
+    about = f"{finding.user} by {finding.service or 'an unknown service'} at {finding.seen}"
+    high = finding.what != "unwitnessed-login" and not finding.disabled
+    return _event(
+        host, index, time_ns, "finding", DETECTION_FINDING, _CREATE, _HIGH if high else _MEDIUM,
+        ours,
+        {
+            "finding_info": {
+                "uid": finding.key,
+                "title": title,
+                "desc": f"{title}: {about}",
+                "created_time": time_ns // 1_000_000,
+                "first_seen_time": parse_time(finding.seen) // 1_000_000,
+            },
+            "is_alert": True,
+        },
+        correlation=finding.login,
+    )  # fmt: skip
+
+
 def _check_outcome(outcome: Optional[str]) -> None:
     if outcome is not None and outcome not in OUTCOMES:
         raise ValueError(f"{outcome!r} is no outcome")
@@ -1038,6 +1125,8 @@ class View:
         self.logins: Dict[str, LoginRow] = {}
         self.starts: List[Tuple[int, Optional[str]]] = []
         """Numbers of the start entries, each with the boot it speaks of."""
+        self.findings: Dict[str, Entry] = {}
+        """What coverage found, by key."""
         self.size = 0
 
     def apply(self, entry: Entry) -> None:
@@ -1047,6 +1136,8 @@ class View:
             self.starts.append((entry.index, entry.get("boot_id")))
         elif entry.kind == "segment":
             self._segment(entry)
+        elif entry.kind == "finding":
+            self.findings.setdefault(entry.get("finding") or "", entry)
         elif entry.kind in _SESSION_KINDS and entry.get("session") is not None:
             self._session(entry)
         elif entry.kind in ("login", "logout", "refused"):

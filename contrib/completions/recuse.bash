@@ -38,7 +38,7 @@ _recuse() {
         --format) COMPREPLY=($(compgen -W 'cast cast3 text json' -- "$cur")); return ;;
         --blobs) COMPREPLY=($(compgen -W 'require present skip' -- "$cur")); return ;;
         --since | --until | --at) COMPREPLY=($(compgen -W 'now today yesterday' -- "$cur")); return ;;
-        -s | --speed | -i | --idle-limit | --start | --seek | --min-size | --url | --token | \
+        -s | --speed | --settle | -i | --idle-limit | --start | --seek | --min-size | --url | --token | \
             --service | --uid | --source | --claimed-source | --ruser | --command | --host | \
             --host-tag | --tag | --claimed-tag)
             return ;;
@@ -47,7 +47,8 @@ _recuse() {
         '')
             options='status sync sessions show play export verify policy doctor enable disable
                 enroll --debug --version --help' ;;
-        status | sync | doctor) options='--json' ;;
+        status | sync) options='--json' ;;
+        doctor) options='--coverage --since --settle --json' ;;
         sessions) options='--user --verdict --outcome --since --until --dir --json' ;;
         show) options='--dir --json' ;;
         play) options='--speed --idle-limit --start --seek --follow --raw --dir' ;;

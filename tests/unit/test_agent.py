@@ -1674,7 +1674,7 @@ def test_control_answers_what_it_does_not_know(paths: Paths, line: bytes) -> Non
     run(paths, scene)
 
 
-@pytest.mark.parametrize("verb", ["reload", "sync", "watch", "receipt"])
+@pytest.mark.parametrize("verb", ["reload", "sync", "watch", "receipt", "settle", "finding"])
 def test_control_refuses_users_what_is_roots(
     paths: Paths, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
@@ -1686,6 +1686,50 @@ def test_control_refuses_users_what_is_roots(
         answer = await world.control(verb=verb)
         assert (answer["ok"], answer["exit"]) == (False, 7)
         assert "ledger" not in await world.control(verb="status")
+
+    run(paths, scene)
+
+
+FINDING = records.Finding(
+    "b" * 64, "missing-login", "alice", "2026-11-25T10:00:00.000000000Z", ("pam",), "sshd"
+)
+
+
+def test_a_finding_is_entered_and_told_once(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        first = await world.control(verb="finding", finding=vars(FINDING))
+        again = await world.control(verb="finding", finding=vars(FINDING))
+        assert (first["new"], again["new"]) == (True, False) and first["seq"] == again["seq"]
+        assert world.last("finding").get("what") == "missing-login"
+
+        assert [one["MESSAGE"] for one in world.events if "RECUSE_FINDING" in one] == [
+            "coverage: a login has no entry in the ledger: login of alice by sshd from - at "
+            "2026-11-25T10:00:00.000000000Z, seen by pam"
+        ]
+
+    async def after_a_restart(world: World) -> None:
+        assert (await world.control(verb="finding", finding=vars(FINDING)))["new"] is False
+
+    run(paths, scene)
+    run(paths, after_a_restart)
+
+
+def test_findings_are_bounded_and_checked(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recuse import findings, front
+
+    monkeypatch.setattr(findings, "MAX_HOURLY", 2)
+
+    async def scene(world: World) -> None:
+        for key, code in (("a", None), ("b", None), ("c", 7), ("a", None), ("x", 5)):
+            told = {**vars(FINDING), "key": key * 64}
+            assert (await world.control(verb="finding", finding=told)).get("exit") == code
+        assert world.kinds().count("finding") == 2
+        monkeypatch.setattr(front.Front, "peer_uid", lambda *_: 977)
+        world.front._services["coverage"] = 977
+        assert (await world.control(verb="settle"))["ok"] is True
+        assert (await world.control(verb="sync"))["exit"] == 7
 
     run(paths, scene)
 

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "agent" / "recuse"
 FLOORS: Dict[int, Set[str]] = {
     0: {
         "__init__",
+        "coverage",
         "errors",
         "wire",
         "records",
@@ -44,6 +45,7 @@ FLOORS: Dict[int, Set[str]] = {
         "rehearsal",
         "stderrlog",
         "wiring",
+        "witness",
     },
     2: {"agent", "ship", "collector", "consult", "hostsetup"},
     3: {"cli", "collector_cli"},
@@ -55,6 +57,7 @@ PARTS = {
         "book",
         "door",
         "epoch",
+        "findings",
         "front",
         "live",
         "orphan",
@@ -65,7 +68,7 @@ PARTS = {
         "upkeep",
         "wording",
     },
-    "cli": {"console", "cli_policy"},
+    "cli": {"console", "cli_policy", "cli_report"},
 }
 PURE_BANNED_IMPORTS = {
     "asyncio",

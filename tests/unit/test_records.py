@@ -58,6 +58,10 @@ SESSION = rec.Session(
 )  # fmt: skip
 SEGMENT = rec.Segment(SESSION.id, 0, "b" * 64, 100, 400, 0.0, 1.5, 9, 1)
 GAP = rec.Gap("limit", "o", 99, "a" * 64)
+FINDING = rec.Finding(
+    "b" * 64, "missing-login", "alice", rec.format_time(NOW - 10**9), ("pam", "sshd"), "sshd",
+    "192.0.2.7:40112", pid=812,
+)  # fmt: skip
 
 ENTRIES: Dict[str, bytes] = {
     "start": rec.start_entry(HOST, 0, NOW, None, "boot"),
@@ -81,6 +85,7 @@ ENTRIES: Dict[str, bytes] = {
         decision=rec.Grounds.of(DECISION),
     ),
     "recovered": rec.recovered_entry(HOST, 14, NOW, "ledger", {"notes": ["torn entry 3"]}),
+    "finding": rec.finding_entry(HOST, 15, NOW, FINDING),
 }  # fmt: skip
 
 BASE = {
@@ -88,10 +93,11 @@ BASE = {
     "metadata", "device", "unmapped",
 }  # fmt: skip
 # Of OCSF 1.8.0: what each class requires, and what else we use of it.
-REQUIRED = {3002: BASE | {"user"}, 1008: BASE}
+REQUIRED = {3002: BASE | {"user"}, 1008: BASE, 2004: BASE | {"finding_info"}}
 ONE_OF = {
     3002: {"service", "dst_endpoint"},
     1008: {"log_file", "log_name", "log_provider", "log_type", "log_type_id"},
+    2004: {"finding_info"},
 }
 KNOWN = {
     3002: {
@@ -103,8 +109,9 @@ KNOWN = {
         "start_time", "end_time", "action_id", "disposition_id", "policy", "status_detail",
         "status_code", "activity_name",
     },
+    2004: {"is_alert"},
 }  # fmt: skip
-ACTIVITIES = {3002: {1: "logon", 2: "logoff", 7: "account switch"}, 1008: {6, 7, 10, 99}}
+ACTIVITIES = {3002: {1: "logon", 2: "logoff", 7: "account switch"}, 1008: {6, 7, 10, 99}, 2004: {1}}
 
 
 def load(name: str) -> Dict[str, Any]:
@@ -123,7 +130,7 @@ def test_an_entry_is_an_ocsf_event_of_its_class(name: str) -> None:
     assert event["type_uid"] == class_uid * 100 + event["activity_id"]
     assert event["activity_id"] in ACTIVITIES[class_uid]
     assert ("activity_name" in event) == (event["activity_id"] == 99)
-    assert event["severity_id"] in (1, 2, 3)
+    assert event["severity_id"] in (1, 2, 3, 4)
     assert event["time"] in (NOW // 10**6, NOW // 10**6 + 1000)
     if "status_code" in event:
         assert isinstance(event["status_code"], str)
@@ -172,6 +179,7 @@ def test_the_objects_of_an_entry_have_what_ocsf_requires(name: str) -> None:
         ("close", 1008, 7, 1, 99),
         ("close-exempt", 1008, 99, 1, 1),
         ("heartbeat", 1008, 99, 1, 1),
+        ("finding", 2004, 1, 4, 1),
     ],
 )
 def test_what_happened_has_its_class_activity_severity_and_status(
@@ -224,6 +232,37 @@ def test_an_entry_parses_back(name: str) -> None:
     assert entry.origin == HOST.origin
     assert entry.time_ns in (NOW, NOW + 10**9)
     assert b"\n" not in ENTRIES[name] and b'": ' not in ENTRIES[name]
+
+
+def test_a_finding_names_itself_and_what_it_is() -> None:
+    info = load("finding")["finding_info"]
+    assert info["uid"] == FINDING.key and "alice by sshd" in info["desc"] and info["title"]
+    assert rec.fold([rec.parse(ENTRIES["finding"])]).findings.keys() == {FINDING.key}
+
+
+def test_a_finding_travels_as_json() -> None:
+    assert rec.Finding.from_json(json.loads(json.dumps(vars(FINDING)))) == FINDING
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": "b" * 63}, {"key": None}, {"what": "bad-weather"}, {"what": []}, {"user": None},
+        {"user": "a" * 257}, {"seen": "yesterday"}, {"seen": None}, {"pid": -1}, {"pid": True},
+        {"pid": "7"}, {"witnesses": ["me"]}, {"witnesses": [[]]}, {"witnesses": 3},
+        {"disabled": "no"}, {"more": 1}, {"login": 4},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_finding_that_makes_no_sense_is_refused(change: Dict[str, Any]) -> None:
+    with pytest.raises(LedgerError):
+        rec.Finding.from_json({**vars(FINDING), **change})
+
+
+@pytest.mark.parametrize("told", [None, [], "finding", {}])
+def test_what_is_no_finding_is_refused(told: object) -> None:
+    with pytest.raises(LedgerError):
+        rec.Finding.from_json(told)
 
 
 # Sizes and strings
