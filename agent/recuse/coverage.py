@@ -362,20 +362,27 @@ def reconcile(
 
 
 def _same_process(one: Sighting, other: Kept) -> bool:
-    if one.pid is None or (one.boot, one.pid, one.user) != (other.boot, other.pid, other.row.user):
+    if one.pid is None or (one.pid, one.user) != (other.pid, other.row.user):
         return False
-    same_audit = one.audit_session is not None and one.audit_session == other.audit_session
-    return same_audit or abs(one.time_ns - other.started_ns) <= SAME_SECONDS * _SECOND
+    return _is_close(one, other) or _shares_audit_session(one, other)
+
+
+def _is_close(one: Sighting, other: Kept) -> bool:
+    return abs(one.time_ns - other.started_ns) <= SAME_SECONDS * _SECOND
+
+
+def _shares_audit_session(one: Sighting, other: Kept) -> bool:
+    """Say so whatever the clock did; what a container calls its boot, not all in it agree on."""
+    audit = one.audit_session
+    return audit is not None and (one.boot, audit) == (other.boot, other.audit_session)
 
 
 def _same_audit_session(one: Sighting, other: Kept) -> bool:
     """Logins inside another have its audit session: only the outermost is told by it."""
-    return (
-        one.audit_session is not None
-        and not other.told
-        and (one.boot, one.audit_session, one.user)
-        == (other.boot, other.audit_session, other.row.user)
-    )
+    if other.told or one.audit_session is None or one.user != other.row.user:
+        return False
+    close = one.audit_session == other.audit_session and _is_close(one, other)
+    return close or _shares_audit_session(one, other)
 
 
 def _same_user(one: Sighting, other: Kept) -> bool:

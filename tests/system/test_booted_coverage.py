@@ -36,7 +36,7 @@ def bypass(host: Host) -> None:
 
 
 def test_logins_of_every_kind_reconcile(host: Host) -> None:
-    with watching(host, sessions=7, logins=7):
+    with watching(host, sessions=6, logins=7):
         host.ssh("alice", "true")
         host.ssh("dave", "true", source="2001:db8::7")
         with host.login("bob") as terminal:

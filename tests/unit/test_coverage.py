@@ -155,14 +155,21 @@ def test_each_witness_alone_is_enough(trace: Trace) -> None:
 @pytest.mark.parametrize(
     "login",
     [
-        {"pid": 813}, {"user": "bob"}, {"boot": "another"}, {"at": AT - 300 * SECOND},
+        {"pid": 813}, {"user": "bob"}, {"at": AT - 300 * SECOND},
+        {"at": AT - 300 * SECOND, "audit": 5}, {"at": AT - 61 * SECOND, "audit": 4, "boot": "other"},
     ],
     ids=str,
 )  # fmt: skip
 def test_entry_of_another_login_does_not_count(login: Dict[str, Any]) -> None:
     ledger = Ledger()
     ledger.login(**{"at": AT, "pid": 812, **login})
-    assert "missing-login" in whats(count(ledger, [pam(AT)]))
+    assert "missing-login" in whats(count(ledger, [pam(AT, audit_session=4)]))
+
+
+def test_same_process_and_audit_session_count_whatever_the_clock_did() -> None:
+    ledger = Ledger()
+    ledger.login(AT - 900 * SECOND, audit=4)
+    assert whats(count(ledger, [pam(AT, audit_session=4)])) == []
 
 
 def test_one_entry_serves_one_login() -> None:
