@@ -156,7 +156,8 @@ def test_each_witness_alone_is_enough(trace: Trace) -> None:
     "login",
     [
         {"pid": 813}, {"user": "bob"}, {"at": AT - 300 * SECOND},
-        {"at": AT - 300 * SECOND, "audit": 5}, {"at": AT - 61 * SECOND, "audit": 4, "boot": "other"},
+        {"at": AT - 300 * SECOND, "audit": 5},
+        {"at": AT - 61 * SECOND, "audit": 4, "boot": "other"},
     ],
     ids=str,
 )  # fmt: skip
