@@ -189,6 +189,11 @@ class Agent:
             **more,
         )
 
+    @property
+    def _usual_level(self) -> str:
+        """Say what a recording keeps where no rule does."""
+        return "full" if self.config.session.input else "output"
+
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self.kernel.now_ns() / 1e9, timezone.utc)
 
@@ -229,7 +234,7 @@ class Agent:
             login, account, groups, tty=None, command=None, login_shell=None,
             claimed_tags=frozenset(), outer=None if outer is None else outer.verdict,
         )  # fmt: skip
-        decision = decide(facts, self.policy, self._now())
+        decision = decide(facts, self.policy, self._now(), level=self._usual_level)
         if decision.verdict == "refuse":
             await self.book.enter(records.refused_entry, login, decision)
             self._tell("refused", login, None, decision, what="login")
@@ -390,6 +395,7 @@ class Agent:
             ),
             self.policy,
             self._now(),
+            level=self._usual_level,
         )  # fmt: skip
         on_record = self._recording_on(peer, place.tty, fds) is not None
         label = self._how(decision, request, command, cut, on_record)
@@ -412,6 +418,8 @@ class Agent:
             claimed_tags=tags,
             notes=self._notes(label, account),
         )
+        if not decision.keeps_command:
+            session = records.without_command_line(session, request.command)
         if decision.verdict == "refuse" or label == "refuse":
             self._count(owner)
             await self._refuse_session(connection, session, decision)
@@ -483,7 +491,8 @@ class Agent:
             outer=None,
         )  # fmt: skip
         return Decision(
-            "record", None, "record", None, None, None, None, self.policy.digest, (), facts
+            "record", None, "record", None, None, None, None, self.policy.digest, (), facts,
+            level="output",
         )
 
     def _how(
@@ -581,7 +590,7 @@ class Agent:
                 self._take_terminal(live, fds[0], place, identity)
             self._take_pidfd(connection, live)
             connection.relay = live
-            flags = wire.ANSWER_INPUT if self.config.session.input else 0
+            flags = wire.ANSWER_INPUT if decision.level == "full" else 0
             if self.config.session.on_spool_full == "terminate":
                 flags |= wire.ANSWER_END_ON_FAULT
             self.door.answer(

@@ -151,6 +151,13 @@ def explain(call: Call) -> int:
                 "owner": decision.owner,
                 "expires": decision.expires,
                 "message": decision.message,
+                "level": decision.level,
+                "supervised": decision.supervised,
+                "confirm": decision.confirm,
+                "notice": decision.notice,
+                "reason_code": decision.reason_code,
+                "tags": list(decision.tags),
+                "pause_seconds": decision.pause_seconds,
                 "policy": decision.policy,
                 "matched": list(decision.matched),
                 "facts": policy.facts_to_json(facts),
@@ -172,11 +179,18 @@ def explain(call: Call) -> int:
         call.console.print("%s: no rule decides otherwise" % decision.verdict)
     else:
         call.console.print("%s: rule %s decides" % (decision.verdict, printable(decision.rule)))
+    pause = decision.pause_seconds
     for name, value in (
+        ("keeps", decision.level),
         ("reason", decision.reason),
         ("owner", decision.owner),
         ("ends", decision.expires),
         ("message", decision.message),
+        ("tags", ", ".join(decision.tags)),
+        ("relay", "stays, so that recording can begin" if decision.supervised else None),
+        ("confirm", "the user has to acknowledge the notice" if decision.confirm else None),
+        ("notice", decision.notice),
+        ("pause", pause and f"{pause} s at most"),
     ):
         if value:
             call.console.print("  %-8s %s" % (name, printable(value)))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone, tzinfo
-from typing import Dict, FrozenSet, Optional, Tuple
+from types import MappingProxyType
+from typing import Dict, FrozenSet, List, Literal, Mapping, Optional, Tuple, Type, TypeVar
+
+_T = TypeVar("_T")
 
 UNKNOWN_SOURCE = "unknown"
 """Facts.source of a session that has a network peer whose address the kernel could not tell."""
@@ -59,11 +62,69 @@ def facts_to_json(facts: Facts) -> Dict[str, object]:
     }
 
 
+def facts_from_json(told: Mapping[str, object]) -> Facts:
+    """Take up facts as facts_to_json() gave them; what is missing is not known.
+
+    Raises: ValueError naming the fact that is none.
+    """
+
+    def one(name: str, kind: Type[_T]) -> Optional[_T]:
+        value = told.get(name)
+        if value is not None and type(value) is not kind:
+            raise ValueError(f"{name} is no {kind.__name__}")
+        return value
+
+    def many(name: str) -> Optional[List[str]]:
+        values = one(name, list)
+        if values is not None and not all(type(value) is str for value in values):
+            raise ValueError(f"{name} is no list of strings")
+        return values
+
+    uid, groups = one("uid", int), many("groups")
+    return Facts(
+        user=one("user", str) or "",
+        uid=-1 if uid is None else uid,
+        groups=None if groups is None else tuple(groups),
+        service=one("service", str) or "",
+        host=one("host", str) or "",
+        host_tags=frozenset(many("host_tags") or ()),
+        source=one("source", str),
+        claimed_source=one("claimed_source", str),
+        ruser=one("ruser", str),
+        tty=one("tty", bool),
+        command=one("command", str),
+        login_shell=one("login_shell", bool),
+        tags=frozenset(many("tags") or ()),
+        claimed_tags=frozenset(many("claimed_tags") or ()),
+        outer=one("outer", str),
+        command_cut=one("command_cut", bool) or False,
+    )
+
+
+def without_command(facts: Facts) -> Facts:
+    """Take the command out, leaving that there was one: as if nothing of it were known."""
+    if facts.command is None:
+        return facts
+    return replace(facts, command="", command_cut=True)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What somebody else said about a session, whom a rule asks by name."""
+
+    match: Literal["yes", "no", "failed"]  # failed: no answer came, not in time, or no sense in it
+    detail: str = ""  # for people: what was answered, or what went wrong
+
+
+NO_ANSWERS: Mapping[str, Answer] = MappingProxyType({})
+
+
 class Subject:
     """Facts and time, brought into the form that matchers compare."""
 
     __slots__ = (
         "address",
+        "answers",
         "at_login",
         "facts",
         "groups",
@@ -76,11 +137,14 @@ class Subject:
         "_local",
     )
 
-    def __init__(self, facts: Facts, now: datetime) -> None:
+    def __init__(
+        self, facts: Facts, now: datetime, answers: Mapping[str, Answer] = NO_ANSWERS
+    ) -> None:
         if now.utcoffset() is None:
             raise ValueError("the time of a decision needs a time zone")
         self.facts = facts
         self.now = now
+        self.answers = answers
         self.today = now.astimezone(timezone.utc).date()
         self.groups = frozenset(facts.groups or ())
         self.host = facts.host.lower()

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timezone
 from typing import List, Literal, Mapping, Optional, Sequence, Tuple
 
-from recuse.facts import UNKNOWN_SOURCE, Facts, Subject, facts_to_json
+from recuse.facts import NO_ANSWERS, UNKNOWN_SOURCE, Answer, Facts, Subject, facts_to_json
 from recuse.matchers import Matcher, Role
 from recuse.ruleindex import Index
 
 __all__ = (
     "EFFECTS",
+    "LEVELS",
+    "Answer",
     "UNKNOWN_SOURCE",
     "Decision",
     "Facts",
@@ -24,6 +26,7 @@ __all__ = (
     "Policy",
     "Rule",
     "RuleTrace",
+    "Terms",
     "Verdict",
     "decide",
     "explain",
@@ -43,6 +46,41 @@ _VERDICTS: Mapping[str, Verdict] = {
 }
 
 
+LEVELS = ("metadata", "commands", "output", "full")
+"""What can be kept of a session, least first.
+
+The first two are exemptions: of a session at `metadata` not even the command line is kept, but its
+hash; at `commands` it is.  The others are recordings, `full` with what the user types.
+"""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On what terms a session goes on that a rule records or exempts."""
+
+    level: Optional[str] = None  # None: metadata if exempt, else what is configured
+    supervised: bool = False  # exempt, but the relay stays, so that recording can begin
+    confirm: bool = False  # the user has to acknowledge the notice first
+    notice: Optional[str] = None  # template of the notice
+    pause_seconds: Optional[int] = None  # longest pause; None: says nothing about pauses
+
+
+def _sum_up(terms: Sequence[Terms]) -> Terms:
+    """Join the terms of all rules that count, so that none of them is undercut.
+
+    What keeps most wins, and the shortest of the pauses; the first template named is used.
+    """
+    levels = [one.level for one in terms if one.level is not None]
+    pauses = [one.pause_seconds for one in terms if one.pause_seconds is not None]
+    return Terms(
+        level=max(levels, key=LEVELS.index, default=None),
+        supervised=any(one.supervised for one in terms),
+        confirm=any(one.confirm for one in terms),
+        notice=next((one.notice for one in terms if one.notice is not None), None),
+        pause_seconds=min(pauses, default=0) or None,
+    )
+
+
 @dataclass(frozen=True)
 class Rule:
     """One rule.  All its matchers have to match; one without any matches every session."""
@@ -56,6 +94,7 @@ class Rule:
     message: Optional[str]
     file: str
     line: int
+    terms: Terms = Terms()
 
     def matches(self, subject: Subject) -> bool:
         for matcher in self.matchers:
@@ -87,6 +126,8 @@ class Grant:
     owner: str
     not_before: datetime
     expires: datetime
+    reason_code: Optional[str] = None
+    terms: Terms = Terms()
 
 
 @dataclass(frozen=True)
@@ -104,6 +145,18 @@ class Decision:
     matched: Tuple[str, ...]  # every rule of the deciding effect that matched, by name
     facts: Facts
     grant: Optional[str] = None
+    level: Optional[str] = None  # of LEVELS; None if refused
+    supervised: bool = False
+    confirm: bool = False
+    notice: Optional[str] = None  # template of the notice, if not the usual one
+    reason_code: Optional[str] = None  # of the catalogue
+    tags: Tuple[str, ...] = ()  # assigned to the session
+    pause_seconds: Optional[int] = None  # longest pause; None: no pause at all
+
+    @property
+    def keeps_command(self) -> bool:
+        """Say whether the command line may be kept, and not only its hash."""
+        return self.verdict != "exempt" or self.level != "metadata"
 
 
 @dataclass(frozen=True)
@@ -118,23 +171,35 @@ class RuleTrace:
     where: str = ""  # FILE:LINE
 
 
-def decide(facts: Facts, policy: Policy, now: datetime, grants: Sequence[Grant] = ()) -> Decision:
+def decide(
+    facts: Facts,
+    policy: Policy,
+    now: datetime,
+    grants: Sequence[Grant] = (),
+    answers: Mapping[str, Answer] = NO_ANSWERS,
+    level: str = "output",
+) -> Decision:
     """Say whether a session is recorded, exempt or refused.
 
     Pure: same arguments, same answer.  At LOGIN rules that ask for the terminal or the command do
     not match yet; `refuse` is final there, anything else is decided again for each session.  Of
-    several grants in force the one that ends last counts.
+    several grants in force the one that ends last counts.  `answers` are those to what the rules
+    ask of others; `level` is what a recording keeps where no rule says.
 
     Raises: ValueError if `now` has no time zone.
     """
-    subject = policy._index.subject(facts, now)
+    subject = policy._index.subject(facts, now, answers)
     matched: List[Rule] = []
+    also: List[Rule] = []  # record rules under one that requires it: what they keep is kept
     for number in policy._index.candidates(subject):
         rule = policy.rules[number]
-        if matched and rule.effect != matched[0].effect:
+        if not matched or rule.effect == matched[0].effect:
+            if rule.matches(subject):
+                matched.append(rule)
+        elif matched[0].effect != "require-record":
             break
-        if rule.matches(subject):
-            matched.append(rule)
+        elif rule.effect == "record" and rule.matches(subject):
+            also.append(rule)
     first = matched[0] if matched else None
     if first is None or STRENGTH[first.effect] > STRENGTH["require-record"]:
         in_force = [grant for grant in grants if grant.not_before <= now < grant.expires]
@@ -143,9 +208,14 @@ def decide(facts: Facts, policy: Policy, now: datetime, grants: Sequence[Grant] 
                 max(in_force, key=lambda grant: (grant.expires, grant.id)), facts, policy
             )
     if first is None:
-        return Decision("record", None, "record", None, None, None, None, policy.digest, (), facts)
+        return Decision(
+            "record", None, "record", None, None, None, None, policy.digest, (), facts, level=level
+        )
+    verdict = _VERDICTS[first.effect]
+    terms = _sum_up([rule.terms for rule in (*matched, *also)])
+    usual = {"exempt": "metadata", "record": level, "refuse": None}[verdict]
     return Decision(
-        verdict=_VERDICTS[first.effect],
+        verdict=verdict,
         rule=first.name,
         effect=first.effect,
         reason=first.reason,
@@ -155,35 +225,49 @@ def decide(facts: Facts, policy: Policy, now: datetime, grants: Sequence[Grant] 
         policy=policy.digest,
         matched=tuple(rule.name for rule in matched),
         facts=facts,
+        level=terms.level or usual,
+        supervised=terms.supervised,
+        confirm=terms.confirm,
+        notice=terms.notice,
+        pause_seconds=None if first.effect == "require-record" else terms.pause_seconds,
     )
 
 
 def _granted(grant: Grant, facts: Facts, policy: Policy) -> Decision:
-    expires = grant.expires.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     return Decision(
-        "exempt",
-        None,
-        "grant",
-        grant.reason,
-        grant.owner,
-        expires,
-        None,
-        policy.digest,
-        (),
-        facts,
-        grant.id,
+        verdict="exempt",
+        rule=None,
+        effect="grant",
+        reason=grant.reason,
+        owner=grant.owner,
+        expires=grant.expires.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        message=None,
+        policy=policy.digest,
+        matched=(),
+        facts=facts,
+        grant=grant.id,
+        level=grant.terms.level or "metadata",
+        supervised=grant.terms.supervised,
+        confirm=grant.terms.confirm,
+        notice=grant.terms.notice,
+        reason_code=grant.reason_code,
+        pause_seconds=grant.terms.pause_seconds or None,
     )
 
 
 def explain(
-    facts: Facts, policy: Policy, now: datetime, grants: Sequence[Grant] = ()
+    facts: Facts,
+    policy: Policy,
+    now: datetime,
+    grants: Sequence[Grant] = (),
+    answers: Mapping[str, Answer] = NO_ANSWERS,
 ) -> Tuple[RuleTrace, ...]:
     """Say of every rule whether it matched, what kept it from matching, and whether it decided.
 
     Raises: ValueError if `now` has no time zone.
     """
-    decision = decide(facts, policy, now, grants)
-    subject = policy._index.subject(facts, now)
+    decision = decide(facts, policy, now, grants, answers)
+    subject = policy._index.subject(facts, now, answers)
     return tuple(_trace(rule, subject, decision) for rule in policy.rules)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from datetime import date, datetime
 from pathlib import PurePosixPath
 from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
@@ -10,12 +11,20 @@ from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
 from recuse.errors import Fault, PolicyError
 from recuse.matchers import Role
 from recuse.matchertoml import MATCHERS, Values, accounts
-from recuse.policy import EFFECTS, STRENGTH, Policy, Rule
+from recuse.policy import EFFECTS, LEVELS, STRENGTH, Policy, Rule, Terms
 from recuse.ruleindex import Index
-from recuse.tomlfile import Key, TomlFile, did_you_mean
+from recuse.tomlfile import Key, TomlFile, did_you_mean, parse_duration
 
 MAX_NAME = 128  # characters of a rule's name: it goes into every entry and journal line
 MAX_MESSAGE = 8192  # bytes: what one answer to the host module can carry
+MAX_PAUSE_SECONDS = 24 * 3600
+
+_LEVELS_OF: Mapping[str, Sequence[str]] = {
+    "require-record": ("output", "full"),
+    "exempt": ("metadata", "commands"),
+    "record": ("output", "full"),
+}
+_NOTICE_NAME = re.compile("[a-z0-9][a-z0-9-]{0,63}")
 
 
 def parse_policy(files: Sequence[Tuple[str, bytes]]) -> Policy:
@@ -113,10 +122,18 @@ class _Parser:
         texts = {part: _text(file, key + (part,), table) for part in ("reason", "owner", "message")}
         _check_texts(file, key, texts)
         expires = _expires(file, key + ("expires",), table)
-        if effect == "exempt":
+        terms = _terms(file, key, table, effect)
+        needs = (
+            "exempt rule"
+            if effect == "exempt"
+            else "rule with a pause"
+            if ("pause" in table)
+            else ""
+        )
+        if needs:
             for part in ("reason", "owner", "expires"):
                 if part not in table:
-                    file.fault(key, f"exempt rule {name!r} has no {part}")
+                    file.fault(key, f"{needs} {name!r} has no {part}")
         present = [part for part in MATCHERS if part in table]
         if not present and not mistyped and effect in ("deny", "exempt"):
             hint = 'write hosts = ["*"] if that is meant'
@@ -137,6 +154,7 @@ class _Parser:
                 message=texts["message"],
                 file=file.path,
                 line=file.line(key) or 0,
+                terms=terms,
             )
         )
 
@@ -175,7 +193,67 @@ class _Parser:
                 file.fault(key + (position,), f"unknown role {role!r}{hint}")
 
 
-RULE_KEYS = ("name", "effect", "reason", "owner", "expires", "message")
+_TERMS = ("level", "supervised", "confirm", "notice", "pause")
+RULE_KEYS = ("name", "effect", "reason", "owner", "expires", "message", *_TERMS)
+
+
+def _terms(file: TomlFile, key: Key, table: Mapping[str, object], effect: Optional[str]) -> Terms:
+    """Read on what terms a session goes on; no term makes sense with every effect."""
+    if effect is None:
+        return Terms()
+    for part in _TERMS:
+        if part not in table:
+            continue
+        if effect == "deny":
+            file.fault(key + (part,), f"a denied session has no {part!r}")
+        elif part == "supervised" and effect != "exempt":
+            file.fault(key + (part,), "'supervised' is for exempt rules: others are recorded")
+        elif part == "pause" and effect == "require-record":
+            file.fault(key + (part,), "what has to be recorded cannot be paused")
+        elif part == "pause" and effect == "exempt" and table.get("supervised") is not True:
+            file.fault(key + (part,), "an exempt session can be paused only if it is supervised")
+    flags = {
+        part: part in table and file.boolean(key + (part,), table[part]) is True
+        for part in ("supervised", "confirm")
+    }
+    notice = _text(file, key + ("notice",), table)
+    if notice is not None and not _NOTICE_NAME.fullmatch(notice):
+        wanted = "lower-case letters, digits and hyphens"
+        file.fault(key + ("notice",), f"{notice!r} is no name of a template: {wanted}")
+    return Terms(
+        level=_level(file, key + ("level",), table, effect),
+        notice=notice,
+        pause_seconds=_pause(file, key + ("pause",), table),
+        **flags,
+    )
+
+
+def _level(file: TomlFile, key: Key, table: Mapping[str, object], effect: str) -> Optional[str]:
+    level = _text(file, key, table)
+    known = _LEVELS_OF.get(effect, LEVELS)
+    if level is None or level in known:
+        return level
+    if level in LEVELS:
+        other = "an exemption" if effect != "exempt" else "a recording"
+        file.fault(key, f"level {level!r} is {other}: {effect} rules have {' or '.join(known)}")
+    else:
+        hint = did_you_mean(level, LEVELS) or f": {effect} rules have {' or '.join(known)}"
+        file.fault(key, f"unknown level {level!r}{hint}")
+    return None
+
+
+def _pause(file: TomlFile, key: Key, table: Mapping[str, object]) -> Optional[int]:
+    text = _text(file, key, table)
+    if text is None:
+        return None
+    try:
+        seconds = parse_duration(text)
+    except ValueError as error:
+        file.fault(key, str(error))
+        return None
+    if seconds > MAX_PAUSE_SECONDS:
+        file.fault(key, f"{text!r} is too long for a pause: 24h at most")
+    return seconds
 
 
 def _text(file: TomlFile, key: Key, table: Mapping[str, object]) -> Optional[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -29,7 +30,8 @@ from typing import (
 )
 
 from .errors import LedgerError
-from .policy import Decision, facts_to_json
+from .facts import facts_to_json, without_command
+from .policy import Decision
 
 OCSF_VERSION = "1.8.0"
 MAX_ENTRY_BYTES = 16384
@@ -132,6 +134,8 @@ class Session:
     late: bool = False
     """Recorded while the agent was away; entered afterwards."""
     notes: Tuple[str, ...] = ()
+    command_sha256: Optional[str] = None
+    """In place of the command, of a session of which not even that is kept."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,10 @@ class Grounds:
     expires: Optional[str] = None
     policy: Optional[str] = None
     grant: Optional[str] = None
+    level: Optional[str] = None
+    supervised: Optional[bool] = None
+    reason_code: Optional[str] = None
+    pause_seconds: Optional[int] = None
 
     @classmethod
     def of(cls, decision: Decision) -> Grounds:
@@ -186,6 +194,10 @@ class Grounds:
             expires=decision.expires,
             policy=decision.policy,
             grant=decision.grant,
+            level=decision.level,
+            supervised=decision.supervised or None,
+            reason_code=decision.reason_code,
+            pause_seconds=decision.pause_seconds,
         )
 
 
@@ -450,6 +462,7 @@ def _session_ours(session: Session) -> Json:
         "tty": session.tty,
         "started": format_time(session.started_ns),
         "command_cut": session.command_cut or None,
+        "command_sha256": session.command_sha256,
         "late": session.late or None,
     }
 
@@ -536,12 +549,23 @@ def _session_fields(session: Session) -> Json:
     }
 
 
+def without_command_line(session: Session, command: bytes) -> Session:
+    """Keep of a session's command its hash alone."""
+    if session.command is None:
+        return session
+    digest = hashlib.sha256(command).hexdigest()
+    return dataclasses.replace(session, command=None, command_sha256=digest)
+
+
 def _decision_ours(decision: Decision) -> Json:
+    facts = decision.facts
     return {
         "verdict": decision.verdict,
         **vars(Grounds.of(decision)),
+        "confirm": decision.confirm or None,
         "matched": list(decision.matched),
-        "facts": facts_to_json(decision.facts),
+        "tags": list(decision.tags) or None,
+        "facts": facts_to_json(facts if decision.keeps_command else without_command(facts)),
     }
 
 
@@ -1001,6 +1025,7 @@ class SessionRow:
     tty: Optional[str] = None
     command: Optional[str] = None
     command_cut: bool = False
+    command_sha256: Optional[str] = None
     shell: Optional[str] = None
     outer: Optional[str] = None
     started: Optional[str] = None
@@ -1013,11 +1038,16 @@ class SessionRow:
     expires: Optional[str] = None
     policy: Optional[str] = None
     grant: Optional[str] = None
+    level: Optional[str] = None
+    reason_code: Optional[str] = None
     exit_status: Optional[int] = None
     bytes: int = 0
     digest: Optional[str] = None
     kind: str = "none"
     late: bool = False
+    supervised: bool = False
+    tags: List[str] = field(default_factory=list)
+    claimed_tags: List[str] = field(default_factory=list)
     closed_seq: Optional[int] = None
     boot_id: Optional[str] = None
     segments: List[SegmentRow] = field(default_factory=list)
@@ -1062,6 +1092,8 @@ class LoginRow:
     expires: Optional[str] = None
     policy: Optional[str] = None
     grant: Optional[str] = None
+    level: Optional[str] = None
+    reason_code: Optional[str] = None
     gap: Optional[str] = None
     closed_seq: Optional[int] = None
     boot_id: Optional[str] = None
@@ -1088,6 +1120,8 @@ _SHARED_TEXT = (
     "expires",
     "policy",
     "grant",
+    "level",
+    "reason_code",
 )
 _SESSION_KINDS: FrozenSet[str] = frozenset({"open", "exempt", "refused", "close"})
 
@@ -1181,6 +1215,10 @@ class View:
         row.command_cut = row.command_cut or ours.get("command_cut") is True
         row.shell = _nested(entry.data, "actor", "process", "file", "path") or row.shell
         row.late = row.late or ours.get("late") is True
+        row.command_sha256 = entry.get("command_sha256") or row.command_sha256
+        row.supervised = row.supervised or ours.get("supervised") is True
+        row.tags = _strings(ours.get("tags")) or row.tags
+        row.claimed_tags = _strings(ours.get("claimed_tags")) or row.claimed_tags
         row.notes = _strings(ours.get("notes")) or row.notes
         if entry.kind in ("close", "refused"):
             row.closed_seq = entry.index

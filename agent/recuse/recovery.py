@@ -369,7 +369,8 @@ class Recovery:
             login = _login_from(row)
             session = records.Session(
                 id=row.session, login=login, kind=row.kind, tty=row.tty, command=row.command,
-                command_cut=row.command_cut, shell=row.shell or "", pid=0,
+                command_cut=row.command_cut, command_sha256=row.command_sha256,
+                shell=row.shell or "", pid=0,
                 started_ns=_time(row.started), mono_ns=0,
             )  # fmt: skip
             verdict = row.verdict or "record"
@@ -435,7 +436,7 @@ def _login_from(row: Any) -> records.Login:
 def _grounds(row: Any) -> records.Grounds:
     return records.Grounds(
         rule=row.rule, effect=None, reason=row.reason, owner=row.owner, expires=row.expires,
-        policy=row.policy, grant=row.grant,
+        policy=row.policy, grant=row.grant, level=row.level, reason_code=row.reason_code,
     )  # fmt: skip
 
 

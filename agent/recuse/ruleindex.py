@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Dict, Hashable, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
-from recuse.facts import Facts, Subject
+from recuse.facts import NO_ANSWERS, Answer, Facts, Subject
 from recuse.matchers import Matcher, Role
 
 # The matcher that a rule is looked up by, if it has several: the one that fewest subjects pass.
@@ -51,8 +51,10 @@ class Index:
                 return keys
         return None
 
-    def subject(self, facts: Facts, now: datetime) -> Subject:
-        subject = Subject(facts, now)
+    def subject(
+        self, facts: Facts, now: datetime, answers: Mapping[str, Answer] = NO_ANSWERS
+    ) -> Subject:
+        subject = Subject(facts, now, answers)
         if not self._every_role:
             return subject
         if subject.incomplete:

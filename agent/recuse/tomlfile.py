@@ -262,3 +262,45 @@ def _syntax_fault(path: str, text: str, message: str) -> Fault:
         if place.group(2):
             message += f", column {place.group(2)}"
     return Fault(path, line, f"not valid TOML: {message[:1].lower()}{message[1:]}")
+
+
+# -----------------------------------------------------------------------------
+# Strings that stand for numbers
+
+_SIZES = {
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_size(text: str) -> int:
+    """Read a number of bytes such as `64 MiB` or `500 kB`.
+
+    Raises: ValueError saying what is wrong.
+    """
+    match = re.fullmatch(r"([0-9]+) ?([a-z]*)", text, re.ASCII | re.IGNORECASE)
+    if match is not None and match.group(2).lower() in _SIZES:
+        return int(match.group(1)) * _SIZES[match.group(2).lower()]
+    if match is not None and match.group(2).lower() + "ib" in _SIZES:
+        unit = match.group(2).upper()
+        raise ValueError(f"{text!r} can be read in two ways: write {unit}iB or {unit}B")
+    raise ValueError(f"{text!r} is no size: write it as in '64 MiB'")
+
+
+def parse_duration(text: str) -> int:
+    """Read a number of seconds such as `30s`, `5m` or `1h 30m`.
+
+    Raises: ValueError saying what is wrong.
+    """
+    if not re.fullmatch(r"[0-9]+[smhd]( ?[0-9]+[smhd])*", text, re.ASCII):
+        raise ValueError(f"{text!r} is no duration: write it as in '30s', '5m', '12h' or '7d'")
+    parts = re.findall("([0-9]+)([smhd])", text)
+    return sum(int(number) * _SECONDS[unit] for number, unit in parts)

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import pty
@@ -469,6 +470,49 @@ def test_agent_leaves_an_exempt_session_alone(paths: Paths) -> None:
         event = world.event("exempt")
         assert event["RECUSE_VERDICT"] == "exempt" and event["RECUSE_RULE"] == "robots"
         assert event["RECUSE_SEQ"] == str(world.last("exempt").index)
+
+    run(paths, scene)
+
+
+@pytest.mark.parametrize("level", ["metadata", "commands"])
+def test_agent_keeps_of_an_exempt_command_what_its_level_says(paths: Paths, level: str) -> None:
+    rules = POLICY.replace('users = ["robot"]', f'users = ["robot"]\nlevel = "{level}"', 1)
+    (paths.policy_dir / "50-test.toml").write_text(rules)
+    command = b"backup --key hunter2"
+
+    def files() -> bytes:
+        return b"".join(path.read_bytes() for path in paths.root.rglob("*") if path.is_file())
+
+    async def scene(world: World) -> None:
+        sshd = await world.login("robot")
+        shell, _ = await world.session(sshd, "robot", command)
+        assert (b"hunter2" in files()) == (level == "commands")
+        shell.end()
+        await world.ended()
+        close = world.last("close")
+        digest = hashlib.sha256(command).hexdigest() if level == "metadata" else None
+        assert (close.get("level"), close.get("command_sha256")) == (level, digest)
+        assert close.get("session_kind") == "command"
+        assert (b"hunter2" in files()) == (level == "commands")
+
+    run(paths, scene)
+
+
+@pytest.mark.parametrize("configured", ["", "[session]\ninput = true\n"])
+@pytest.mark.parametrize("said", [None, "output", "full"])
+def test_agent_keeps_input_if_a_rule_or_else_the_configuration_says_so(
+    paths: Paths, configured: str, said: Optional[str]
+) -> None:
+    paths.config.write_text(ROOMY + configured)
+    if said is not None:
+        rule = f'[[rule]]\nname = "all"\neffect = "record"\nlevel = "{said}"\n'
+        (paths.policy_dir / "20-level.toml").write_text(rule)
+    wanted = said or ("full" if configured else "output")
+
+    async def scene(world: World) -> None:
+        _, answer = await world.session(await world.login("alice"), "alice")
+        assert bool(answer.flags & wire.ANSWER_INPUT) == (wanted == "full")
+        assert world.last("open").get("level") == wanted
 
     run(paths, scene)
 

@@ -17,11 +17,10 @@ from recuse.config import (
     Paths,
     load,
     load_collector,
-    parse_duration,
-    parse_size,
     read_policy_dir,
 )
 from recuse.errors import ConfigError, PolicyError
+from recuse.tomlfile import parse_duration, parse_size
 
 ETC = Path(__file__).parents[2] / "packaging/etc"
 

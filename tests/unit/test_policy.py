@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recuse.errors import PolicyError
+from recuse.facts import facts_from_json, without_command
 from recuse.matchertoml import MATCHERS
 from recuse.policy import (
     EFFECTS,
@@ -26,6 +27,7 @@ from recuse.policy import (
     Facts,
     Grant,
     Policy,
+    Terms,
     decide,
     explain,
     facts_to_json,
@@ -374,6 +376,7 @@ def grant(**changes: Any) -> Grant:
 
 
 ALL = 'hosts = ["*"]'
+PAUSE = 'pause = "10m"\n' + GROUNDS
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(EFFECTS)), ids="-".join)
@@ -402,7 +405,8 @@ def test_verdict_of_an_effect(effect: str, verdict: str) -> None:
 def test_without_a_rule_everybody_is_recorded() -> None:
     decision = decide(facts(), policy(), NOW)
     assert decision == Decision(
-        "record", None, "record", None, None, None, None, policy().digest, (), facts()
+        "record", None, "record", None, None, None, None, policy().digest, (), facts(),
+        level="output",
     )
 
 
@@ -422,7 +426,89 @@ def test_a_decision_names_its_grounds() -> None:
         policy=one.digest,
         matched=("a", "b", "c"),
         facts=facts(),
+        level="metadata",
     )
+
+
+# -----------------------------------------------------------------------------
+# On what terms
+
+LEVELS_OF_RULES = [
+    ([], "output"),
+    ([("record", "")], "output"),
+    ([("record", 'level = "full"')], "full"),
+    ([("record", 'level = "full"'), ("record", 'level = "output"')], "full"),
+    ([("record", 'level = "output"'), ("record", "")], "output"),
+    ([("require-record", 'level = "full"'), ("require-record", "")], "full"),
+    ([("require-record", ""), ("record", 'level = "full"')], "full"),
+    ([("require-record", ""), ("exempt", 'level = "commands"')], "output"),
+    ([("exempt", "")], "metadata"),
+    ([("exempt", 'level = "commands"')], "commands"),
+    ([("exempt", 'level = "metadata"'), ("exempt", 'level = "commands"')], "commands"),
+    ([("exempt", ""), ("exempt", 'level = "commands"')], "commands"),
+    ([("exempt", ""), ("record", 'level = "full"')], "metadata"),
+    ([("deny", ""), ("require-record", 'level = "full"')], None),
+]
+
+
+@pytest.mark.parametrize("rules, level", LEVELS_OF_RULES, ids=str)
+def test_the_level_that_keeps_most_wins(
+    rules: List[Tuple[str, str]], level: Optional[str]
+) -> None:
+    for order in itertools.permutations(rules):
+        texts = [rule(f"r{n}", effect, ALL, line) for n, (effect, line) in enumerate(order)]
+        assert decide(facts(), policy(*texts), NOW).level == level
+
+
+def test_a_recording_keeps_what_is_configured_unless_a_rule_says() -> None:
+    assert decide(facts(), policy(), NOW, level="full").level == "full"
+    said = policy(rule("r", "record", ALL, 'level = "output"'))
+    assert decide(facts(), said, NOW, level="full").level == "output"
+
+
+TERMS = [
+    # rules, (supervised, confirm, notice, pause)
+    ([("exempt", "supervised = true")], (True, False, None, None)),
+    ([("exempt", "supervised = true"), ("exempt", "")], (True, False, None, None)),
+    ([("exempt", "supervised = false")], (False, False, None, None)),
+    ([("record", "confirm = true"), ("record", "confirm = false")], (False, True, None, None)),
+    ([("require-record", ""), ("record", "confirm = true")], (False, True, None, None)),
+    ([("exempt", ""), ("record", "confirm = true")], (False, False, None, None)),
+    ([("record", 'notice = "lab"')], (False, False, "lab", None)),
+    ([("record", PAUSE)], (False, False, None, 600)),
+    ([("record", PAUSE), ("record", "")], (False, False, None, 600)),
+    ([("record", PAUSE), ("record", PAUSE.replace("10m", "5m"))], (False, False, None, 300)),
+    ([("record", PAUSE), ("record", PAUSE.replace("10m", "0s"))], (False, False, None, None)),
+    ([("require-record", ""), ("record", PAUSE)], (False, False, None, None)),
+    ([("exempt", 'supervised = true\npause = "10m"')], (True, False, None, 600)),
+    ([("exempt", ""), ("record", PAUSE)], (False, False, None, None)),
+]
+
+
+@pytest.mark.parametrize("rules, expected", TERMS, ids=str)
+def test_no_rule_is_undercut_by_another(
+    rules: List[Tuple[str, str]], expected: Tuple[bool, bool, Optional[str], Optional[int]]
+) -> None:
+    for order in itertools.permutations(rules):
+        texts = [rule(f"r{n}", effect, ALL, line) for n, (effect, line) in enumerate(order)]
+        got = decide(facts(), policy(*texts), NOW)
+        assert (got.supervised, got.confirm, got.notice, got.pause_seconds) == expected
+
+
+def test_the_first_rule_by_name_chooses_the_template() -> None:
+    one = policy(rule("b", "record", ALL, 'notice = "b"'), rule("a", "record", ALL))
+    assert decide(facts(), one, NOW).notice == "b"
+    both = policy(rule("b", "record", ALL, 'notice = "b"'), rule("a", "record", 'notice = "a"'))
+    assert decide(facts(), both, NOW).notice == "a"
+
+
+def test_a_grant_has_terms_of_its_own() -> None:
+    terms = Terms(level="commands", supervised=True, pause_seconds=60)
+    rules = policy(rule("r", "exempt", ALL, "confirm = true"))
+    got = decide(facts(), rules, NOW, [grant(terms=terms, reason_code="INC")])
+    assert (got.level, got.supervised, got.pause_seconds) == ("commands", True, 60)
+    assert (got.confirm, got.reason_code) == (False, "INC")
+    assert decide(facts(), policy(), NOW, [grant()]).level == "metadata"
 
 
 @pytest.mark.parametrize(
@@ -575,6 +661,27 @@ FAULTS = [
     ('tty = true\n[[rule]]\nname = " "\neffect = "record"', 6, "' ' is no name for a rule"),
     ('tty = true\n[[rule]]\neffect = "record"\nname = "x"', 7,
      "rule 'x' is there already, at 0.toml:2"),
+    ('tty = true\nlevel = "output"', 5, "a denied session has no 'level'"),
+    ("tty = true\nconfirm = true", 5, "a denied session has no 'confirm'"),
+    *(
+        ("tty = true\n" + rule("y", effect, GROUNDS * (effect != "exempt") + "tty = true", line),
+         12, words)
+        for effect, line, words in [
+            ("record", 'level = "metadata"', "level 'metadata' is an exemption: record rules"),
+            ("require-record", 'level = "commands"', "rules have output or full"),
+            ("exempt", 'level = "full"', "level 'full' is a recording"),
+            ("record", 'level = "outptu"', "unknown level 'outptu'; did you mean 'output'?"),
+            ("record", "level = 3", "'level' must be a string"),
+            ("record", "supervised = true", "'supervised' is for exempt rules"),
+            ("require-record", 'pause = "5m"', "what has to be recorded cannot be paused"),
+            ("exempt", 'pause = "5m"', "can be paused only if it is supervised"),
+            ("record", 'pause = "5"', "'5' is no duration"),
+            ("record", 'pause = "25h"', "'25h' is too long for a pause: 24h at most"),
+            ("record", "pause = 5", "'pause' must be a string"),
+            ("record", 'confirm = "yes"', "'confirm' must be true or false"),
+            ("record", 'notice = "../x"', "'../x' is no name of a template"),
+        ]
+    ),
     ("tty = true\n[roles.empty]", 5, "role 'empty' has neither users nor groups"),
     ('tty = true\n[roles]\nops = ["a"]', 6, "'ops' must be a table, not a list"),
     ('tty = true\n[roles.r]\nuser = ["a"]\ngroups = ["g"]', 6, "unknown key 'user'; did you mean"),
@@ -601,6 +708,14 @@ def test_an_exempt_rule_needs_reason_owner_and_expiry() -> None:
         "0.toml:2: exempt rule 'x' has no reason",
         "0.toml:2: exempt rule 'x' has no owner",
         "0.toml:2: exempt rule 'x' has no expires",
+    ]
+
+
+def test_a_pause_needs_what_an_exemption_needs() -> None:
+    text = '\n[[rule]]\nname = "x"\neffect = "record"\npause = "5m"\nowner = "me"\n'
+    assert faults_of(text) == [
+        "0.toml:2: rule with a pause 'x' has no reason",
+        "0.toml:2: rule with a pause 'x' has no expires",
     ]
 
 
@@ -691,12 +806,33 @@ def test_explain_names_the_grant_that_goes_before() -> None:
     assert trace.why.endswith("grant g-1 goes before it")
 
 
+NO_FACTS = [
+    {"uid": "1"}, {"uid": True}, {"groups": "staff"}, {"groups": [1]}, {"tty": 1},
+    {"user": 3}, {"command": ["x"]}, {"host_tags": {"a": 1}}, {"tags": [None]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("told", NO_FACTS, ids=str)
+def test_what_is_no_facts_is_refused(told: Dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(told))):
+        facts_from_json(told)
+
+
+def test_a_command_taken_out_counts_as_not_known() -> None:
+    seen = without_command(facts(command="cat /secret"))
+    assert seen == facts(command="", command_cut=True)
+    assert without_command(facts()) == facts()
+
+
 def test_facts_become_json() -> None:
     values = json.loads(json.dumps(facts_to_json(facts(groups=None, claimed_tags=frozenset("ba")))))
     assert set(values) == {field.name for field in dataclasses.fields(Facts)}
     assert values["host_tags"] == ["pci", "production"]
     assert values["claimed_tags"] == ["a", "b"]
     assert values["groups"] is None
+    for one in (facts(groups=None, claimed_tags=frozenset("ba")), facts(), at_login(source=None)):
+        assert facts_from_json(json.loads(json.dumps(facts_to_json(one)))) == one
+    assert decide(facts_from_json({}), policy(), NOW).verdict == "record"
 
 
 # -----------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from typing import Any, Callable, Dict, List, Tuple
@@ -222,6 +223,42 @@ def test_a_close_is_readable_alone() -> None:
         "verdict": "exempt", "outcome": "exempt", "rule": "payroll", "reason": "works-council",
         "owner": "carol@example.org", "host": "h1", "service": "sshd",
     }.items()  # fmt: skip
+
+
+def test_a_stub_of_metadata_has_the_hash_of_the_command_alone() -> None:
+    secret, raw = "mysql -phunter2 \\xff", b"mysql -phunter2 \xff"
+    session = rec.without_command_line(replace(SESSION, kind="command", command=secret), raw)
+    decision = replace(DECISION, level="metadata", facts=replace(FACTS, command=secret))
+    entries = [
+        rec.exempt_entry(HOST, 8, NOW, session, decision),
+        rec.close_entry(
+            HOST, 9, NOW, session, "exempt", "exempt", NOW, None, 0, 0, None, decision=decision
+        ),
+    ]
+    assert not any(b"hunter2" in entry for entry in entries)
+    row = rec.fold(map(rec.parse, entries)).sessions[SESSION.id]
+    assert (row.command, row.kind, row.level) == (None, "command", "metadata")
+    assert row.command_sha256 == hashlib.sha256(raw).hexdigest()
+    told = rec.parse(entries[0]).ours["facts"]
+    assert (told["command"], told["command_cut"]) == ("", True)
+
+
+def test_an_entry_says_on_what_terms_the_session_goes_on() -> None:
+    decision = replace(
+        DECISION, level="commands", supervised=True, confirm=True, reason_code="WC",
+        pause_seconds=60, tags=("night",), facts=replace(FACTS, command="make"),
+    )  # fmt: skip
+    session = replace(SESSION, command="make")
+    entry = rec.parse(rec.exempt_entry(HOST, 8, NOW, session, decision))
+    wanted = {
+        "level": "commands", "supervised": True, "confirm": True, "reason_code": "WC",
+        "pause_seconds": 60, "tags": ["night"],
+    }  # fmt: skip
+    assert {key: entry.ours[key] for key in wanted} == wanted
+    assert entry.ours["facts"]["command"] == "make"
+    row = rec.fold([entry]).sessions[SESSION.id]
+    assert (row.level, row.supervised, row.reason_code) == ("commands", True, "WC")
+    assert (row.tags, row.claimed_tags, row.command) == (["night"], ["ticket-1"], "make")
 
 
 @pytest.mark.parametrize("name", ENTRIES)
