@@ -43,13 +43,14 @@ dist/.stamp: $(sources) Makefile
 	@touch $@
 
 .PHONY: lint
-lint: ## ruff, mypy --strict, mandoc, warnings of gcc and clang as errors
+lint: ## ruff, mypy --strict, mandoc, gcc with its analyzer, clang, cppcheck, AppArmor profiles
 	$(cache)/venv/bin/ruff check agent $(python_tests)
 	$(python) -m mypy --strict --python-version 3.11 agent/recuse
 	MYPYPATH=agent:tests/system $(python) -m mypy --strict --python-version 3.11 tests/system
 	tests/tools/lint-man docs/man/*.[1-8]
 	tests/tools/lint-c gcc
 	tests/tools/lint-c clang
+	apparmor_parser --skip-kernel-load --skip-cache --quiet packaging/apparmor/*
 
 .PHONY: test-unit
 test-unit: ## unit tests of the Python parts, no privilege needed
@@ -67,6 +68,13 @@ test-system: deb ## tests on a booted host with the packages installed (as root)
 .PHONY: fuzz
 fuzz: ## fuzz the parsers, each for FUZZ_SECONDS (60)
 	$(MAKE) -C pam_hook fuzz
+	@mkdir -p build/fuzz
+	@for target in $$($(python) tests/fuzz/fuzz_python.py --list); do \
+	    echo "==> $$target"; \
+	    $(python) tests/fuzz/fuzz_python.py --seeds $$target build/fuzz/$$target; \
+	    $(python) tests/fuzz/fuzz_python.py $$target -max_len=70000 \
+	        -max_total_time=$${FUZZ_SECONDS:-60} -artifact_prefix=build/fuzz/ build/fuzz/$$target; \
+	done
 
 .PHONY: bench
 bench: setup deb ## measure against the peers, write docs/benchmarks.md (as root, some 15 minutes)
