@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+"""Any bytes through the parsers that read what others wrote, guided by what they reach (atheris).
+
+usage: fuzz_python.py TARGET [libFuzzer options] [CORPUS]
+
+A parser refuses with its own error or accepts; anything else is a finding. What it accepts and can
+write again must come out as the same bytes, where there is one way to say a thing.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Callable, Dict, Tuple, Type
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "agent"))
+
+import atheris  # noqa: E402
+
+with atheris.instrument_imports(include=["recuse"]):
+    from recuse import cast, checkpoint, httpsig, policytoml, records, wire
+    from recuse.errors import RecuseError
+
+CONTRIB = ROOT / "contrib" / "policies"
+SEEDS: Dict[str, Tuple[bytes, ...]] = {
+    "policy": tuple(path.read_bytes() for path in sorted(CONTRIB.glob("*.toml"))),
+    "httpsig": (
+        b'recuse=("@method" "@path" "content-digest" "content-type");created=1;keyid="a/b/1";'
+        b'alg="ed25519";tag="recuse-v1"',
+    ),
+    "records": (
+        b'{"class_uid":1008,"activity_id":99,"time":1,"unmapped":{"recuse":{"kind":"stop"}}}',
+    ),
+    "cast": (b'{"version":2,"width":80,"height":24}\n[0.1,"o","x"]\n[0.2,"b","eA=="]\n',),
+    "append": (b"\0\0\0\1n\0\1e",),
+}
+"""What to start from; those of `wire` and `note` are vectors besides."""
+
+
+def fuzz_policy(data: bytes) -> None:
+    policytoml.parse_policy([("fuzz.toml", data)])
+
+
+def fuzz_wire(data: bytes) -> None:
+    assert wire.encode(wire.decode(data)) == data
+
+
+def fuzz_httpsig(data: bytes) -> None:
+    text = data.decode("latin-1")
+    first, _, rest = text.partition("\n")
+    if first == "digest":
+        httpsig.check_content_digest(rest, b"body")
+    parsed = httpsig.parse_input(first)
+    httpsig.parse_signature(rest, parsed.label)
+
+
+def fuzz_append(data: bytes) -> None:
+    note, entries = httpsig.unpack_append(data)
+    assert httpsig.pack_append(note, entries) == data
+
+
+def fuzz_note(data: bytes) -> None:
+    note = checkpoint.Note.parse(data)
+    assert note.serialise() == data
+    checkpoint.Checkpoint.parse(note.text)
+
+
+def fuzz_proof(data: bytes) -> None:
+    proof = checkpoint.Proof.parse(data)
+    assert proof.serialise() == data
+
+
+def fuzz_records(data: bytes) -> None:
+    entry = records.parse(data)
+    view = records.fold([entry])
+    for row in view.rows():
+        row.to_json()
+
+
+def fuzz_cast(data: bytes) -> None:
+    for _ in cast.read(cast.split_lines([data]))[1]:
+        pass
+
+
+TARGETS: Dict[str, Callable[[bytes], None]] = {
+    name[5:]: value for name, value in list(globals().items()) if name.startswith("fuzz_")
+}
+REFUSED: Tuple[Type[BaseException], ...] = (RecuseError,)
+
+
+def main() -> None:
+    target = TARGETS[sys.argv.pop(1)]
+
+    def one(data: bytes) -> None:
+        try:
+            target(data)
+        except REFUSED:
+            pass
+
+    atheris.Setup(sys.argv, one)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--seeds"]:  # TARGET DIRECTORY: write what it starts from
+        place = Path(sys.argv[3])
+        place.mkdir(parents=True, exist_ok=True)
+        for number, seed in enumerate(SEEDS.get(sys.argv[2], ())):
+            (place / f"seed-{number}").write_bytes(seed)
+    elif sys.argv[1:2] == ["--list"]:
+        sys.stdout.write("\n".join(sorted(TARGETS)) + "\n")
+    else:
+        main()
