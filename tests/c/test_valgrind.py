@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import subprocess
-from pathlib import Path
 from typing import List, Sequence
 
 import pytest
