@@ -212,8 +212,7 @@ def unpack(session: str, segment: records.SegmentRow, blob: bytes) -> bytes:
     return plain
 
 
-def _fold(sources: Sequence[Source]) -> records.View:
-    view = records.View()
+def _fold(sources: Sequence[Source], view: records.View) -> records.View:
     for source in sources:
         for _, entry, _ in source.entries():
             if entry is None:
@@ -225,15 +224,19 @@ def _fold(sources: Sequence[Source]) -> records.View:
     return view
 
 
-def open_catalog(paths: config.Paths, directory: Optional[str]) -> Catalog:
-    """Read the ledger of this host, or of the archive in `directory`.
+def open_catalog(
+    paths: config.Paths, directory: Optional[str], view: Optional[records.View] = None
+) -> Catalog:
+    """Read the ledger of this host, or of the archive in `directory`, into `view` if given.
 
     Raises: AccessDenied, NotFound.
     """
+    if view is None:
+        view = records.View()
     try:
         if directory is not None:
             sources = open_archive(directory)
-            return Catalog(sources, _fold(sources))
+            return Catalog(sources, _fold(sources, view))
         if not os.path.isdir(paths.state):
             raise NotFound("this host has no ledger", "start the agent, or give --dir ARCHIVE")
         if not os.access(paths.state, os.R_OK | os.X_OK):
@@ -246,7 +249,7 @@ def open_catalog(paths: config.Paths, directory: Optional[str]) -> Catalog:
             remote = _central(paths) or None
         elif central.is_dir():
             stores = open_archive(str(central))
-        return Catalog(sources, _fold(sources), str(paths.spool / "live"), stores, remote)
+        return Catalog(sources, _fold(sources, view), str(paths.spool / "live"), stores, remote)
     except PermissionError as e:
         raise AccessDenied("%s is not for you to read" % e.filename, "run it with sudo") from None
 

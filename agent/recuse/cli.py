@@ -152,6 +152,7 @@ def make_parser() -> Parser:
     as_json(one)
 
     cli_policy.add_commands(add, commands)
+    cli_report.add_commands(add, commands)
 
     one = add("doctor", doctor, "look for whatever would break logins or recording")
     one.add_argument(

@@ -184,8 +184,8 @@ class Call:
     def control(self, verb: str, **more: Any) -> dict[str, Any]:
         return ask({"verb": verb, **more}, str(self.paths.control_socket))
 
-    def catalog(self) -> catalog.Catalog:
-        return catalog.open_catalog(self.paths, getattr(self.args, "dir", None))
+    def catalog(self, view: Optional[records.View] = None) -> catalog.Catalog:
+        return catalog.open_catalog(self.paths, getattr(self.args, "dir", None), view)
 
     def machine(self) -> hostsetup.Machine:
         socket = str(self.paths.control_socket)

@@ -25,7 +25,7 @@ _recuse() {
     local options=''
     case $prev in
         --dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
-        -o | --output | --key | --host-key | --collector-key | --ca | --policy)
+        -o | --output | --key | --host-key | --collector-key | --ca | --html | --pseudonym-key | --policy)
             COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --user) COMPREPLY=($(compgen -u -- "$cur")); return ;;
         --group) COMPREPLY=($(compgen -g -- "$cur")); return ;;
@@ -38,16 +38,19 @@ _recuse() {
         --format) COMPREPLY=($(compgen -W 'cast cast3 text json' -- "$cur")); return ;;
         --blobs) COMPREPLY=($(compgen -W 'require present skip' -- "$cur")); return ;;
         --since | --until | --at) COMPREPLY=($(compgen -W 'now today yesterday' -- "$cur")); return ;;
-        -s | --speed | --settle | -i | --idle-limit | --start | --seek | --min-size | --url | --token | \
+        -s | --speed | -k | --smallest-group | --settle | -i | --idle-limit | --start | --seek | --min-size | --url | --token | \
             --service | --uid | --source | --claimed-source | --ruser | --command | --host | \
             --host-tag | --tag | --claimed-tag)
             return ;;
     esac
     case $command in
         '')
-            options='status sync sessions show play export verify policy doctor enable disable
+            options='status sync sessions show play export verify policy report doctor enable disable
                 enroll --debug --version --help' ;;
         status | sync) options='--json' ;;
+        report)
+            options='--since --until --html --works-council --smallest-group --pseudonym-key --dir
+                --json' ;;
         doctor) options='--coverage --since --settle --json' ;;
         sessions) options='--user --verdict --outcome --since --until --dir --json' ;;
         show) options='--dir --json' ;;

@@ -111,3 +111,17 @@ def test_only_root_and_the_service_may_enter_findings(host: Host) -> None:
         "recuse", "doctor", "--coverage",
     )  # fmt: skip
     assert asked.returncode == 7, asked.stderr
+
+
+def test_report_says_what_was_exempt(host: Host) -> None:
+    with watching(host):
+        host.ssh("dave", "true")
+    told = host.json("recuse", "report", "--json")
+    assert isinstance(told, dict)
+    exempt = {one["name"]: one["exempt"] for one in told["by"]["rule"]}
+    assert exempt["dave-is-exempt"] >= 1
+    assert any(one["rule"] == "dave-is-exempt" for one in told["expiring"])
+    host.run("recuse", "report", "--works-council", "--html", "/root/report.html", check=True)
+    page = host.read("/root/report.html")
+    assert "dave-is-exempt" in page and "privacy@example.org" in page and "alice" not in page
+    assert host.run("recuse report | head -n 1").stdout.endswith(" in all\n")

@@ -1035,6 +1035,59 @@ def test_every_error_class_has_its_own_exit_code() -> None:
     assert listed >= {0, 2, *codes}
 
 
+def test_report_counts_what_was_exempt(recuse: Any, made: Made) -> None:
+    told = recuse("report", "--json")
+    assert told.code == 0, told.err
+    total = told.json["total"]
+    assert (total["exempt"], total["sessions"], told.json["outcomes"]["refused"]) == (1, 3, 1)
+    assert [one["name"] for one in told.json["by"]["user"]] == ["bob", "ann", "tom"]
+    shown = recuse("report")
+    assert shown.code == 0 and "1 of 3 sessions were exempt from recording: 33.3 %" in shown.out
+    assert "bob" in shown.out
+    later = recuse("report", "--json", "--since", "2099-01-01").json
+    assert later["total"]["sessions"] == 0
+    copied = recuse("report", "--json", "--dir", str(made.root / "var/lib/recuse/ledger"))
+    assert copied.json["total"] == total
+
+
+def test_report_as_a_page(recuse: Any, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    told = recuse("report", "--html", str(page))
+    assert (told.code, told.out) == (0, "") and page.read_text().startswith("<!DOCTYPE html>")
+    assert recuse("report", "--html", str(tmp_path / "no/where.html")).code == 6
+
+
+def test_report_for_a_works_council_names_nobody(recuse: Any, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(b"k" * 32)
+    args = ("report", "--json", "--works-council", "-k", "2", "--pseudonym-key", str(key))
+    first = recuse(*args)
+    assert first.code == 0 and not re.search("bob|ann|tom|192.0.2|rsync", first.out)
+    assert first.json["by"]["user"] == recuse(*args).json["by"]["user"]
+    assert first.json["by"]["user"] != recuse(*args[:-2]).json["by"]["user"]
+    assert "pseudonyms" in recuse(*args[:1], *args[2:]).out
+
+
+@pytest.mark.parametrize(
+    "argv, code",
+    [
+        (("--works-council", "-k", "1"), 2),
+        (("-k", "5"), 2),
+        (("--works-council", "--pseudonym-key", "/nowhere"), 6),
+        (("--works-council", "--pseudonym-key", "/dev/null"), 2),
+        (("--dir", "/nowhere"), 6),
+    ],
+)
+def test_report_refuses_what_makes_no_sense(recuse: Any, argv: tuple[str, ...], code: int) -> None:
+    told = recuse("report", *argv)
+    assert (told.code, told.out) == (code, "") and told.err.startswith("recuse: error: ")
+
+
+def test_options_of_coverage_alone_are_refused(recuse: Any) -> None:
+    assert recuse("doctor", "--since", "1d").code == 2
+    assert recuse("doctor", "--settle", "1").code == 2
+
+
 def test_every_option_is_in_the_manual_and_the_completions() -> None:
     parser = cli.make_parser()
     page = (AGENT.parent / "docs/man/recuse.1").read_text()
