@@ -31,6 +31,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "confirm.h"
 #include "relay.h"
 #include "wire.h"
 
@@ -437,12 +438,10 @@ get_language(const struct caller *c)
     return "";
 }
 
-static int
-ask_agent(const struct caller *c, struct recuse_relay *r,
-          struct recuse_answer *ret)
+static ssize_t
+encode_session(const struct caller *c, const struct recuse_relay *r,
+               uint8_t *packet, size_t size)
 {
-    static uint8_t request[RECUSE_MAX_MESSAGE], reply[RECUSE_MAX_MESSAGE];
-    const int fds[2] = { STDIN_FILENO, r->master };
     const char *command = c->command ? c->command : "";
     struct recuse_session s = {
         .rows = r->size.ws_row,
@@ -453,8 +452,6 @@ ask_agent(const struct caller *c, struct recuse_relay *r,
         .lang = field(get_language(c), RECUSE_MAX_NAME),
         .tags = field(get_variable(c, "LC_RECUSE_TAGS"), RECUSE_MAX_TAGS),
     };
-    ssize_t len;
-    int e;
 
     if (r->terminal)
         s.flags |= RECUSE_SESSION_HAS_TTY;
@@ -464,14 +461,66 @@ ask_agent(const struct caller *c, struct recuse_relay *r,
         s.flags |= RECUSE_SESSION_HAS_COMMAND;
     if (command[s.command.len])
         s.flags |= RECUSE_SESSION_COMMAND_CUT;
-    len = recuse_encode_session(request, sizeof request, &s);
+    return recuse_encode_session(packet, size, &s);
+}
+
+/*
+ * Ask the agent, and the user if it wants that.  Sets *ret_again if the agent
+ * went away while the user was asked: the next one knows nothing of it.
+ */
+static int
+ask_once(struct recuse_relay *r, const uint8_t *request, size_t len,
+         struct recuse_answer *ret, bool *ret_again)
+{
+    static uint8_t reply[RECUSE_MAX_MESSAGE];
+    const int fds[2] = { STDIN_FILENO, r->master };
+    enum recuse_said said;
+    int e;
+
+    *ret_again = false;
+    e = recuse_ask(RECUSE_HOST_SOCKET, request, len, fds, r->terminal ? 2 : 0,
+                   RECUSE_DEADLINE_MS, reply, sizeof reply, ret, &r->conn,
+                   &r->recording);
+    if (e)
+        return e;
+    if (ret->verdict == RECUSE_ASK) {
+        if (!r->terminal)       /* there is nobody to be asked */
+            return -EPROTO;
+        said = recuse_ask_person(r->tty_in, r->tty_out, &ret->notice,
+                                 &ret->message, r->conn, RECUSE_CONFIRM_MS);
+        e = said == RECUSE_SAID_NOBODY_ASKS ? -EPROTO
+            : recuse_confirm(r->conn, said == RECUSE_SAID_YES,
+                             RECUSE_DEADLINE_MS, reply, sizeof reply, ret,
+                             &r->recording);
+        *ret_again = e == -EPROTO;
+        if (e)
+            return e;
+    }
+    /* ALLOW is for PAM, and nobody is asked twice. */
+    return ret->verdict == RECUSE_ALLOW || ret->verdict == RECUSE_ASK
+        ? -EPROTO : 0;
+}
+
+static int
+ask_agent(const struct caller *c, struct recuse_relay *r,
+          struct recuse_answer *ret)
+{
+    static uint8_t request[RECUSE_MAX_MESSAGE];
+    ssize_t len = encode_session(c, r, request, sizeof request);
+    bool again;
+    int e;
+
     if (len < 0)
         return (int) len;
-    e = recuse_ask(RECUSE_HOST_SOCKET, request, (size_t) len, fds,
-                   r->terminal ? 2 : 0, RECUSE_DEADLINE_MS, reply,
-                   sizeof reply, ret, &r->conn, &r->recording);
-    if (e == 0 && ret->verdict == RECUSE_ALLOW)
-        e = -EPROTO;            /* that is for PAM */
+    e = ask_once(r, request, (size_t) len, ret, &again);
+    if (e && again) {
+        close(r->conn);
+        e = ask_once(r, request, (size_t) len, ret, &again);
+    }
+    if (e && r->conn >= 0) {
+        close(r->conn);
+        r->conn = -1;
+    }
     return e;
 }
 

@@ -204,13 +204,22 @@ check_session(const struct recuse_session *s)
 }
 
 static int
+check_limits(const struct recuse_limits *l)
+{
+    return l->action <= RECUSE_END ? 0 : -EPROTO;
+}
+
+static int
 check_answer(const struct recuse_answer *a)
 {
-    if (a->flags & ~RECUSE_ANSWER_FLAGS)
+    if (a->flags & ~RECUSE_ANSWER_FLAGS || check_limits(&a->limits))
+        return -EPROTO;
+    if (a->flags & RECUSE_ANSWER_WITHHOLD && a->verdict != RECUSE_RECORD)
         return -EPROTO;
     switch (a->verdict) {
     case RECUSE_ALLOW:
     case RECUSE_REFUSE:
+    case RECUSE_ASK:
         return 0;
     case RECUSE_RECORD:
     case RECUSE_EXEC:
@@ -225,6 +234,39 @@ static int
 is_login_type(enum recuse_type type)
 {
     return type == RECUSE_LOGIN || type == RECUSE_LOGOUT;
+}
+
+static int
+is_state_type(enum recuse_type type)
+{
+    return type == RECUSE_CONFIRM || type == RECUSE_HELD;
+}
+
+static int
+is_hold_type(enum recuse_type type)
+{
+    return type == RECUSE_HOLD || type == RECUSE_RELEASE;
+}
+
+static void
+put_limits(struct writer *w, const struct recuse_limits *l)
+{
+    put_int(w, l->rate, 8);
+    put_int(w, l->burst, 8);
+    put_int(w, l->size_limit, 8);
+    put_int(w, l->action, 1);
+}
+
+static struct recuse_limits
+get_limits(struct reader *r)
+{
+    struct recuse_limits l;
+
+    l.rate = get_int(r, 8);
+    l.burst = get_int(r, 8);
+    l.size_limit = get_int(r, 8);
+    l.action = (uint8_t)get_int(r, 1);
+    return l;
 }
 
 ssize_t
@@ -276,6 +318,44 @@ recuse_encode_signal(uint8_t *buf, size_t size, uint8_t signo)
 }
 
 ssize_t
+recuse_encode_state(uint8_t *buf, size_t size, enum recuse_type type,
+                    bool state)
+{
+    struct writer w = begin_message(buf, size, type);
+
+    if (!is_state_type(type))
+        return -EPROTO;
+    put_int(&w, state, 1);
+    return end_message(&w);
+}
+
+ssize_t
+recuse_encode_hold(uint8_t *buf, size_t size, enum recuse_type type,
+                   const struct recuse_hold *h)
+{
+    struct writer w = begin_message(buf, size, type);
+
+    if (!is_hold_type(type))
+        return -EPROTO;
+    if (type == RECUSE_HOLD)
+        put_int(&w, h->until_ns, 8);
+    put_str(&w, &h->mark, RECUSE_MAX_LINE);
+    put_str(&w, &h->line, RECUSE_MAX_LINE);
+    return end_message(&w);
+}
+
+ssize_t
+recuse_encode_limits(uint8_t *buf, size_t size, const struct recuse_limits *l)
+{
+    struct writer w = begin_message(buf, size, RECUSE_LIMITS);
+
+    put_limits(&w, l);
+    if (!w.err)
+        w.err = check_limits(l);
+    return end_message(&w);
+}
+
+ssize_t
 recuse_encode_answer(uint8_t *buf, size_t size, const struct recuse_answer *a)
 {
     struct writer w = begin_message(buf, size, RECUSE_ANSWER);
@@ -284,6 +364,7 @@ recuse_encode_answer(uint8_t *buf, size_t size, const struct recuse_answer *a)
     put_int(&w, a->flags, 4);
     put_int(&w, a->start_ns, 8);
     put_int(&w, a->capture_bytes, 8);
+    put_limits(&w, &a->limits);
     put_str(&w, &a->session, RECUSE_MAX_NAME);
     put_str(&w, &a->label, RECUSE_MAX_NAME);
     put_str(&w, &a->shell, RECUSE_MAX_PATH);
@@ -363,6 +444,56 @@ recuse_decode_signal(const uint8_t *buf, size_t len, uint8_t *ret_signo)
 }
 
 int
+recuse_decode_state(const uint8_t *buf, size_t len, enum recuse_type type,
+                    bool *ret_state)
+{
+    struct reader r = open_typed(buf, len, type);
+    uint8_t state = (uint8_t)get_int(&r, 1);
+    int e = close_message(&r);
+
+    if (!e && (!is_state_type(type) || state > 1))
+        e = -EPROTO;
+    if (!e)
+        *ret_state = state;
+    return e;
+}
+
+int
+recuse_decode_hold(const uint8_t *buf, size_t len, enum recuse_type type,
+                   struct recuse_hold *ret)
+{
+    struct reader r = open_typed(buf, len, type);
+    struct recuse_hold h = { .until_ns = 0 };
+    int e;
+
+    if (!is_hold_type(type))
+        return -EPROTO;
+    if (type == RECUSE_HOLD)
+        h.until_ns = get_int(&r, 8);
+    h.mark = get_str(&r, RECUSE_MAX_LINE);
+    h.line = get_str(&r, RECUSE_MAX_LINE);
+    e = close_message(&r);
+    if (!e)
+        *ret = h;
+    return e;
+}
+
+int
+recuse_decode_limits(const uint8_t *buf, size_t len,
+                     struct recuse_limits *ret)
+{
+    struct reader r = open_typed(buf, len, RECUSE_LIMITS);
+    struct recuse_limits l = get_limits(&r);
+    int e = close_message(&r);
+
+    if (!e)
+        e = check_limits(&l);
+    if (!e)
+        *ret = l;
+    return e;
+}
+
+int
 recuse_decode_answer(const uint8_t *buf, size_t len,
                      struct recuse_answer *ret)
 {
@@ -374,6 +505,7 @@ recuse_decode_answer(const uint8_t *buf, size_t len,
     a.flags = (uint32_t)get_int(&r, 4);
     a.start_ns = get_int(&r, 8);
     a.capture_bytes = get_int(&r, 8);
+    a.limits = get_limits(&r);
     a.session = get_str(&r, RECUSE_MAX_NAME);
     a.label = get_str(&r, RECUSE_MAX_NAME);
     a.shell = get_str(&r, RECUSE_MAX_PATH);
@@ -606,6 +738,38 @@ receive_packet(int conn, uint8_t *buf, size_t size, int64_t deadline_ns,
     return 0;
 }
 
+/*
+ * Send a packet and wait for the answer to it.  On success *ret points into
+ * `buf` and *ret_fd is the descriptor received, or -1.
+ */
+static int
+exchange(int conn, const uint8_t *packet, size_t len, const int *fds,
+         unsigned nfds, int64_t deadline_ns, uint8_t *buf, size_t size,
+         struct recuse_answer *ret, int *ret_fd)
+{
+    struct recuse_answer answer;
+    size_t answer_len = 0;
+    int fd = -1;
+    int e = send_packet(conn, packet, len, fds, nfds, deadline_ns);
+
+    if (!e)
+        e = receive_packet(conn, buf, size, deadline_ns, &answer_len, &fd);
+    if (e)
+        return e;
+    /* To the caller, nonsense is nonsense. */
+    if (recuse_decode_answer(buf, answer_len, &answer) ||
+        (answer.verdict == RECUSE_RECORD) != (fd >= 0) ||
+        (fd >= 0 && !ret_fd)) {
+        if (fd >= 0)
+            close(fd);
+        return -EPROTO;
+    }
+    *ret = answer;
+    if (ret_fd)
+        *ret_fd = fd;
+    return 0;
+}
+
 int
 recuse_ask(const char *path, const uint8_t *packet, size_t len,
            const int *fds, unsigned nfds, int deadline_ms,
@@ -613,43 +777,33 @@ recuse_ask(const char *path, const uint8_t *packet, size_t len,
            int *ret_conn, int *ret_fd)
 {
     int64_t deadline_ns = monotonic_ns() + (int64_t)deadline_ms * 1000000;
-    struct recuse_answer answer;
-    size_t answer_len = 0;
-    int e, conn = -1, fd = -1;
+    int e, conn = -1;
 
     if (nfds > RECUSE_MAX_FDS || len > RECUSE_MAX_MESSAGE)
         return -EMSGSIZE;
     e = connect_agent(path, deadline_ns, &conn);
     if (e)
         return e;
-    e = send_packet(conn, packet, len, fds, nfds, deadline_ns);
-    if (e)
-        goto out;
-    e = receive_packet(conn, buf, size, deadline_ns, &answer_len, &fd);
-    if (e)
-        goto out;
-    e = recuse_decode_answer(buf, answer_len, &answer);
-    if (e) {
-        e = -EPROTO;            /* to the caller, nonsense is nonsense */
-        goto out;
-    }
-    if ((answer.verdict == RECUSE_RECORD) != (fd >= 0) ||
-        (fd >= 0 && !ret_fd)) {
-        e = -EPROTO;
-        goto out;
-    }
-    *ret = answer;
-    if (ret_fd)
-        *ret_fd = fd;
-    if (ret_conn)
+    e = exchange(conn, packet, len, fds, nfds, deadline_ns, buf, size, ret,
+                 ret_fd);
+    if (!e && ret_conn)
         *ret_conn = conn;
     else
         close(conn);
-    return 0;
-
-out:
-    if (fd >= 0)
-        close(fd);
-    close(conn);
     return e;
+}
+
+int
+recuse_confirm(int conn, bool yes, int deadline_ms, uint8_t *buf, size_t size,
+               struct recuse_answer *ret, int *ret_fd)
+{
+    int64_t deadline_ns = monotonic_ns() + (int64_t)deadline_ms * 1000000;
+    uint8_t packet[HEADER_SIZE + 1];
+    ssize_t len = recuse_encode_state(packet, sizeof(packet), RECUSE_CONFIRM,
+                                      yes);
+
+    if (len < 0)
+        return (int)len;
+    return exchange(conn, packet, (size_t)len, NULL, 0, deadline_ns, buf, size,
+                    ret, ret_fd);
 }

@@ -27,14 +27,25 @@
  *       SESSION  u32 flags  u16 rows  u16 cols  str argv0  str command
  *                str term  str lang  str tags
  *                fd outer terminal, fd inner pty master, iff SESSION_HAS_TTY
- *                -> ANSWER, verdict RECORD, EXEC or REFUSE
+ *                -> ANSWER, verdict RECORD, EXEC, REFUSE
+ *                or ASK
+ *       CONFIRM  u8 answer: 1 yes, 0 no
+ *                -> ANSWER, any verdict but ASK; sent after an ASK, on the
+ *                same connection
  *       SIGNAL   u8 signal number, SIGCONT alone
  *                -> no answer; sent while relaying only, to wake the user's
  *                processes, which the relay has no right to signal itself
+ *       HELD     u8 state: 1 content is no longer written, 0 it is again
+ *                -> no answer; once for each HOLD and RELEASE, when carried out
  *     from the agent
  *       ANSWER   u8 verdict  u32 flags  u64 start_ns  u64 capture_bytes
+ *                u64 rate  u64 burst  u64 size_limit  u8 action
  *                str session  str label  str shell  str notice  str message
  *                fd recording, iff verdict RECORD
+ *     from the agent to a relay that relays
+ *       HOLD     u64 until_ns  str mark  str line
+ *       RELEASE  str mark  str line
+ *       LIMITS   u64 rate  u64 burst  u64 size_limit  u8 action
  *
  * A connection carries one LOGIN, one LOGOUT, or one SESSION; that of a
  * recorded session stays open as long as the relay lives, and its end says
@@ -44,6 +55,27 @@
  * host module acts as if there were no agent.  The relay, once relaying,
  * ignores what it does not know, so that later agents may speak to it.
  *
+ * Verdict ASK asks that the user at the terminal agree to the notice before
+ * anything else: the message is the question.  How long people take is bound by
+ * RECUSE_CONFIRM_MS alone; the agent's answers before and after by
+ * RECUSE_DEADLINE_MS each.  Hanging up, time running out and everything but a
+ * yes mean no.  If the agent hangs up meanwhile (it is restarted), the shell
+ * begins anew with SESSION, once.
+ *
+ * Withholding.  With ANSWER_WITHHOLD, and between HOLD and RELEASE, the relay
+ * passes content on and counts it, and does not write it; nor does it keep a
+ * hash, with which guesses could be confirmed.  The mark is what the recording
+ * says of the change, the line what the terminal shows ("" for nothing).  The
+ * change waits for a point between characters and control sequences, at most
+ * RECUSE_SWITCH_MS.  A relay that holds ends that by itself at until_ns
+ * (CLOCK_MONOTONIC; 0: never), so that no pause outlives the agent's death.
+ *
+ * Limits bound what is recorded, not what is counted.  A rate or size of 0 is
+ * no limit.  `burst` bytes may come at once, then `rate` a second; size_limit
+ * is of the recording as a file.  The action says what happens beyond: SLOW
+ * takes less from the program (the size cannot wait, and leads to a gap), GAP
+ * counts and hashes, END ends the session.
+ *
  * Versions: the receiver refuses a version other than its own.  The agent and
  * the host module are one package; a relay that outlives an upgrade no longer
  * needs answers.
@@ -51,12 +83,13 @@
 #ifndef RECUSE_WIRE_H
 #define RECUSE_WIRE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
 #define RECUSE_WIRE_MAGIC   0x5243u     /* "RC" */
-#define RECUSE_WIRE_VERSION 1u
+#define RECUSE_WIRE_VERSION 2u
 
 /* Limits, in bytes.  A longer item is cut by the sender where the field says
  * so, and is a protocol error to the receiver. */
@@ -69,11 +102,18 @@
 #define RECUSE_MAX_COMMAND  32768u      /* command; a longer one is cut, with
                                            SESSION_COMMAND_CUT */
 #define RECUSE_MAX_TEXT     8192u       /* notice, message */
+#define RECUSE_MAX_LINE     1024u       /* mark, line */
 #define RECUSE_MAX_FDS      2u
 
 /* How long the host module waits for the agent, connecting included.  Long
  * enough for systemd to restart the agent, shorter than users notice. */
 #define RECUSE_DEADLINE_MS  2000
+
+/* How long a person may take to agree to a notice. */
+#define RECUSE_CONFIRM_MS   120000
+
+/* How long a HOLD or RELEASE waits for the end of a control sequence. */
+#define RECUSE_SWITCH_MS    100
 
 #define RECUSE_HOST_SOCKET  "/run/recuse/host.sock"
 #define RECUSE_DISABLED     "/etc/recuse/disabled"
@@ -94,7 +134,12 @@ enum recuse_type {
     RECUSE_LOGOUT  = 2,
     RECUSE_SESSION = 3,
     RECUSE_SIGNAL  = 4,
+    RECUSE_CONFIRM = 5,
+    RECUSE_HELD    = 6,
     RECUSE_ANSWER  = 65,
+    RECUSE_HOLD    = 66,
+    RECUSE_RELEASE = 67,
+    RECUSE_LIMITS  = 68,
 };
 
 enum recuse_verdict {
@@ -102,6 +147,13 @@ enum recuse_verdict {
     RECUSE_RECORD = 2,          /* shell: relay, writing to the fd */
     RECUSE_EXEC   = 3,          /* shell: exec the real shell in place */
     RECUSE_REFUSE = 4,          /* say why (message), end */
+    RECUSE_ASK    = 5,          /* shell: show the notice, ask (message) */
+};
+
+enum recuse_action {            /* beyond a limit */
+    RECUSE_SLOW = 0,
+    RECUSE_GAP  = 1,
+    RECUSE_END  = 2,
 };
 
 /* SESSION flags */
@@ -117,7 +169,9 @@ enum recuse_verdict {
                                                run, with no arguments */
 #define RECUSE_ANSWER_END_ON_FAULT  0x04u   /* end the session when recording
                                                fails; else go on, with a gap */
-#define RECUSE_ANSWER_FLAGS         0x07u
+#define RECUSE_ANSWER_WITHHOLD      0x08u   /* RECORD: relay and count, do not
+                                               write until RELEASE */
+#define RECUSE_ANSWER_FLAGS         0x0fu
 
 /* A counted string that points into somebody else's buffer. */
 struct recuse_str {
@@ -135,11 +189,23 @@ struct recuse_session {
     struct recuse_str argv0, command, term, lang, tags;
 };
 
+struct recuse_limits {
+    uint64_t rate, burst;       /* bytes of content, a second and at once */
+    uint64_t size_limit;        /* bytes of the recording */
+    uint8_t action;
+};
+
+struct recuse_hold {            /* HOLD; RELEASE has no until_ns */
+    uint64_t until_ns;          /* CLOCK_MONOTONIC */
+    struct recuse_str mark, line;
+};
+
 struct recuse_answer {
     uint8_t verdict;
     uint32_t flags;
     uint64_t start_ns;          /* CLOCK_MONOTONIC of the recording's t = 0 */
     uint64_t capture_bytes;     /* kept of each stream without a terminal */
+    struct recuse_limits limits;
     struct recuse_str session;  /* RECUSE_SESSION of the user's environment */
     struct recuse_str label;    /* RECUSE_VERDICT of the user's environment */
     struct recuse_str shell;    /* absolute path of the user's real shell */
@@ -158,6 +224,12 @@ ssize_t recuse_encode_login(uint8_t *buf, size_t size, enum recuse_type type,
 ssize_t recuse_encode_session(uint8_t *buf, size_t size,
                               const struct recuse_session *s);
 ssize_t recuse_encode_signal(uint8_t *buf, size_t size, uint8_t signo);
+ssize_t recuse_encode_state(uint8_t *buf, size_t size, enum recuse_type type,
+                            bool state);    /* CONFIRM or HELD */
+ssize_t recuse_encode_hold(uint8_t *buf, size_t size, enum recuse_type type,
+                           const struct recuse_hold *h);
+ssize_t recuse_encode_limits(uint8_t *buf, size_t size,
+                             const struct recuse_limits *l);
 ssize_t recuse_encode_answer(uint8_t *buf, size_t size,
                              const struct recuse_answer *a);
 int recuse_decode_type(const uint8_t *buf, size_t len, uint8_t *ret_type);
@@ -166,6 +238,12 @@ int recuse_decode_login(const uint8_t *buf, size_t len, enum recuse_type type,
 int recuse_decode_session(const uint8_t *buf, size_t len,
                           struct recuse_session *ret);
 int recuse_decode_signal(const uint8_t *buf, size_t len, uint8_t *ret_signo);
+int recuse_decode_state(const uint8_t *buf, size_t len, enum recuse_type type,
+                        bool *ret_state);
+int recuse_decode_hold(const uint8_t *buf, size_t len, enum recuse_type type,
+                       struct recuse_hold *ret);
+int recuse_decode_limits(const uint8_t *buf, size_t len,
+                         struct recuse_limits *ret);
 int recuse_decode_answer(const uint8_t *buf, size_t len,
                          struct recuse_answer *ret);
 
@@ -181,5 +259,12 @@ int recuse_ask(const char *path, const uint8_t *packet, size_t len,
                const int *fds, unsigned nfds, int deadline_ms,
                uint8_t *buf, size_t size, struct recuse_answer *ret,
                int *ret_conn, int *ret_fd);
+
+/*
+ * Tell the agent what the user said to its ASK, and wait for its answer on the
+ * same connection; as recuse_ask, but that the connection stays the caller's.
+ */
+int recuse_confirm(int conn, bool yes, int deadline_ms, uint8_t *buf,
+                   size_t size, struct recuse_answer *ret, int *ret_fd);
 
 #endif

@@ -126,6 +126,17 @@ class FakeAgent:
         """Return the next request; raises queue.Empty if none comes."""
         return self.requests.get(timeout=timeout)
 
+    def say(self, message: Union[wire.Message, bytes]) -> None:
+        """Say something to everybody who is connected, unasked."""
+        packet = message if isinstance(message, bytes) else wire.encode(message)
+        for connection in list(self._connections.values()):
+            connection.send(packet)
+
+    def hang_up(self) -> None:
+        """Drop everybody who is connected, as an agent does whose socket systemd keeps."""
+        for connection in list(self._connections.values()):
+            connection.shutdown(socket.SHUT_RDWR)
+
     def accept(self) -> socket.socket:
         """Take one connection off the queue of a deaf agent; the caller closes it."""
         return self._listener.accept()[0]
@@ -212,7 +223,7 @@ class FakeAgent:
             self._on_request(request)
         while request.fds and not self.keep_fds:
             os.close(request.fds.pop())
-        if not isinstance(message, wire.Signal):
+        if not isinstance(message, (wire.Signal, wire.Held)):
             chosen = self.behaviour(request) if callable(self.behaviour) else self.behaviour
             self._respond(connection, request, chosen)
         self.requests.put(request)
@@ -249,7 +260,7 @@ class FakeAgent:
                 fds.append(self._open_recording())
             return wire.encode(chosen)
         allow = self._encode(wire.Verdict.ALLOW)
-        to_shell = isinstance(request.message, wire.SessionRequest)
+        to_shell = isinstance(request.message, (wire.SessionRequest, wire.Confirm))
         if chosen in ("record", "exec") and not to_shell:
             return allow
         if chosen == "record":

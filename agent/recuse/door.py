@@ -26,15 +26,21 @@ PATIENCE_SECONDS = 10.0  # for a peer that has connected and says nothing
 SETTLE_SECONDS = 5.0  # for requests under way, when the agent leaves
 SPEAK_SECONDS = 1.0  # for what was accepted then, and has not spoken yet
 MAX_BACKLOG = 128  # connections accepted in one turn of the loop
+ASK_SECONDS = wire.CONFIRM_MS / 1000 + PATIENCE_SECONDS  # the shell says no before
 
 # Who may send what, by the uid that the kernel says the peer had when it connected.
 FROM_ROOT = (wire.Login, wire.Logout)
 FROM_SHELL = (wire.SessionRequest,)
-FROM_RELAY = (wire.Signal,)
+FROM_ASKED = (wire.Confirm,)
+FROM_RELAY = (wire.Signal, wire.Held)
 
 
 class OutOfTurn(Exception):
     """The peer sent what it may not send."""
+
+
+class Leaving(Exception):
+    """The agent leaves while a user is asked: the next one asks again."""
 
 
 @dataclass(eq=False)
@@ -47,6 +53,7 @@ class Connection:
     busy: bool = False
     relay: Optional[LiveSession] = None  # set once it relays: then the connection stays
     timer: Optional[asyncio.TimerHandle] = None
+    asked: Optional["asyncio.Future[bool]"] = None  # while its user is asked to agree
 
 
 class Door:
@@ -66,6 +73,7 @@ class Door:
         self._recuse_uid = recuse_uid
         self._serve_message = serve
         self._forget = forget
+        self.on_held: Callable[[LiveSession, bool], None] = lambda live, held: None
         self._connections: Set[Connection] = set()
         self._tasks: Set["asyncio.Task[None]"] = set()
         self._settled: Optional[asyncio.Event] = None
@@ -118,6 +126,8 @@ class Door:
         asyncio.get_running_loop().remove_reader(connection.sock.fileno())
         if connection.timer is not None:
             connection.timer.cancel()
+        if connection.asked is not None and not connection.asked.done():
+            connection.asked.set_result(False)
         if connection.relay is not None:
             self._forget(connection.relay)
         connection.sock.close()
@@ -136,7 +146,7 @@ class Door:
             self.hang_up(connection)
             return
         fds = _received(ancillary)
-        if not packet or connection.busy:
+        if not packet or (connection.busy and connection.asked is None):
             close_all(fds)
             self.hang_up(connection)
             return
@@ -148,9 +158,19 @@ class Door:
             close_all(fds)
             self._refuse_peer(connection, str(error))
             return
+        relay = connection.relay
+        if isinstance(message, wire.Confirm):
+            assert connection.asked is not None
+            asyncio.get_running_loop().remove_reader(connection.sock.fileno())
+            connection.asked.set_result(bool(message.yes))
+            return
         if isinstance(message, wire.Signal):
-            if connection.relay is not None and not connection.relay.ended:
+            if relay is not None and not relay.ended:
                 self._kernel.wake(connection.peer.pid)
+            return
+        if isinstance(message, wire.Held):
+            if relay is not None:
+                self.on_held(relay, bool(message.held))
             return
         connection.busy = True
         task = asyncio.get_running_loop().create_task(self._serve(connection, message, fds))
@@ -165,6 +185,8 @@ class Door:
         message = wire.decode(packet)
         if connection.relay is not None:
             allowed: Tuple[type, ...] = FROM_RELAY
+        elif connection.asked is not None:
+            allowed = () if connection.asked.done() else FROM_ASKED
         else:
             allowed = ()
             if connection.peer.uid == 0:
@@ -189,13 +211,46 @@ class Door:
         """Answer one request; whatever goes wrong, the host module acts as if we were not there."""
         try:
             await self._serve_message(connection, message, fds)
-        except (ProcessLookupError, NotEntered, LookupTimeout):
+        except (ProcessLookupError, NotEntered, LookupTimeout, Leaving):
             self.hang_up(connection)
         except Exception as error:
             self._journal.fault(error, pid=connection.peer.pid)
             self.hang_up(connection)
         finally:
             close_all(fds)
+
+    async def ask(self, connection: Connection, question: wire.Answer) -> bool:
+        """Have the user at the terminal asked to agree; the notice and question are the answer's.
+
+        The connection goes on as before: with the answer proper. Whoever hangs up says no.
+
+        Raises: Leaving if the agent is to stop meanwhile
+        """
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):  # then it hangs up next
+            connection.sock.send(wire.encode(question))
+        connection.asked = loop.create_future()
+        if connection.timer is not None:
+            connection.timer.cancel()
+        connection.timer = loop.call_later(ASK_SECONDS, self.hang_up, connection)
+        loop.add_reader(connection.sock.fileno(), self._readable, connection)
+        if self._settled is not None:
+            raise Leaving
+        try:
+            return await connection.asked
+        finally:
+            connection.timer.cancel()
+
+    def tell(self, live: LiveSession, message: wire.Message) -> bool:
+        """Say something to the relay of a session; False if it cannot be told."""
+        for connection in self._connections:
+            if connection.relay is live:
+                try:
+                    connection.sock.send(wire.encode(message))
+                except OSError:
+                    return False
+                return True
+        return False
 
     def answer(self, connection: Connection, answer: wire.Answer, fd: int = -1) -> None:
         packet = wire.encode(answer)
@@ -224,6 +279,9 @@ class Door:
                 if connection.timer is not None:
                     connection.timer.cancel()
                 connection.timer = loop.call_later(SPEAK_SECONDS, self._give_up_on, connection)
+        for connection in self._connections:
+            if connection.asked is not None and not connection.asked.done():
+                connection.asked.set_exception(Leaving())
         self._settled = asyncio.Event()
         self._look_whether_settled()
         with contextlib.suppress(asyncio.TimeoutError):

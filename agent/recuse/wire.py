@@ -16,7 +16,7 @@ from typing import Type as Class
 from .errors import WireError
 
 MAGIC: Final = 0x5243
-VERSION: Final = 1
+VERSION: Final = 2
 
 MAX_MESSAGE: Final = 65536
 MAX_NAME: Final = 256
@@ -25,9 +25,12 @@ MAX_PATH: Final = 4096
 MAX_TAGS: Final = 1024
 MAX_COMMAND: Final = 32768
 MAX_TEXT: Final = 8192
+MAX_LINE: Final = 1024
 MAX_FDS: Final = 2
 
 DEADLINE_MS: Final = 2000
+CONFIRM_MS: Final = 120000
+SWITCH_MS: Final = 100
 HOST_SOCKET: Final = "/run/recuse/host.sock"
 FALLBACK_LINK: Final = "/run/recuse/fallback"
 
@@ -40,7 +43,8 @@ SESSION_FLAGS: Final = 0x0F
 ANSWER_INPUT: Final = 0x01
 ANSWER_NO_SHELL: Final = 0x02
 ANSWER_END_ON_FAULT: Final = 0x04
-ANSWER_FLAGS: Final = 0x07
+ANSWER_WITHHOLD: Final = 0x08
+ANSWER_FLAGS: Final = 0x0F
 
 SIGCONT: Final = int(signal.SIGCONT)
 
@@ -54,16 +58,30 @@ class Type(IntEnum):
     LOGOUT = 2
     SESSION = 3
     SIGNAL = 4
+    CONFIRM = 5
+    HELD = 6
     ANSWER = 65
+    HOLD = 66
+    RELEASE = 67
+    LIMITS = 68
 
 
 class Verdict(IntEnum):
-    """What the host module is to do. PAM obeys ALLOW and REFUSE, the shell the last three."""
+    """What the host module is to do. PAM obeys ALLOW and REFUSE, the shell the last four."""
 
     ALLOW = 1
     RECORD = 2
     EXEC = 3
     REFUSE = 4
+    ASK = 5
+
+
+class Action(IntEnum):
+    """What a relay does beyond a limit."""
+
+    SLOW = 0
+    GAP = 1
+    END = 2
 
 
 class MessageTooLong(WireError):
@@ -124,6 +142,57 @@ class Signal:
 
 
 @dataclass(frozen=True)
+class Confirm:
+    """What the user said to an ASK."""
+
+    yes: int
+
+    TYPE: ClassVar[Type] = Type.CONFIRM
+
+
+@dataclass(frozen=True)
+class Held:
+    """A relay has carried out a HOLD or a RELEASE."""
+
+    held: int
+
+    TYPE: ClassVar[Type] = Type.HELD
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Write no content until RELEASE, or until_ns (CLOCK_MONOTONIC) if that is not 0."""
+
+    until_ns: int = 0
+    mark: bytes = b""
+    line: bytes = b""
+
+    TYPE: ClassVar[Type] = Type.HOLD
+
+
+@dataclass(frozen=True)
+class Release:
+    """Write content again."""
+
+    mark: bytes = b""
+    line: bytes = b""
+
+    TYPE: ClassVar[Type] = Type.RELEASE
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a recording may take from now on; 0 is no limit."""
+
+    rate: int = 0
+    burst: int = 0
+    size_limit: int = 0
+    action: Action = Action.SLOW
+
+    TYPE: ClassVar[Type] = Type.LIMITS
+
+
+@dataclass(frozen=True)
 class Answer:
     """What the agent answers; start_ns is CLOCK_MONOTONIC of the recording's t = 0."""
 
@@ -131,6 +200,10 @@ class Answer:
     flags: int = 0
     start_ns: int = 0
     capture_bytes: int = 0
+    rate: int = 0
+    burst: int = 0
+    size_limit: int = 0
+    action: Action = Action.SLOW
     session: bytes = b""
     label: bytes = b""
     shell: bytes = b""
@@ -140,10 +213,19 @@ class Answer:
     TYPE: ClassVar[Type] = Type.ANSWER
 
 
-Message = Union[Login, Logout, SessionRequest, Signal, Answer]
+Message = Union[
+    Login, Logout, SessionRequest, Signal, Confirm, Held, Answer, Hold, Release, Limits
+]
 
 # A field is written as that many bytes of integer ("u2"), or as a str of at most that length.
 _Field = Tuple[str, str, int]
+_LIMITS: Final[Tuple[_Field, ...]] = (
+    ("rate", "int", 8),
+    ("burst", "int", 8),
+    ("size_limit", "int", 8),
+    ("action", "int", 1),
+)
+_TEXTS: Final[Tuple[_Field, ...]] = (("mark", "str", MAX_LINE), ("line", "str", MAX_LINE))
 _LAYOUTS: Final[Dict[Class[Message], Tuple[_Field, ...]]] = {
     Login: (
         ("service", "str", MAX_NAME),
@@ -173,12 +255,18 @@ _LAYOUTS: Final[Dict[Class[Message], Tuple[_Field, ...]]] = {
         ("flags", "int", 4),
         ("start_ns", "int", 8),
         ("capture_bytes", "int", 8),
+        *_LIMITS,
         ("session", "str", MAX_NAME),
         ("label", "str", MAX_NAME),
         ("shell", "str", MAX_PATH),
         ("notice", "str", MAX_TEXT),
         ("message", "str", MAX_TEXT),
     ),
+    Confirm: (("yes", "int", 1),),
+    Held: (("held", "int", 1),),
+    Hold: (("until_ns", "int", 8), *_TEXTS),
+    Release: _TEXTS,
+    Limits: _LIMITS,
 }
 _CLASSES: Final[Dict[int, Class[Message]]] = {cls.TYPE: cls for cls in _LAYOUTS}
 
@@ -250,11 +338,13 @@ def decode(packet: bytes) -> Message:
         fields[name] = value
     if pos != len(packet):
         raise WireError(f"packet has {len(packet) - pos} bytes after its last field")
-    if "verdict" in fields:
+    for name, enum in (("verdict", Verdict), ("action", Action)):
+        if name not in fields:
+            continue
         try:
-            fields["verdict"] = Verdict(int(fields["verdict"]))
+            fields[name] = enum(int(fields[name]))
         except ValueError as e:
-            raise WireError(f"unknown verdict {fields['verdict']!r}") from e
+            raise WireError(f"unknown {name} {fields[name]!r}") from e
     message: Message = cls(**fields)  # type: ignore[arg-type]
     _check(message)
     return message
@@ -271,11 +361,25 @@ def _check(message: Message) -> None:
     elif isinstance(message, Signal):
         if message.signo != SIGCONT:
             raise WireError(f"signal {message.signo} may not be asked for")
+    elif isinstance(message, (Confirm, Held)):
+        (state,) = vars(message).values()
+        if state not in (0, 1):
+            raise WireError(f"{state} is neither yes nor no")
+    elif isinstance(message, Limits):
+        _check_action(message.action)
     elif isinstance(message, Answer):
+        _check_action(message.action)
         if message.flags & ~ANSWER_FLAGS:
             raise WireError(f"unknown answer flags {message.flags:#x}")
         if message.verdict not in tuple(Verdict):
             raise WireError(f"unknown verdict {message.verdict!r}")
+        if message.flags & ANSWER_WITHHOLD and message.verdict != Verdict.RECORD:
+            raise WireError("nothing is relayed, so nothing can be withheld")
         runs = message.verdict in (Verdict.RECORD, Verdict.EXEC)
         if runs and not message.shell.startswith(b"/"):
             raise WireError("answer has no absolute path of the shell to run")
+
+
+def _check_action(action: int) -> None:
+    if action not in tuple(Action):
+        raise WireError(f"unknown action {action!r}")

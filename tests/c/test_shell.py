@@ -1099,6 +1099,117 @@ def test_notice_is_for_terminals_only(host: Host, terminal: Terminal) -> None:
     assert terminal.output == b"this session is recorded\r\nhi\r\n"
 
 
+# ------------------------------------------------------------- agreeing to a notice
+
+
+def asking(then: str = "record") -> Any:
+    """Behave as an agent that asks for agreement, and does `then` if it is given."""
+
+    def behave(request: Request) -> Any:
+        if isinstance(request.message, wire.Confirm):
+            return then if request.message.yes else "refuse"
+        return wire.Answer(wire.Verdict.ASK, notice=b"All is recorded.\n", message=b"Agree? ")
+
+    return behave
+
+
+@pytest.mark.parametrize("line", [b"yes\r", b"y\r", b"YES \r", b"nox\x7f\x7f\x7fyes\r"])
+def test_confirm_yes_goes_on(host: Host, terminal: Terminal, line: bytes) -> None:
+    with host.agent(asking()) as agent:
+        terminal.start(host.command("echo hi; exit 5"))
+        terminal.wait_for(b"All is recorded.\r\nAgree? ")
+        terminal.type(line)
+        assert terminal.end() == 5
+        assert agent.asked().message.TYPE == wire.Type.SESSION  # type: ignore[union-attr]
+        assert agent.asked().message == wire.Confirm(1)
+    assert host.recorded("o") == b"hi\r\n"
+
+
+@pytest.mark.parametrize("line", [b"n\r", b"\r", b"yess\r", b"\x04", b"\x03", b"y\x03", b"\x1c"])
+def test_confirm_anything_else_is_no(host: Host, terminal: Terminal, line: bytes) -> None:
+    with host.agent(asking(), message=b"not without you") as agent:
+        terminal.start(host.command("echo hi"))
+        terminal.wait_for(b"Agree? ")
+        terminal.type(line)
+        assert terminal.end() == REFUSED
+        agent.asked()
+        assert agent.asked().message == wire.Confirm(0)
+    assert b"not without you" in terminal.output and b"hi" not in terminal.output
+
+
+def test_confirm_hang_up_is_no(host: Host, terminal: Terminal) -> None:
+    with host.agent(asking()) as agent:
+        terminal.start(host.command("echo hi"))
+        terminal.wait_for(b"Agree? ")
+        os.close(terminal.master)
+        terminal.master = -1
+        agent.asked()
+        assert agent.asked().message == wire.Confirm(0)
+        assert terminal.process.wait(PATIENCE) == REFUSED
+
+
+def test_confirm_is_not_answered_by_what_was_typed_before(host: Host, terminal: Terminal) -> None:
+    def behave(request: Request) -> Any:
+        if isinstance(request.message, wire.SessionRequest):
+            terminal.type(b"yes\r")  # before the question is there
+        return asking()(request)
+
+    with host.agent(behave) as agent:
+        terminal.start(host.command("echo hi"))
+        terminal.wait_for(b"Agree? ")
+        terminal.type(b"no\r")
+        assert terminal.end() == REFUSED
+        agent.asked()
+        assert agent.asked().message == wire.Confirm(0)
+
+
+def test_confirm_leaves_the_terminal_as_it_was(host: Host, terminal: Terminal) -> None:
+    before = terminal.modes()
+    with host.agent(asking(), message=b"no"):
+        terminal.start(host.command("echo hi"))
+        terminal.wait_for(b"Agree? ")
+        assert terminal.modes() != before
+        terminal.type(b"no\r")
+        assert terminal.end() == REFUSED
+        assert terminal.modes() == before
+
+
+def test_confirm_asks_again_if_the_agent_is_restarted(host: Host, terminal: Terminal) -> None:
+    with host.agent(asking()) as agent:
+        terminal.start(host.command("echo hi; exit 5"))
+        terminal.wait_for(b"Agree? ")
+        agent.asked()
+        agent.hang_up()
+        terminal.wait_for(b"Agree? ")
+        terminal.type(b"yes\r")
+        assert terminal.end() == 5
+        agent.asked()
+        assert agent.asked().message == wire.Confirm(1)
+
+
+def test_confirm_is_not_asked_of_a_pipe(host: Host) -> None:
+    """Nobody could answer: the agent talks nonsense, and is taken for absent."""
+    with host.agent(asking()):
+        done = host.run(host.command("echo hi"), b"yes\n")
+    assert (done.stdout, done.returncode) == (b"hi\n", 0)
+    assert list(host.orphans.iterdir())
+
+
+def test_confirm_answered_by_nonsense_is_no_agent(host: Host, terminal: Terminal) -> None:
+    def behave(request: Request) -> Any:
+        if isinstance(request.message, wire.Confirm):
+            return "garbage"
+        return asking()(request)
+
+    with host.agent(behave):
+        terminal.start(host.command("echo hi"))
+        for _ in range(2):
+            terminal.wait_for(b"Agree? ")
+            terminal.type(b"yes\r")
+        assert terminal.end() == 0
+    assert list(host.orphans.iterdir())
+
+
 # -------------------------------------------------------- the user's environment
 
 

@@ -81,7 +81,10 @@ struct message {
     struct recuse_login login;
     struct recuse_session session;
     struct recuse_answer answer;
+    struct recuse_hold hold;
+    struct recuse_limits limits;
     uint8_t signo;
+    bool state;
 };
 
 static int
@@ -99,6 +102,14 @@ decode(const uint8_t *buf, size_t len, struct message *m)
         return recuse_decode_session(buf, len, &m->session);
     case RECUSE_SIGNAL:
         return recuse_decode_signal(buf, len, &m->signo);
+    case RECUSE_CONFIRM:
+    case RECUSE_HELD:
+        return recuse_decode_state(buf, len, m->type, &m->state);
+    case RECUSE_HOLD:
+    case RECUSE_RELEASE:
+        return recuse_decode_hold(buf, len, m->type, &m->hold);
+    case RECUSE_LIMITS:
+        return recuse_decode_limits(buf, len, &m->limits);
     case RECUSE_ANSWER:
         return recuse_decode_answer(buf, len, &m->answer);
     default:
@@ -117,9 +128,25 @@ encode(uint8_t *buf, size_t size, const struct message *m)
         return recuse_encode_session(buf, size, &m->session);
     case RECUSE_SIGNAL:
         return recuse_encode_signal(buf, size, m->signo);
+    case RECUSE_CONFIRM:
+    case RECUSE_HELD:
+        return recuse_encode_state(buf, size, m->type, m->state);
+    case RECUSE_HOLD:
+    case RECUSE_RELEASE:
+        return recuse_encode_hold(buf, size, m->type, &m->hold);
+    case RECUSE_LIMITS:
+        return recuse_encode_limits(buf, size, &m->limits);
     default:
         return recuse_encode_answer(buf, size, &m->answer);
     }
+}
+
+static void
+print_limits(const struct recuse_limits *l)
+{
+    printf("rate: %llu\nburst: %llu\nsize_limit: %llu\naction: %u\n",
+           (unsigned long long)l->rate, (unsigned long long)l->burst,
+           (unsigned long long)l->size_limit, l->action);
 }
 
 static void
@@ -151,11 +178,32 @@ print_message(const struct message *m)
     case RECUSE_SIGNAL:
         printf("type: SIGNAL\nsigno: %u\n", m->signo);
         break;
+    case RECUSE_CONFIRM:
+        printf("type: CONFIRM\nyes: %d\n", m->state);
+        break;
+    case RECUSE_HELD:
+        printf("type: HELD\nheld: %d\n", m->state);
+        break;
+    case RECUSE_HOLD:
+    case RECUSE_RELEASE:
+        if (m->type == RECUSE_HOLD)
+            printf("type: HOLD\nuntil_ns: %llu\n",
+                   (unsigned long long)m->hold.until_ns);
+        else
+            puts("type: RELEASE");
+        print_str("mark", &m->hold.mark);
+        print_str("line", &m->hold.line);
+        break;
+    case RECUSE_LIMITS:
+        puts("type: LIMITS");
+        print_limits(&m->limits);
+        break;
     default:
         printf("type: ANSWER\nverdict: %u\nflags: %u\nstart_ns: %llu\n"
                "capture_bytes: %llu\n", m->answer.verdict, m->answer.flags,
                (unsigned long long)m->answer.start_ns,
                (unsigned long long)m->answer.capture_bytes);
+        print_limits(&m->answer.limits);
         print_str("session", &m->answer.session);
         print_str("label", &m->answer.label);
         print_str("shell", &m->answer.shell);
@@ -261,6 +309,7 @@ limits(void)
     struct recuse_login *l = &m.login;
     struct recuse_session *s = &m.session;
     struct recuse_answer *a = &m.answer;
+    struct recuse_hold *h = &m.hold;
     struct {
         uint8_t type;
         struct recuse_str *field;
@@ -284,6 +333,10 @@ limits(void)
         { RECUSE_ANSWER, &a->shell, RECUSE_MAX_PATH },
         { RECUSE_ANSWER, &a->notice, RECUSE_MAX_TEXT },
         { RECUSE_ANSWER, &a->message, RECUSE_MAX_TEXT },
+        { RECUSE_HOLD, &h->mark, RECUSE_MAX_LINE },
+        { RECUSE_HOLD, &h->line, RECUSE_MAX_LINE },
+        { RECUSE_RELEASE, &h->mark, RECUSE_MAX_LINE },
+        { RECUSE_RELEASE, &h->line, RECUSE_MAX_LINE },
     };
     size_t i, n = sizeof(fields) / sizeof(fields[0]);
 
@@ -294,8 +347,10 @@ limits(void)
             RECUSE_SESSION_HAS_COMMAND, 0, 0, none, none, none, none, none,
         };
         *a = (struct recuse_answer) {
-            RECUSE_ALLOW, 0, 0, 0, none, none, none, none, none,
+            RECUSE_ALLOW, 0, 0, 0, { 0, 0, 0, RECUSE_SLOW },
+            none, none, none, none, none,
         };
+        *h = (struct recuse_hold) { 0, none, none };
         check_limit(&m, fields[i].field, fields[i].max);
     }
     printf("%zu fields\n", n);

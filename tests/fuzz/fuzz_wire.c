@@ -30,7 +30,10 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     struct recuse_login l;
     struct recuse_session s;
     struct recuse_answer a;
+    struct recuse_hold h;
+    struct recuse_limits limits;
     uint8_t number;
+    bool state;
     int decoded = 0;
 
     if (recuse_decode_login(data, len, RECUSE_LOGIN, &l) == 0) {
@@ -49,6 +52,23 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     }
     if (recuse_decode_signal(data, len, &number) == 0) {
         same(data, len, buf, recuse_encode_signal(buf, sizeof(buf), number));
+        decoded++;
+    }
+    for (enum recuse_type t = RECUSE_CONFIRM; t <= RECUSE_HELD; t++) {
+        if (recuse_decode_state(data, len, t, &state) == 0) {
+            same(data, len, buf, recuse_encode_state(buf, sizeof(buf), t,
+                                                     state));
+            decoded++;
+        }
+    }
+    for (enum recuse_type t = RECUSE_HOLD; t <= RECUSE_RELEASE; t++) {
+        if (recuse_decode_hold(data, len, t, &h) == 0) {
+            same(data, len, buf, recuse_encode_hold(buf, sizeof(buf), t, &h));
+            decoded++;
+        }
+    }
+    if (recuse_decode_limits(data, len, &limits) == 0) {
+        same(data, len, buf, recuse_encode_limits(buf, sizeof(buf), &limits));
         decoded++;
     }
     if (recuse_decode_answer(data, len, &a) == 0) {

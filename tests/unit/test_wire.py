@@ -41,17 +41,24 @@ def message_of(fields: Dict[str, str]) -> wire.Message:
         "LOGOUT": wire.Logout,
         "SESSION": wire.SessionRequest,
         "SIGNAL": wire.Signal,
+        "CONFIRM": wire.Confirm,
+        "HELD": wire.Held,
         "ANSWER": wire.Answer,
+        "HOLD": wire.Hold,
+        "RELEASE": wire.Release,
+        "LIMITS": wire.Limits,
     }[fields["type"]]
     values = {}
     for name, text in fields.items():
         if name == "type":
             continue
         annotation = cls.__annotations__[name]
-        number = annotation in ("int", "Verdict")
+        number = annotation in ("int", "Verdict", "Action")
         values[name] = int(text) if number else unescape(text)
         if annotation == "Verdict":
             values[name] = wire.Verdict(int(text))
+        if annotation == "Action":
+            values[name] = wire.Action(int(text))
     return cls(**values)  # type: ignore[no-any-return]
 
 
@@ -91,9 +98,13 @@ def answers() -> st.SearchStrategy[wire.Message]:
     return st.builds(
         wire.Answer,
         verdict=st.sampled_from(wire.Verdict),
-        flags=st.integers(0, wire.ANSWER_FLAGS),
+        flags=st.integers(0, wire.ANSWER_FLAGS & ~wire.ANSWER_WITHHOLD),
         start_ns=u64,
         capture_bytes=u64,
+        rate=u64,
+        burst=u64,
+        size_limit=u64,
+        action=st.sampled_from(wire.Action),
         session=name,
         label=name,
         shell=names(64).map(lambda b: b"/" + b),
@@ -102,14 +113,27 @@ def answers() -> st.SearchStrategy[wire.Message]:
     )
 
 
-@given(st.one_of(logins(), answers()))
+def spoken_while_relaying() -> st.SearchStrategy[wire.Message]:
+    text, u64, state = names(wire.MAX_LINE), st.integers(0, 2**64 - 1), st.integers(0, 1)
+    return st.one_of(
+        st.builds(wire.Confirm, yes=state),
+        st.builds(wire.Held, held=state),
+        st.builds(wire.Hold, until_ns=u64, mark=text, line=text),
+        st.builds(wire.Release, mark=text, line=text),
+        st.builds(
+            wire.Limits, rate=u64, burst=u64, size_limit=u64, action=st.sampled_from(wire.Action)
+        ),
+    )
+
+
+@given(st.one_of(logins(), answers(), spoken_while_relaying()))
 def test_wire_round_trip(message: wire.Message) -> None:
     assert wire.decode(wire.encode(message)) == message
 
 
 @given(st.binary(max_size=200))
 def test_wire_decode_of_anything_raises_nothing_else(data: bytes) -> None:
-    for packet in (data, bytes([0x52, 0x43, 1, data[0] if data else 1]) + data):
+    for packet in (data, bytes([0x52, 0x43, wire.VERSION, data[0] if data else 1]) + data):
         try:
             message = wire.decode(packet)
         except WireError:
@@ -129,7 +153,14 @@ def test_wire_decode_of_anything_raises_nothing_else(data: bytes) -> None:
         (wire.Signal(9), WireError),
         (wire.Answer(wire.Verdict.EXEC), WireError),
         (wire.Answer(wire.Verdict.RECORD, shell=b"sh"), WireError),
-        (wire.Answer(wire.Verdict.ALLOW, flags=8), WireError),
+        (wire.Answer(wire.Verdict.ALLOW, flags=16), WireError),
+        (wire.Answer(wire.Verdict.EXEC, flags=8, shell=b"/bin/sh"), WireError),
+        (wire.Answer(wire.Verdict.ALLOW, action=3), WireError),  # type: ignore[arg-type]
+        (wire.Confirm(2), WireError),
+        (wire.Held(-1), WireError),
+        (wire.Hold(mark=b"m" * 1025), wire.MessageTooLong),
+        (wire.Release(line=b"a\0"), WireError),
+        (wire.Limits(action=9), WireError),  # type: ignore[arg-type]
         (wire.Answer(7), WireError),  # type: ignore[arg-type]
         (wire.Answer(wire.Verdict.ALLOW, start_ns=2**64), WireError),
     ],
@@ -148,7 +179,7 @@ def defines(prefix: str) -> List[Tuple[str, int]]:
     return [(name, int(number, 0)) for name, number in re.findall(pattern, HEADER, re.M)]
 
 
-@pytest.mark.parametrize("prefix", ["MAX_", "SESSION_", "ANSWER_", "WIRE_", "DEADLINE_"])
+@pytest.mark.parametrize("prefix", ["MAX_", "SESSION_", "ANSWER_", "WIRE_", "DEADLINE_", "CONFIRM_", "SWITCH_"])
 def test_wire_constants_are_those_of_the_header(prefix: str) -> None:
     found = defines(prefix)
     assert found
@@ -157,10 +188,10 @@ def test_wire_constants_are_those_of_the_header(prefix: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "enum, cls", [("recuse_type", wire.Type), ("recuse_verdict", wire.Verdict)]
+    "enum, cls", [("recuse_type", wire.Type), ("recuse_verdict", wire.Verdict), ("recuse_action", wire.Action)]
 )
 def test_wire_enums_are_those_of_the_header(
-    enum: str, cls: "type[wire.Type] | type[wire.Verdict]"
+    enum: str, cls: "type[wire.Type] | type[wire.Verdict] | type[wire.Action]"
 ) -> None:
     body = re.search(rf"enum {enum} {{(.*?)}};", HEADER, re.S)
     assert body
