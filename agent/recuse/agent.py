@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import os
 import pwd
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple
@@ -34,7 +35,7 @@ from .sealing import Sealed, Sealer
 from .spool import Spool
 from .upkeep import Notifier, Upkeep
 from .wire import Verdict
-from .wording import cast_header, notice, refusal
+from .wording import NOT_AGREED, QUESTION, cast_header, notice, refusal
 
 RETRY_SECONDS = 5.0
 FINISH_SECONDS = 5.0  # for ends under way, when the agent leaves
@@ -435,10 +436,31 @@ class Agent:
             outer=None if place.outer is None else place.outer.id,
         )
         self._count(owner)
+        if decision.confirm and has_tty and label in ("record", "exempt"):
+            if not await self._agrees(connection, live, decision):
+                return
         if label == "record":
             await self._start_recording(connection, live, decision, fds, place, identity)
         else:
             await self._start_plain(connection, live, decision)
+
+    async def _agrees(
+        self, connection: Connection, live: LiveSession, decision: Decision
+    ) -> bool:
+        """Ask the user to agree to the notice; who does not is refused."""
+        shown = notice(live, decision, self.book.host.hostname, self._org())
+        agreed = await self.door.ask(
+            connection, wire.Answer(Verdict.ASK, notice=shown, message=QUESTION)
+        )
+        live.session = replace(
+            live.session,
+            notice_sha256=hashlib.sha256(shown).hexdigest(),
+            agreed=records.format_time(self.kernel.now_ns()) if agreed else None,
+        )
+        if not agreed:
+            session = replace(live.session, notes=(*live.session.notes, "not-agreed"))
+            await self._refuse_session(connection, session, decision, NOT_AGREED)
+        return agreed
 
     async def login_of(
         self, peer: Peer, uid: int, identity: Identity, place: Place
@@ -522,13 +544,17 @@ class Agent:
         return () if account is not None else ("unknown-user",)
 
     async def _refuse_session(
-        self, connection: Connection, session: records.Session, decision: Decision
+        self,
+        connection: Connection,
+        session: records.Session,
+        decision: Decision,
+        message: Optional[bytes] = None,
     ) -> None:
         await self.book.enter(records.refused_entry, session, decision)
         self._tell("refused", session.login, session, decision, what="session")
         if decision.verdict == "refuse":
             message = refusal(decision)
-        else:
+        elif message is None:
             message = b"recuse: refused: the session cannot be recorded, the disk is full\n"
         self.door.answer(
             connection,
@@ -762,11 +788,13 @@ class Agent:
 
 
     def _notice(self, live: LiveSession, decision: Decision) -> bytes:
-        if not self.config.session.notice:
+        if not self.config.session.notice or live.session.agreed is not None:
             return b""
+        return notice(live, decision, self.book.host.hostname, self._org())
+
+    def _org(self) -> Optional[str]:
         org = self.config.host.org
-        named = org if org != HostConfig().org else None
-        return notice(live, decision, self.book.host.hostname, named)
+        return org if org != HostConfig().org else None
 
     def _tell(
         self,

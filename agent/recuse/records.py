@@ -136,6 +136,10 @@ class Session:
     notes: Tuple[str, ...] = ()
     command_sha256: Optional[str] = None
     """In place of the command, of a session of which not even that is kept."""
+    notice_sha256: Optional[str] = None
+    """Of the notice that the user was asked to agree to."""
+    agreed: Optional[str] = None
+    """When the user did, as format_time() writes it."""
 
 
 @dataclass(frozen=True)
@@ -463,6 +467,8 @@ def _session_ours(session: Session) -> Json:
         "started": format_time(session.started_ns),
         "command_cut": session.command_cut or None,
         "command_sha256": session.command_sha256,
+        "notice_sha256": session.notice_sha256,
+        "agreed": session.agreed,
         "late": session.late or None,
     }
 

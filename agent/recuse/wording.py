@@ -13,6 +13,9 @@ from .live import LiveSession
 from .policy import Decision
 from .records import Session
 
+QUESTION = b"recuse: do you agree? yes or no: "
+NOT_AGREED = b"recuse: refused: the notice was not agreed to; log in again to read it once more\n"
+
 
 def notice(live: LiveSession, decision: Decision, host: str, org: Optional[str] = None) -> bytes:
     """Word what a user at a terminal is told before the session; `org` only if it has a name."""

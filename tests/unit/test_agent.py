@@ -259,6 +259,12 @@ def _obey(orders: socket.socket) -> None:
                 orders.sendmsg([packet or b"-"], passed)
                 kept.append(sock)
                 fds += [fd for _, _, raw in passed for fd in array.array("i", raw)]
+            elif order["do"] == "reply":  # on the same connection; empty: only listen
+                if order["packet"]:
+                    kept[-1].send(bytes.fromhex(order["packet"]))
+                packet, passed, _, _ = kept[-1].recvmsg(65536, socket.CMSG_SPACE(4))
+                orders.sendmsg([packet or b"-"], passed)
+                fds += [fd for _, _, raw in passed for fd in array.array("i", raw)]
             elif order["do"] == "say":
                 kept[-1].send(bytes.fromhex(order["packet"]))
             for fd in fds:
@@ -656,6 +662,120 @@ def test_transfer_is_executed_without_a_shell(paths: Paths) -> None:
         assert close.ours["gaps"][0]["cause"] == "limit"
         _, answer = await world.session(sshd, "alice", program + b" ")
         assert answer.verdict == Verdict.RECORD  # equal, not alike
+
+    run(paths, scene)
+
+
+CONFIRMED = """
+[[rule]]
+name = "agree"
+effect = "record"
+users = ["alice"]
+confirm = true
+"""
+
+
+async def asked_to_agree(world: World) -> Tuple[Child, wire.Answer]:
+    """Log in, up to the question; nothing of the session is entered before the answer."""
+    sshd = await world.login("alice")
+    shell = world.child(USERS["alice"], RECUSE, sshd)
+    master, outer = os.openpty()
+    request = wire.SessionRequest(wire.SESSION_HAS_TTY, 24, 80, b"-bash", lang=b"de_DE.UTF-8")
+    answer = await world.ask(shell, request, [outer, master])
+    os.close(outer)
+    os.close(master)
+    assert answer is not None and answer.verdict == Verdict.ASK
+    assert b"is recorded" in answer.notice and b"agree" in answer.message
+    assert world.kinds() == ["login"]
+    return shell, answer
+
+
+async def say(shell: Child, message: wire.Message) -> Optional[wire.Answer]:
+    shell.order({"do": "reply", "packet": wire.encode(message).hex()})
+    return await shell.answer()
+
+
+def test_user_who_agrees_is_recorded_with_the_proof_of_notice(paths: Paths) -> None:
+    (paths.policy_dir / "60-agree.toml").write_text(CONFIRMED)
+
+    async def scene(world: World) -> None:
+        shell, question = await asked_to_agree(world)
+        answer = await say(shell, wire.Confirm(1))
+        assert answer is not None and answer.verdict == Verdict.RECORD
+        assert answer.notice == b""  # shown before
+        entry = world.last("open").ours
+        assert entry["notice_sha256"] == hashlib.sha256(question.notice).hexdigest()
+        assert records.parse_time(entry["agreed"])
+        assert entry["lang"] == "de_DE.UTF-8"
+
+    run(paths, scene)
+
+
+def test_user_who_does_not_agree_is_refused(paths: Paths) -> None:
+    (paths.policy_dir / "60-agree.toml").write_text(CONFIRMED)
+
+    async def scene(world: World) -> None:
+        shell, question = await asked_to_agree(world)
+        answer = await say(shell, wire.Confirm(0))
+        assert answer is not None and answer.verdict == Verdict.REFUSE
+        assert b"not agreed" in answer.message
+        entry = world.last("refused").ours
+        assert entry["notes"] == ["not-agreed"] and "agreed" not in entry
+        assert entry["notice_sha256"] == hashlib.sha256(question.notice).hexdigest()
+
+    run(paths, scene)
+
+
+def test_user_who_hangs_up_instead_of_agreeing_is_refused(paths: Paths) -> None:
+    (paths.policy_dir / "60-agree.toml").write_text(CONFIRMED)
+
+    async def scene(world: World) -> None:
+        shell, _ = await asked_to_agree(world)
+        shell.end()
+        await world.until(lambda: world.kinds() == ["login", "refused"])
+
+    run(paths, scene)
+
+
+def test_agent_that_stops_while_a_user_is_asked_refuses_nothing(paths: Paths) -> None:
+    (paths.policy_dir / "60-agree.toml").write_text(CONFIRMED)
+
+    async def scene(world: World) -> None:
+        shell, _ = await asked_to_agree(world)
+        shell.order({"do": "reply", "packet": ""})
+        await world.stop()
+        assert await shell.answer() is None  # hung up on, and asks the next one
+        await world.start()
+        assert "refused" not in [entry.kind for entry in world.entries()]
+
+    run(paths, scene)
+
+
+@pytest.mark.parametrize(
+    "message", [wire.Held(1), wire.Signal(), wire.SessionRequest(), wire.Login()], ids=repr
+)
+def test_anything_but_an_answer_to_the_question_is_out_of_turn(
+    paths: Paths, message: wire.Message
+) -> None:
+    (paths.policy_dir / "60-agree.toml").write_text(CONFIRMED)
+
+    async def scene(world: World) -> None:
+        shell, _ = await asked_to_agree(world)
+        assert await say(shell, message) is None
+        assert world.event("peer-refused")
+        await world.until(lambda: world.kinds() == ["login", "refused"])
+
+    run(paths, scene)
+
+
+def test_nobody_is_asked_without_a_terminal(paths: Paths) -> None:
+    (paths.policy_dir / "60-agree.toml").write_text(CONFIRMED)
+
+    async def scene(world: World) -> None:
+        sshd = await world.login("alice")
+        _, answer = await world.session(sshd, "alice", b"id")
+        assert answer.verdict == Verdict.RECORD
+        assert "notice_sha256" not in world.last("open").ours
 
     run(paths, scene)
 
