@@ -179,7 +179,9 @@ def defines(prefix: str) -> List[Tuple[str, int]]:
     return [(name, int(number, 0)) for name, number in re.findall(pattern, HEADER, re.M)]
 
 
-@pytest.mark.parametrize("prefix", ["MAX_", "SESSION_", "ANSWER_", "WIRE_", "DEADLINE_", "CONFIRM_", "SWITCH_"])
+@pytest.mark.parametrize(
+    "prefix", ["MAX_", "SESSION_", "ANSWER_", "WIRE_", "DEADLINE_", "CONFIRM_", "SWITCH_"]
+)
 def test_wire_constants_are_those_of_the_header(prefix: str) -> None:
     found = defines(prefix)
     assert found
@@ -188,7 +190,12 @@ def test_wire_constants_are_those_of_the_header(prefix: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "enum, cls", [("recuse_type", wire.Type), ("recuse_verdict", wire.Verdict), ("recuse_action", wire.Action)]
+    "enum, cls",
+    [
+        ("recuse_type", wire.Type),
+        ("recuse_verdict", wire.Verdict),
+        ("recuse_action", wire.Action),
+    ],
 )
 def test_wire_enums_are_those_of_the_header(
     enum: str, cls: "type[wire.Type] | type[wire.Verdict] | type[wire.Action]"
