@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from typing import Any, Optional
 
 from recuse import config, policy
+from recuse.approvaltoml import parse_approval
 from recuse.cast import printable
 from recuse.console import Add, Call, Parser, as_json, moment
 from recuse.errors import NotFound, PolicyError
@@ -58,10 +59,22 @@ def _policy_files(call: Call) -> list[tuple[str, bytes]]:
     return found
 
 
+def _is_approval(name: str) -> bool:
+    return os.path.basename(os.path.dirname(os.path.abspath(name))) == "approval.d"
+
+
 def check(call: Call) -> int:
+    """Check policy and approval policy: the files named, else those of this host."""
     try:
         files = _policy_files(call)
-        parsed = parse_policy(files)
+        if not call.args.files:
+            files += config.read_policy_dir(call.paths.approval_dir)
+        ours = [one for one in files if _is_approval(one[0])]
+        rules = [one for one in files if one not in ours]
+        if ours and not rules:  # whose roles they name
+            rules = config.read_policy_dir(call.paths.policy_dir)
+        parsed = parse_policy(rules)
+        approval = parse_approval(ours, parsed.roles)
     except PolicyError as e:
         if call.args.json:
             faults = [{"path": f.path, "line": f.line, "message": f.message} for f in e.faults]
@@ -74,13 +87,20 @@ def check(call: Call) -> int:
                 "files": [name for name, _ in files],
                 "rules": len(parsed.rules),
                 "digest": parsed.digest,
+                "allowances": len(approval.allowances),
+                "approval_digest": approval.digest,
             }
         )
     else:
         call.console.print(
             "policy is valid: %d files, %d rules, digest %s"
-            % (len(files), len(parsed.rules), parsed.digest)
+            % (len(parsed.files), len(parsed.rules), parsed.digest)
         )
+        if approval.files:
+            call.console.print(
+                "approval policy is valid: %d files, %d allowances, digest %s"
+                % (len(approval.files), len(approval.allowances), approval.digest)
+            )
     return 0
 
 

@@ -66,6 +66,18 @@ class Paths:
         return self.etc / "policy.d"
 
     @property
+    def approval_dir(self) -> Path:
+        return self.etc / "approval.d"
+
+    @property
+    def approvers(self) -> Path:
+        return self.etc / "approvers"
+
+    @property
+    def revoked_keys(self) -> Path:
+        return self.etc / "revoked-keys"
+
+    @property
     def disabled(self) -> Path:
         return self.etc / "disabled"
 

@@ -712,12 +712,24 @@ def open_entry(host: Host, index: int, time_ns: int, session: Session, decision:
 
 
 def exempt_entry(
-    host: Host, index: int, time_ns: int, session: Session, decision: Decision
+    host: Host,
+    index: int,
+    time_ns: int,
+    session: Session,
+    decision: Decision,
+    *,
+    grant_use: Optional[Mapping[str, Any]] = None,
 ) -> bytes:
-    """Say that a session starts that is not recorded, by which rule, and why."""
+    """Say that a session starts that is not recorded, by which rule or grant, and why.
+
+    `grant_use` says which use of the grant this is, and which entries it rests on.
+    """
     return _event(
         host, index, time_ns, "exempt", EVENT_LOG, _DISABLE, _MEDIUM,
-        {**_session_ours(session), **_session_more(session), **_decision_ours(decision)},
+        {
+            **_session_ours(session), **_session_more(session), **_decision_ours(decision),
+            "grant_use": grant_use,
+        },
         {**_session_fields(session), **_decision_fields(decision)},
         correlation=session.id, profiles=_CONTROLLED,
     )  # fmt: skip

@@ -48,7 +48,7 @@ EXPECTED = {
 }
 PAGES = (
     "recuse.1 recuse-agent.8 recuse-collector.8 recuse.toml.5 recuse-policy.5 pam_recuse.8"
-    " libnss_recuse.8 recuse-shell.8 recuse-consult.8"
+    " libnss_recuse.8 recuse-shell.8 recuse-consult.8 recuse-approval.5"
 ).split()
 
 

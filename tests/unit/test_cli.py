@@ -803,6 +803,19 @@ def test_policy_check(recuse: Any, made: Made) -> None:
     assert recuse("policy", "check", "/nowhere.toml").code == 6
 
 
+def test_policy_check_reads_the_approval_policy_too(recuse: Any, made: Made) -> None:
+    for name in ("policy.d", "approval.d"):
+        (made.root / "etc/recuse" / name).mkdir()
+    (made.root / "etc/recuse/policy.d/a.toml").write_text(RULES + '[roles.dba]\nusers = ["x"]\n')
+    file = made.root / "etc/recuse/approval.d/a.toml"
+    file.write_text('[never]\nroles = ["dba"]\n')
+    assert "approval policy is valid: 1 files, 0 allowances" in recuse("policy", "check").out
+    file.write_text('[never]\nroles = ["dbo"]\n')
+    for files in ((), (str(file),), (str(file.parent),)):
+        ran = recuse("policy", "check", *files)
+        assert ran.code == 4 and "approval.d/a.toml:2: unknown role 'dbo'" in ran.err
+
+
 def test_policy_explain(recuse: Any, made: Made) -> None:
     path = made.root / "rules.toml"
     path.write_text(RULES)

@@ -1,0 +1,317 @@
+"""Say whether an exemption may be asked for, and who has to approve it.
+
+An approval policy is a set of allowances; recuse-approval(5) is the reference, and approvaltoml.py
+reads it.  A request is in order if one allowance has nothing against it.  Of several the one that
+asks least of others counts: automatic approval, then fewest approvers, then the name.  With no
+allowance nothing can be asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import FrozenSet, List, Mapping, Optional, Pattern, Sequence, Tuple
+
+from recuse.facts import Facts, Subject
+from recuse.matchers import Matcher
+from recuse.ruleindex import Index
+
+LEVELS = ("metadata", "commands", "output")
+"""What a request may ask to be kept of a session, least first."""
+MAX_PENDING = 8
+"""Requests of one person that may wait at the same time: anybody may ask, and each is kept."""
+MAX_AHEAD = timedelta(days=90)
+"""How far ahead an exemption may begin or end."""
+LEEWAY = timedelta(minutes=5)
+"""How far a request's own times may be off, since the clocks of two hosts are."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What somebody asks for, in plain values."""
+
+    user: str  # whose sessions
+    requester: str
+    host: str
+    level: str
+    not_before: datetime
+    expires: datetime
+    uses: int
+    reason: str  # code
+    ticket: Optional[str] = None
+    why: str = ""
+    max_seconds: Optional[int] = None  # of one session; None: as long as it lasts
+    supervised: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """How long sessions may go unrecorded because of it, at most, as far as it says so."""
+        window = (self.expires - self.not_before).total_seconds()
+        if self.max_seconds is None:
+            return window
+        return float(min(window, self.max_seconds * self.uses))
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the ledger says of the person at the moment of asking."""
+
+    used_seconds: float = 0.0  # exempt in this month, under grants
+    pending: int = 0
+    overdue: Tuple[str, ...] = ()  # debts whose review is late
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One reason that may be given."""
+
+    code: str
+    text: str
+    ticket: Optional[Pattern[str]]  # that the ticket has to match; None: none is needed
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What may be asked for, by whom, and who approves it."""
+
+    name: str
+    matchers: Tuple[Matcher, ...]  # of the sessions' user and the host
+    others: Optional[Tuple[Matcher, ...]]  # who may ask for them; None: only they themselves
+    reasons: FrozenSet[str]
+    levels: FrozenSet[str]
+    longest_seconds: int
+    uses: int
+    budget_seconds: Optional[int]
+    approvers: int  # 0: approved automatically
+    groups: Tuple[str, ...]  # of approvers; any one may come from any of them
+    key_types: FrozenSet[str]  # of approvers' keys; none: any
+    verification: bool  # by PIN or finger, of approvers with security keys
+    local: bool  # approval by password on the host counts
+    quiet: Optional[Matcher]
+    supervised: bool  # only supervised exemptions
+    end_sessions: bool  # what still runs when the grant expires is ended
+    file: str
+    line: int
+
+    @property
+    def ease(self) -> Tuple[int, str]:
+        return self.approvers, self.name
+
+
+@dataclass(frozen=True)
+class BreakGlass:
+    """Who may be exempt at once, and by when somebody has to have looked at it."""
+
+    matchers: Tuple[Matcher, ...]
+    level: str
+    longest_seconds: int
+    uses: int
+    review_seconds: int
+    reviewers: Tuple[str, ...]  # groups of approvers
+    supervised: bool
+
+
+@dataclass(frozen=True)
+class ApprovalPolicy:
+    """Everything below approval.d."""
+
+    allowances: Tuple[Allowance, ...]
+    reasons: Mapping[str, Reason]
+    groups: Mapping[str, FrozenSet[str]]  # principals of each group of approvers
+    accounts: Mapping[str, FrozenSet[str]]  # of principals, where not what stands before the @
+    never: Tuple[Matcher, ...]  # each of them by itself: users, groups, roles, hosts, host tags
+    break_glass: Optional[BreakGlass]
+    revoked_max_age_seconds: Optional[int]  # how old the list of revoked keys may be
+    digest: str
+    files: Tuple[Tuple[str, str], ...]
+    index: Index = field(repr=False, compare=False)
+
+    def principals(self, groups: Sequence[str]) -> FrozenSet[str]:
+        """Give everybody in some groups of approvers."""
+        found: FrozenSet[str] = frozenset()
+        for group in groups:
+            found |= self.groups.get(group, frozenset())
+        return found
+
+    def accounts_of(self, principal: str) -> FrozenSet[str]:
+        """Say which accounts a person has who signs under that name."""
+        return self.accounts.get(principal, frozenset()) | {principal.partition("@")[0]}
+
+    def may_approve(self, account: str) -> bool:
+        """Say whether an account is that of any approver."""
+        return any(
+            account in self.accounts_of(principal)
+            for group in self.groups.values()
+            for principal in group
+        )
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One thing that speaks against a request; `code` is for programs."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether a request is in order, and if so what it needs."""
+
+    allowance: Optional[Allowance]
+    refusals: Tuple[Refusal, ...]
+    """What speaks against it under the allowance that comes nearest; empty if it is in order."""
+
+    @property
+    def allowed(self) -> bool:
+        return self.allowance is not None and not self.refusals
+
+
+def judge(
+    asked: Asked,
+    policy: ApprovalPolicy,
+    user: Facts,
+    requester: Facts,
+    standing: Standing,
+    now: datetime,
+) -> Judgement:
+    """Say whether somebody may ask for that, and why not.
+
+    Pure: same arguments, same answer, in whatever order the allowances stand.  `user` is whose
+    sessions are asked for, on this host; `requester` who asks.
+    """
+    general = _general(asked, policy, user, standing, now)
+    subject = policy.index.subject(user, now)
+    asker = policy.index.subject(requester, now)
+    judged: List[Tuple[int, Tuple[int, str], Allowance, List[Refusal]]] = []
+    for one in policy.allowances:
+        if not all(matcher.test(subject) for matcher in one.matchers):
+            continue
+        against = _against(asked, one, policy, asker, standing)
+        judged.append((len(against), one.ease, one, against))
+    if not judged:
+        if not policy.allowances:
+            told = "no exemption can be asked for on this host: its approval policy allows none"
+        else:
+            told = f"no exemption can be asked for {asked.user} on {asked.host}"
+        return Judgement(None, (*general, Refusal("no-allowance", told)))
+    _, _, best, against = min(judged, key=lambda one: one[:2])
+    return Judgement(best, (*general, *against))
+
+
+def _general(
+    asked: Asked, policy: ApprovalPolicy, user: Facts, standing: Standing, now: datetime
+) -> Tuple[Refusal, ...]:
+    """Give what speaks against a request under every allowance."""
+    found: List[Refusal] = []
+
+    def refuse(code: str, message: str) -> None:
+        found.append(Refusal(code, message))
+
+    subject = policy.index.subject(user, now)
+    for matcher in policy.never:
+        if matcher.test(subject):
+            refuse("never", f"{matcher.key} {matcher.wanted()} are never exempt")
+    if asked.host.lower() != user.host.lower():
+        refuse("other-host", f"it is for host {asked.host}, and this is {user.host}")
+    if asked.level not in LEVELS:
+        refuse("level", f"{asked.level!r} is no level: one of {', '.join(LEVELS)}")
+    if asked.expires <= asked.not_before:
+        refuse("window", "it ends before it begins")
+    if asked.expires <= now:
+        refuse("expired", "it has expired already")
+    if asked.expires > now + MAX_AHEAD:
+        refuse("ahead", f"it ends more than {MAX_AHEAD.days} days from now")
+    if asked.uses < 1:
+        refuse("uses", "it has no uses")
+    if len(asked.why.strip()) < 3:
+        refuse("why", "it does not say why")
+    if standing.pending >= MAX_PENDING:
+        refuse("pending", f"{standing.pending} requests of {asked.requester} wait already")
+    for debt in standing.overdue:
+        refuse("overdue", f"the review of {debt} is overdue: until it is done, no more exemptions")
+    return tuple(found)
+
+
+def _against(
+    asked: Asked,
+    one: Allowance,
+    policy: ApprovalPolicy,
+    asker: Subject,
+    standing: Standing,
+) -> List[Refusal]:
+    """Give what speaks against a request under one allowance."""
+    found: List[Refusal] = []
+
+    def refuse(code: str, message: str) -> None:
+        found.append(Refusal(code, f"{message} (allowance {one.name})"))
+
+    if asked.requester != asked.user and (
+        one.others is None or not all(matcher.test(asker) for matcher in one.others)
+    ):
+        refuse("for-others", f"{asked.requester} may not ask for {asked.user}")
+    reason = policy.reasons.get(asked.reason)
+    if reason is None or asked.reason not in one.reasons:
+        may = ", ".join(sorted(one.reasons))
+        refuse("reason", f"{asked.reason!r} is no reason here: one of {may}")
+    elif reason.ticket is not None and not reason.ticket.fullmatch(asked.ticket or ""):
+        what = f"{asked.ticket!r} is no ticket" if asked.ticket else "it names no ticket"
+        refuse("ticket", f"{what}, and {asked.reason} needs one like {reason.ticket.pattern}")
+    if asked.level not in one.levels:
+        refuse("level", f"level {asked.level} is not among {', '.join(sorted(one.levels))}")
+    if one.supervised and not asked.supervised:
+        refuse("supervised", "only supervised exemptions may be asked for")
+    window = (asked.expires - asked.not_before).total_seconds()
+    if window > one.longest_seconds:
+        longest = say_seconds(one.longest_seconds)
+        refuse("longest", f"{say_seconds(window)} is longer than {longest}")
+    if asked.uses > one.uses:
+        refuse("uses", f"{asked.uses} uses are more than {one.uses}")
+    if one.budget_seconds is not None:
+        left = max(0.0, one.budget_seconds - standing.used_seconds)
+        if asked.seconds > left:
+            refuse(
+                "budget",
+                f"{say_seconds(asked.seconds)} is more than what is left of this month's "
+                f"{say_seconds(one.budget_seconds)}: {say_seconds(left)}",
+            )
+    if one.quiet is not None and one.quiet.test(asker):
+        refuse("quiet", f"nothing may be asked for at this time ({one.quiet.wanted()})")
+    return found
+
+
+def judge_break_glass(
+    policy: ApprovalPolicy, user: Facts, standing: Standing, why: str, now: datetime
+) -> Tuple[Refusal, ...]:
+    """Say what speaks against breaking the glass; nothing, for those who may."""
+    found: List[Refusal] = []
+    glass = policy.break_glass
+    subject = policy.index.subject(user, now)
+    if glass is None or not all(matcher.test(subject) for matcher in glass.matchers):
+        found.append(Refusal("not-you", f"{user.user} may not break the glass on {user.host}"))
+    for matcher in policy.never:
+        if matcher.test(subject):
+            told = f"{matcher.key} {matcher.wanted()} are never exempt"
+            found.append(Refusal("never", told))
+    if len(why.strip()) < 3:
+        found.append(Refusal("why", "it does not say why"))
+    for debt in standing.overdue:
+        told = f"the review of {debt} is overdue: until it is done, no more exemptions"
+        found.append(Refusal("overdue", told))
+    return tuple(found)
+
+
+def say_seconds(seconds: float) -> str:
+    """Write a duration as configuration has it: 1h 30m."""
+    left, parts = int(seconds), []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return " ".join(parts) or "0s"
+
+
+def compile_ticket(pattern: str) -> Pattern[str]:
+    """Make a ticket pattern, which has to match the whole. Raises: re.error"""
+    return re.compile(pattern, re.ASCII)
