@@ -15,7 +15,7 @@ from typing import FrozenSet, List, Mapping, Optional, Pattern, Sequence, Tuple
 
 from recuse.facts import Facts, Subject
 from recuse.matchers import Matcher
-from recuse.ruleindex import Index
+from recuse.ruleindex import RoleIndex
 
 LEVELS = ("metadata", "commands", "output")
 """What a request may ask to be kept of a session, least first."""
@@ -125,7 +125,7 @@ class ApprovalPolicy:
     revoked_max_age_seconds: Optional[int]  # how old the list of revoked keys may be
     digest: str
     files: Tuple[Tuple[str, str], ...]
-    index: Index = field(repr=False, compare=False)
+    index: RoleIndex = field(repr=False, compare=False)
 
     def principals(self, groups: Sequence[str]) -> FrozenSet[str]:
         """Give everybody in some groups of approvers."""

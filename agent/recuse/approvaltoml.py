@@ -18,7 +18,7 @@ from recuse.approval import (
 from recuse.errors import Fault, PolicyError
 from recuse.matchers import Matcher, Role
 from recuse.matchertoml import MATCHERS
-from recuse.ruleindex import Index
+from recuse.ruleindex import RoleIndex
 from recuse.tomlfile import Key, TomlFile, did_you_mean, parse_duration
 
 WHO = ("users", "groups", "roles")
@@ -101,7 +101,7 @@ class _Parser:
         self._allowances.sort(key=lambda one: one.name)
         return ApprovalPolicy(
             tuple(self._allowances), self._reasons, self._groups, self._accounts,
-            tuple(self._never), self._glass, self._max_age, digest, sums, Index([], self._roles),
+            tuple(self._never), self._glass, self._max_age, digest, sums, RoleIndex(self._roles),
         )  # fmt: skip
 
     @staticmethod

@@ -6,7 +6,9 @@ import ipaddress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone, tzinfo
 from types import MappingProxyType
-from typing import Dict, FrozenSet, List, Literal, Mapping, Optional, Tuple, Type, TypeVar
+from typing import Dict, FrozenSet, List, Mapping, Optional, Tuple, Type, TypeVar
+
+from recuse.asks import Answer
 
 _T = TypeVar("_T")
 
@@ -108,13 +110,8 @@ def without_command(facts: Facts) -> Facts:
     return replace(facts, command="", command_cut=True)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What somebody else said about a session, whom a rule asks by name."""
-
-    match: Literal["yes", "no", "failed"]  # failed: no answer came, not in time, or no sense in it
-    detail: str = ""  # for people: what was answered, or what went wrong
-
+PURPOSE = "purpose="
+"""What a claimed tag begins with that says what a session is for."""
 
 NO_ANSWERS: Mapping[str, Answer] = MappingProxyType({})
 
@@ -131,8 +128,11 @@ class Subject:
         "host",
         "incomplete",
         "maybe_roles",
+        "maybe_tags",
         "now",
+        "purposes",
         "roles",
+        "tags",
         "today",
         "_local",
     )
@@ -157,6 +157,11 @@ class Subject:
         )
         self.roles: FrozenSet[str] = frozenset()
         self.maybe_roles: FrozenSet[str] = frozenset()
+        self.tags = facts.tags
+        self.maybe_tags: FrozenSet[str] = frozenset()  # not among `tags`
+        self.purposes = frozenset(
+            tag[len(PURPOSE) :] for tag in facts.claimed_tags if tag.startswith(PURPOSE)
+        )
         self._local: Dict[tzinfo, datetime] = {}
 
     def local(self, zone: tzinfo) -> datetime:

@@ -7,8 +7,8 @@ denial takes the unknown for "none of those listed".
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from datetime import datetime, tzinfo
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime, timedelta, tzinfo
 from typing import (
     Callable,
     Collection,
@@ -20,11 +20,15 @@ from typing import (
     Optional,
     Protocol,
     Tuple,
+    TypeVar,
 )
 
 from recuse.facts import Address, Subject
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+_Kind = TypeVar("_Kind", bound="Listed")
 
 
 class Matcher(Protocol):
@@ -45,6 +49,12 @@ class Matcher(Protocol):
     def index_keys(self) -> Optional[List[Hashable]]:
         """Give the keys of which a matching subject has at least one; None if that says nothing."""
 
+    def of_session(self) -> bool:
+        """Say whether this asks for what is known in a session only, not at login."""
+
+    def if_not_known(self, answer: bool) -> Matcher:
+        """Give the same matcher that answers this where it cannot be told."""
+
 
 @dataclass(frozen=True)
 class Listed:
@@ -64,6 +74,12 @@ class Listed:
 
     def index_keys(self) -> Optional[List[Hashable]]:
         return [(self.key, value) for value in self.any_of] if self.any_of else None
+
+    def of_session(self) -> bool:
+        return False
+
+    def if_not_known(self: _Kind, answer: bool) -> _Kind:
+        return replace(self, if_unknown=answer)
 
     def _fits(self, value: str) -> bool:
         return value not in self.none_of and (not self.any_of or value in self.any_of)
@@ -114,26 +130,92 @@ class Groups(Listed):
 
 
 @dataclass(frozen=True)
-class Roles(Listed):
-    def test(self, subject: Subject) -> bool:
-        if subject.maybe_roles and self._doubtful(subject):
-            return self.if_unknown
-        return self._fits_some(subject.roles)
+class _Derived(Listed):
+    """What other facts add up to: some of it may be doubtful, since one of these is not known."""
 
-    def _doubtful(self, subject: Subject) -> bool:
-        if not self.none_of.isdisjoint(subject.roles):
+    def _test(self, has: FrozenSet[str], maybe: FrozenSet[str]) -> bool:
+        if maybe and self._doubtful(has, maybe):
+            return self.if_unknown
+        return self._fits_some(has)
+
+    def _doubtful(self, has: FrozenSet[str], maybe: FrozenSet[str]) -> bool:
+        if not self.none_of.isdisjoint(has):
             return False
-        if not self.none_of.isdisjoint(subject.maybe_roles):
+        if not self.none_of.isdisjoint(maybe):
             return True
-        return self.any_of.isdisjoint(subject.roles) and not self.any_of.isdisjoint(
-            subject.maybe_roles
-        )
+        return self.any_of.isdisjoint(has) and not self.any_of.isdisjoint(maybe)
+
+
+@dataclass(frozen=True)
+class Roles(_Derived):
+    def test(self, subject: Subject) -> bool:
+        return self._test(subject.roles, subject.maybe_roles)
 
     def fact(self, subject: Subject) -> str:
         return _words(subject.roles, "no role")
 
     def unsettled(self, subject: Subject) -> Optional[str]:
-        return "the user's roles are not known" if self._doubtful(subject) else None
+        doubtful = self._doubtful(subject.roles, subject.maybe_roles)
+        return "the user's roles are not known" if doubtful else None
+
+
+@dataclass(frozen=True)
+class Tags(_Derived):
+    """Tags that rules assign; what a user claims is never among them."""
+
+    def test(self, subject: Subject) -> bool:
+        return not subject.at_login and self._test(subject.tags, subject.maybe_tags)
+
+    def fact(self, subject: Subject) -> str:
+        return _words(subject.tags, "no tag")
+
+    def unsettled(self, subject: Subject) -> Optional[str]:
+        if subject.at_login:
+            return "tags are not known before a session starts"
+        doubtful = self._doubtful(subject.tags, subject.maybe_tags)
+        return "what assigns the tags is not known" if doubtful else None
+
+    def index_keys(self) -> Optional[List[Hashable]]:
+        return None
+
+    def of_session(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class _Claims(Listed):
+    """What the user says; looked at by the rules that ask for it, and by no others."""
+
+    def test(self, subject: Subject) -> bool:
+        return not subject.at_login and self._fits_some(self._claimed(subject))
+
+    def _claimed(self, subject: Subject) -> FrozenSet[str]:
+        return subject.facts.claimed_tags
+
+    def fact(self, subject: Subject) -> str:
+        return _words(self._claimed(subject), "no claim")
+
+    def unsettled(self, subject: Subject) -> Optional[str]:
+        return "claims are not known before a session starts" if subject.at_login else None
+
+    def index_keys(self) -> Optional[List[Hashable]]:
+        return None
+
+    def of_session(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class ClaimedTags(_Claims):
+    pass
+
+
+@dataclass(frozen=True)
+class ClaimedPurpose(_Claims):
+    """The purpose that the user claims; `none` if it is not one of those configured."""
+
+    def _claimed(self, subject: Subject) -> FrozenSet[str]:
+        return subject.purposes or frozenset(("none",))
 
 
 @dataclass(frozen=True)
@@ -224,6 +306,9 @@ class Commands(Globs):
     def index_keys(self) -> Optional[List[Hashable]]:
         return None
 
+    def of_session(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True)
 class Flag:
@@ -253,6 +338,12 @@ class Flag:
 
     def index_keys(self) -> Optional[List[Hashable]]:
         return None
+
+    def of_session(self) -> bool:
+        return True
+
+    def if_not_known(self, answer: bool) -> Matcher:
+        return replace(self, if_unknown=answer)
 
 
 @dataclass(frozen=True)
@@ -312,14 +403,19 @@ class Window:
     end: int
     zone: tzinfo = field(repr=False, compare=False)
     text: str
+    first: date = date.min  # of the days on which it may begin
+    last: date = date.max
 
     def holds(self, local: datetime) -> bool:
-        minute, day = local.hour * 60 + local.minute, local.weekday()
+        minute = local.hour * 60 + local.minute
         if self.start < self.end:
-            return self.start <= minute < self.end and day in self.days
+            return self.start <= minute < self.end and self._begins_on(local)
         if minute >= self.start:
-            return day in self.days
-        return minute < self.end and (day - 1) % 7 in self.days
+            return self._begins_on(local)
+        return minute < self.end and self._begins_on(local - timedelta(days=1))
+
+    def _begins_on(self, local: datetime) -> bool:
+        return local.weekday() in self.days and self.first <= local.date() <= self.last
 
 
 @dataclass(frozen=True)
@@ -336,7 +432,7 @@ class Times:
     def fact(self, subject: Subject) -> str:
         zones = {str(window.zone): window.zone for window in self.windows}
         return ", ".join(
-            f"{DAYS[local.weekday()]} {local:%H:%M} {name}"
+            f"{DAYS[local.weekday()]} {local:%Y-%m-%d %H:%M} {name}"
             for name, local in ((name, subject.local(zone)) for name, zone in zones.items())
         )
 
@@ -348,6 +444,12 @@ class Times:
 
     def index_keys(self) -> Optional[List[Hashable]]:
         return None
+
+    def of_session(self) -> bool:
+        return False
+
+    def if_not_known(self, answer: bool) -> Matcher:
+        return self
 
 
 def _words(values: Iterable[str], none: str) -> str:

@@ -6,11 +6,14 @@ import fnmatch
 import ipaddress
 import re
 import zoneinfo
-from datetime import timezone, tzinfo
+from datetime import date, datetime, timezone, tzinfo
 from typing import Callable, FrozenSet, Iterable, List, Mapping, Optional, Tuple, Union
 
+from recuse.facts import PURPOSE
 from recuse.matchers import (
     DAYS,
+    ClaimedPurpose,
+    ClaimedTags,
     Commands,
     Flag,
     Groups,
@@ -22,6 +25,7 @@ from recuse.matchers import (
     Roles,
     Services,
     Sources,
+    Tags,
     Times,
     Users,
     Window,
@@ -117,6 +121,32 @@ def _services(file: TomlFile, key: Key, value: object, effect: str) -> Matcher:
 
 def _host_tags(file: TomlFile, key: Key, value: object, effect: str) -> Matcher:
     return HostTags(*Values(file, key, value).listed("host_tags", effect))
+
+
+def _session_tags(
+    kind: Callable[..., Matcher],
+) -> Callable[[TomlFile, Key, object, str], Matcher]:
+    def read(file: TomlFile, key: Key, value: object, effect: str) -> Matcher:
+        values = Values(file, key, value)
+        for place, text in values.all():
+            check_tag(file, place, text)
+            if text.startswith(PURPOSE):
+                file.fault(place, f"{text!r} is a purpose: write purpose = [{text[8:]!r}]")
+        return kind(*values.listed(str(key[-1]), effect))
+
+    return read
+
+
+def check_tag(file: TomlFile, key: Key, text: str) -> None:
+    if not _TAG.fullmatch(text):
+        file.fault(key, f"{text!r} is no tag: letters, digits and any of . _ - : = / +")
+
+
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=/+-]{0,127}")
+
+
+def _purpose(file: TomlFile, key: Key, value: object, effect: str) -> Matcher:
+    return ClaimedPurpose(*Values(file, key, value).listed("purpose", effect))
 
 
 _OUTERS = ("record", "exempt", "none")
@@ -267,13 +297,17 @@ def _window(file: TomlFile, key: Key, value: object) -> Optional[Window]:
     table = file.table(key, value)
     if not isinstance(value, dict):
         return None
-    file.check_keys(key, table, ("days", "from", "to", "zone"))
-    if not {"days", "from", "to"} & set(table):
-        file.fault(key, "a time window needs days, from or to")
+    file.check_keys(key, table, ("days", "from", "to", "zone", "from_date", "to_date"))
+    if not {"days", "from", "to", "from_date", "to_date"} & set(table):
+        file.fault(key, "a time window needs days, from, to, from_date or to_date")
     days = _days(file, key + ("days",), table["days"]) if "days" in table else frozenset(range(7))
     start = _minutes(file, key + ("from",), table.get("from", "00:00"), last="23:59")
     end = _minutes(file, key + ("to",), table.get("to", "24:00"), last="24:00")
     zone = _zone(file, key + ("zone",), table.get("zone", "UTC"))
+    first = toml_date(file, key + ("from_date",), table) or date.min
+    last = toml_date(file, key + ("to_date",), table) or date.max
+    if first > last:
+        file.fault(key + ("to_date",), f"the window ends on {last}, before it begins on {first}")
     if start is None or end is None or zone is None:
         return None
     if start == end:
@@ -281,7 +315,23 @@ def _window(file: TomlFile, key: Key, value: object) -> Optional[Window]:
         file.fault(place, "from and to are the same: leave both out for whole days")
     names = ",".join(DAYS[day] for day in sorted(days)) if len(days) < 7 else "every day"
     clock = f"{start // 60:02}:{start % 60:02}-{end // 60:02}:{end % 60:02}"
-    return Window(days, start, end, zone, f"{names} {clock} {zone}")
+    if "from_date" in table:
+        names = f"from {first} {names}"
+    if "to_date" in table:
+        names = f"to {last} {names}"
+    return Window(days, start, end, zone, f"{names} {clock} {zone}", first, last)
+
+
+def toml_date(file: TomlFile, key: Key, table: Mapping[str, object]) -> Optional[date]:
+    """Read a date if the table has the last part of the key."""
+    value = table.get(str(key[-1]))
+    if value is None or (isinstance(value, date) and not isinstance(value, datetime)):
+        return value
+    hint = f", as in {key[-1]} = 2031-12-31"
+    if isinstance(value, str):
+        hint += ", without quotes"
+    file.wrong_type(key, value, "a date", hint)
+    return None
 
 
 def _days(file: TomlFile, key: Key, value: object) -> FrozenSet[int]:
@@ -336,6 +386,9 @@ MATCHERS: Mapping[str, Callable[[TomlFile, Key, object, str], Optional[Matcher]]
     "tty": _flag,
     "login_shell": _flag,
     "host_tags": _host_tags,
+    "tags": _session_tags(Tags),
+    "claimed_tags": _session_tags(ClaimedTags),
+    "purpose": _purpose,
     "hosts": _hosts,
     "sources": _sources,
     "commands": _commands,

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import date, datetime, timezone
-from typing import List, Literal, Mapping, Optional, Sequence, Tuple
+from typing import Iterable, Iterator, List, Literal, Mapping, Optional, Sequence, Set, Tuple
 
-from recuse.facts import NO_ANSWERS, UNKNOWN_SOURCE, Answer, Facts, Subject, facts_to_json
-from recuse.matchers import Matcher, Role
-from recuse.ruleindex import Index
+from recuse.asks import Answer
+from recuse.facts import NO_ANSWERS, PURPOSE, UNKNOWN_SOURCE, Facts, Subject, facts_to_json
+from recuse.matchers import ClaimedTags, Matcher, Role
+from recuse.reasons import Purpose, Reason
+from recuse.ruleindex import Index, RoleIndex
 
 __all__ = (
     "EFFECTS",
     "LEVELS",
-    "Answer",
     "UNKNOWN_SOURCE",
     "Decision",
     "Facts",
@@ -82,6 +83,19 @@ def _sum_up(terms: Sequence[Terms]) -> Terms:
 
 
 @dataclass(frozen=True)
+class Assignment:
+    """Tags that a rule gives the sessions it matches, whatever comes of the rule itself.
+
+    The two lists are the rule's matchers taking what is not known for none, and for any, so that a
+    doubtful fact makes a doubtful tag and not an exemption.
+    """
+
+    tags: Tuple[str, ...]
+    surely: Tuple[Matcher, ...]
+    maybe: Tuple[Matcher, ...]
+
+
+@dataclass(frozen=True)
 class Rule:
     """One rule.  All its matchers have to match; one without any matches every session."""
 
@@ -95,23 +109,88 @@ class Rule:
     file: str
     line: int
     terms: Terms = Terms()
+    reason_code: Optional[str] = None
+    assignment: Optional[Assignment] = None
 
     def matches(self, subject: Subject) -> bool:
-        for matcher in self.matchers:
-            if not matcher.test(subject):
-                return False
-        return self.expires is None or subject.today <= self.expires
+        return not self.expired(subject) and _all_match(self.matchers, subject)
+
+    def expired(self, subject: Subject) -> bool:
+        return self.expires is not None and subject.today > self.expires
+
+
+def _all_match(matchers: Iterable[Matcher], subject: Subject) -> bool:
+    for matcher in matchers:
+        if not matcher.test(subject):
+            return False
+    return True
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Rules, strongest effect first and then by name."""
+    """Rules, strongest effect first and then by name, and what they speak of."""
 
     rules: Tuple[Rule, ...]
     digest: str  # hex; the same for the same files in any directory and order
     roles: Mapping[str, Role]
     files: Tuple[Tuple[str, str], ...]  # name and SHA-256 in hex of each file
-    _index: Index = field(repr=False, compare=False)
+    reasons: Mapping[str, Reason] = field(default_factory=dict)  # empty: no catalogue
+    purposes: Mapping[str, Purpose] = field(default_factory=dict)
+    _index: Index = field(init=False, repr=False, compare=False)
+    _role_index: RoleIndex = field(init=False, repr=False, compare=False)
+    _assigning: Tuple[Rule, ...] = field(init=False, repr=False, compare=False)
+    _assigning_index: Index = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        assigning = tuple(rule for rule in self.rules if rule.assignment is not None)
+        for name, value in (
+            ("_index", Index([rule.matchers for rule in self.rules])),
+            ("_role_index", RoleIndex(self.roles)),
+            ("_assigning", assigning),
+            ("_assigning_index", Index([rule.matchers for rule in assigning])),
+        ):
+            object.__setattr__(self, name, value)
+
+    def subject(
+        self, facts: Facts, now: datetime, answers: Mapping[str, Answer] = NO_ANSWERS
+    ) -> Subject:
+        """Bring facts into the form that rules look at, with roles, purposes and tags.
+
+        Tags are assigned in one pass: rules that assign look neither at tags nor at claims.
+        """
+        subject = self._role_index.subject(facts, now, answers)
+        subject.purposes &= self.purposes.keys()
+        if self._assigning:
+            self._assign_tags(subject)
+        return subject
+
+    def _assign_tags(self, subject: Subject) -> None:
+        tags: Set[str] = set(subject.tags)
+        maybe: Set[str] = set()
+        for number in self._assigning_index.candidates(subject):
+            rule = self._assigning[number]
+            if rule.assignment is None or rule.expired(subject):
+                continue
+            if _all_match(rule.assignment.surely, subject):
+                tags.update(rule.assignment.tags)
+            elif _all_match(rule.assignment.maybe, subject):
+                maybe.update(rule.assignment.tags)
+        subject.tags, subject.maybe_tags = frozenset(tags), frozenset(maybe - tags)
+
+    def candidates(self, subject: Subject) -> Iterator[Rule]:
+        """Give the rules that can match, strongest effect first."""
+        for number in self._index.candidates(subject):
+            yield self.rules[number]
+
+    @property
+    def claimable(self) -> Tuple[str, ...]:
+        """Say what a user can claim to any effect."""
+        tags = {PURPOSE + code for code in self.purposes}
+        for rule in self.rules:
+            for matcher in rule.matchers:
+                if isinstance(matcher, ClaimedTags):
+                    tags |= matcher.any_of
+        return tuple(sorted(tags))
 
 
 @dataclass(frozen=True)
@@ -188,11 +267,11 @@ def decide(
 
     Raises: ValueError if `now` has no time zone.
     """
-    subject = policy._index.subject(facts, now, answers)
+    subject = policy.subject(facts, now, answers)
+    tags = tuple(sorted(subject.tags))
     matched: List[Rule] = []
     also: List[Rule] = []  # record rules under one that requires it: what they keep is kept
-    for number in policy._index.candidates(subject):
-        rule = policy.rules[number]
+    for rule in policy.candidates(subject):
         if not matched or rule.effect == matched[0].effect:
             if rule.matches(subject):
                 matched.append(rule)
@@ -204,13 +283,13 @@ def decide(
     if first is None or STRENGTH[first.effect] > STRENGTH["require-record"]:
         in_force = [grant for grant in grants if grant.not_before <= now < grant.expires]
         if in_force:
-            return _granted(
-                max(in_force, key=lambda grant: (grant.expires, grant.id)), facts, policy
-            )
+            longest = max(in_force, key=lambda grant: (grant.expires, grant.id))
+            return _granted(longest, facts, policy, tags)
     if first is None:
         return Decision(
-            "record", None, "record", None, None, None, None, policy.digest, (), facts, level=level
-        )
+            "record", None, "record", None, None, None, None, policy.digest, (), facts,
+            level=level, tags=tags,
+        )  # fmt: skip
     verdict = _VERDICTS[first.effect]
     terms = _sum_up([rule.terms for rule in (*matched, *also)])
     usual = {"exempt": "metadata", "record": level, "refuse": None}[verdict]
@@ -229,11 +308,13 @@ def decide(
         supervised=terms.supervised,
         confirm=terms.confirm,
         notice=terms.notice,
+        reason_code=first.reason_code,
+        tags=tags,
         pause_seconds=None if first.effect == "require-record" else terms.pause_seconds,
     )
 
 
-def _granted(grant: Grant, facts: Facts, policy: Policy) -> Decision:
+def _granted(grant: Grant, facts: Facts, policy: Policy, tags: Tuple[str, ...]) -> Decision:
     return Decision(
         verdict="exempt",
         rule=None,
@@ -251,6 +332,7 @@ def _granted(grant: Grant, facts: Facts, policy: Policy) -> Decision:
         confirm=grant.terms.confirm,
         notice=grant.terms.notice,
         reason_code=grant.reason_code,
+        tags=tags,
         pause_seconds=grant.terms.pause_seconds or None,
     )
 
@@ -267,7 +349,7 @@ def explain(
     Raises: ValueError if `now` has no time zone.
     """
     decision = decide(facts, policy, now, grants, answers)
-    subject = policy._index.subject(facts, now, answers)
+    subject = policy.subject(facts, now, answers)
     return tuple(_trace(rule, subject, decision) for rule in policy.rules)
 
 
@@ -279,10 +361,12 @@ def _trace(rule: Rule, subject: Subject, decision: Decision) -> RuleTrace:
         for matcher in rule.matchers
         if matcher.test(subject) is matched
     ]
-    if rule.expires is not None and subject.today > rule.expires:
+    if rule.expired(subject):
         said.append(f"expired: its last day was {rule.expires}, today is {subject.today} (UTC)")
     if not said:
         said.append("asks for nothing: matches every session")
+    if matched and rule.assignment is not None:
+        said.append(f"assigns {', '.join(rule.assignment.tags)}")
     if matched and not decided:
         if decision.effect == "grant":
             said.append(f"grant {decision.grant} goes before it")

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import re
-from datetime import date, datetime
 from pathlib import PurePosixPath
-from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
+from typing import (
+    Collection,
+    Dict,
+    FrozenSet,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from recuse.errors import Fault, PolicyError
-from recuse.matchers import Role
-from recuse.matchertoml import MATCHERS, Values, accounts
-from recuse.policy import EFFECTS, LEVELS, STRENGTH, Policy, Rule, Terms
-from recuse.ruleindex import Index
+from recuse.matchers import ClaimedPurpose, ClaimedTags, Matcher, Role, Tags
+from recuse.matchertoml import MATCHERS, Values, accounts, check_tag, toml_date
+from recuse.policy import EFFECTS, LEVELS, STRENGTH, Assignment, Policy, Rule, Terms
+from recuse.reasons import Purpose, Reason, read_purpose, read_reason
 from recuse.tomlfile import Key, TomlFile, did_you_mean, parse_duration
 
 MAX_NAME = 128  # characters of a rule's name: it goes into every entry and journal line
@@ -35,35 +44,43 @@ def parse_policy(files: Sequence[Tuple[str, bytes]]) -> Policy:
     parser = _Parser()
     for name, source in sorted(files):
         parser.read(name, source)
-    rules, roles = parser.finish()
+    rules = parser.finish()
     digest = hashlib.sha256(b"recuse/policy/v1\n")
     sums = []
     for base, source in sorted((PurePosixPath(name).name, source) for name, source in files):
         for part in (base.encode("utf-8", "surrogateescape"), source):
             digest.update(len(part).to_bytes(8, "big") + part)
         sums.append((base, hashlib.sha256(source).hexdigest()))
-    index = Index([rule.matchers for rule in rules], roles)
-    return Policy(rules, digest.hexdigest(), roles, tuple(sums), index)
+    return Policy(
+        rules, digest.hexdigest(), parser.roles, tuple(sums), parser.reasons, parser.purposes
+    )
 
 
 class _Parser:
     def __init__(self) -> None:
+        self.roles: Dict[str, Role] = {}
+        self.reasons: Dict[str, Reason] = {}
+        self.purposes: Dict[str, Purpose] = {}
         self._faults: List[Fault] = []
         self._files: List[TomlFile] = []
-        self._roles: Dict[str, Role] = {}
-        self._role_places: Dict[str, str] = {}
         self._rules: List[Rule] = []
-        self._rule_places: Dict[str, str] = {}
+        self._places: Dict[Tuple[str, str], str] = {}  # of what there may be only one of a name
 
     def read(self, name: str, source: bytes) -> None:
         file = TomlFile(name, source, self._faults)
         self._files.append(file)
-        file.check_keys((), file.data, ("rule", "roles"))
+        file.check_keys((), file.data, ("rule", "roles", "reasons", "purposes"))
 
-    def finish(self) -> Tuple[Tuple[Rule, ...], Dict[str, Role]]:
-        for file in self._files:
-            for name, table in file.table(("roles",), file.data.get("roles", {})).items():
-                self._role(file, name, table)
+    def finish(self) -> Tuple[Rule, ...]:
+        """Read what the files say, now that all are there."""
+        for file, name, table in self._tables("roles"):
+            self._role(file, name, table)
+        for file, code, table in self._tables("reasons"):
+            self._unique("reason", code, file, ("reasons", code))
+            self.reasons[code] = read_reason(file, ("reasons", code), table, self.roles)
+        for file, code, table in self._tables("purposes"):
+            self._unique("purpose", code, file, ("purposes", code))
+            self.purposes[code] = read_purpose(file, ("purposes", code), table)
         for file in self._files:
             rules = file.data.get("rule", [])
             if not isinstance(rules, list):
@@ -77,21 +94,25 @@ class _Parser:
             count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
             raise PolicyError(f"{count} in the policy", faults=tuple(faults))
         self._rules.sort(key=lambda rule: (STRENGTH[rule.effect], rule.name))
-        return tuple(self._rules), self._roles
+        return tuple(self._rules)
 
-    def _unique(
-        self, what: str, name: str, file: TomlFile, key: Key, places: Dict[str, str]
-    ) -> None:
-        if name in places:
-            file.fault(key, f"{what} {name!r} is there already, at {places[name]}")
+    def _tables(self, kind: str) -> Iterator[Tuple[TomlFile, str, object]]:
+        for file in self._files:
+            for name, table in file.table((kind,), file.data.get(kind, {})).items():
+                yield file, name, table
+
+    def _unique(self, what: str, name: str, file: TomlFile, key: Key) -> None:
+        place = self._places.get((what, name))
+        if place is not None:
+            file.fault(key, f"{what} {name!r} is there already, at {place}")
         else:
-            places[name] = f"{file.path}:{file.line(key)}"
+            self._places[what, name] = f"{file.path}:{file.line(key)}"
 
     def _role(self, file: TomlFile, name: str, value: object) -> None:
         key: Key = ("roles", name)
         table = file.table(key, value)
         file.check_keys(key, table, ("users", "groups"))
-        self._unique("role", name, file, key, self._role_places)
+        self._unique("role", name, file, key)
         if not name or name.startswith("!") or name != name.strip() or not name.isprintable():
             file.fault(key, f"{name!r} is no name for a role")
         if isinstance(value, dict) and "users" not in table and "groups" not in table:
@@ -108,7 +129,7 @@ class _Parser:
                 names, numbers = accounts(file, side, part)
                 found.append(names)
                 uids.append(numbers)
-        self._roles.setdefault(
+        self.roles.setdefault(
             name, Role(name, found[0], uids[0], found[2], found[1], uids[1], found[3])
         )
 
@@ -121,19 +142,14 @@ class _Parser:
         effect = self._effect(file, key, table)
         texts = {part: _text(file, key + (part,), table) for part in ("reason", "owner", "message")}
         _check_texts(file, key, texts)
-        expires = _expires(file, key + ("expires",), table)
+        expires = toml_date(file, key + ("expires",), table)
         terms = _terms(file, key, table, effect)
-        needs = (
-            "exempt rule"
-            if effect == "exempt"
-            else "rule with a pause"
-            if ("pause" in table)
-            else ""
-        )
-        if needs:
-            for part in ("reason", "owner", "expires"):
-                if part not in table:
-                    file.fault(key, f"{needs} {name!r} has no {part}")
+        what = "exempt rule" if effect == "exempt" else "rule with a pause"
+        has_grounds = effect == "exempt" or "pause" in table
+        for part in ("reason", "owner", "expires"):
+            if has_grounds and part not in table:
+                file.fault(key, f"{what} {name!r} has no {part}")
+        reason, code = self._reason(file, key + ("reason",), texts["reason"], has_grounds)
         present = [part for part in MATCHERS if part in table]
         if not present and not mistyped and effect in ("deny", "exempt"):
             hint = 'write hosts = ["*"] if that is meant'
@@ -141,20 +157,24 @@ class _Parser:
         matchers = [
             MATCHERS[part](file, key + (part,), table[part], effect or "record") for part in present
         ]
-        if "roles" in table:
-            self._check_roles(file, key + ("roles",), table["roles"])
+        self._check_listed(file, key + ("roles",), table, "role", self.roles)
+        purposes = (*self.purposes, "none")
+        self._check_listed(file, key + ("purpose",), table, "purpose", purposes)
+        kept = tuple(matcher for matcher in matchers if matcher is not None)
         self._rules.append(
             Rule(
                 name=name,
                 effect=effect or "record",
-                matchers=tuple(matcher for matcher in matchers if matcher is not None),
-                reason=texts["reason"],
+                matchers=kept,
+                reason=reason,
                 owner=texts["owner"],
                 expires=expires,
                 message=texts["message"],
                 file=file.path,
                 line=file.line(key) or 0,
                 terms=terms,
+                reason_code=code,
+                assignment=_assignment(file, key + ("assign",), table, kept),
             )
         )
 
@@ -168,7 +188,7 @@ class _Parser:
         if not name or name != name.strip() or not name.isprintable() or len(name) > MAX_NAME:
             wanted = f"1 to {MAX_NAME} printable characters"
             file.fault(key + ("name",), f"{name!r} is no name for a rule: {wanted}")
-        self._unique("rule", name, file, key + ("name",), self._rule_places)
+        self._unique("rule", name, file, key + ("name",))
         return name
 
     @staticmethod
@@ -183,18 +203,51 @@ class _Parser:
             return None
         return effect
 
-    def _check_roles(self, file: TomlFile, key: Key, value: object) -> None:
-        if not isinstance(value, list):
-            return
-        for position, text in enumerate(value):
-            role = text[1:] if isinstance(text, str) and text.startswith("!") else text
-            if isinstance(role, str) and role and role not in self._roles:
-                hint = did_you_mean(role, self._roles)
-                file.fault(key + (position,), f"unknown role {role!r}{hint}")
+    def _reason(
+        self, file: TomlFile, key: Key, said: Optional[str], has_grounds: bool
+    ) -> Tuple[Optional[str], Optional[str]]:
+        """Give a rule's reason in words, and its code if the catalogue has it."""
+        if said is not None and said in self.reasons:
+            return self.reasons[said].texts.choose(), said
+        if said is not None and self.reasons and has_grounds:
+            hint = did_you_mean(said, self.reasons)
+            file.fault(key, f"reason {said!r} is not in the catalogue{hint}")
+        return said, None
+
+    @staticmethod
+    def _check_listed(
+        file: TomlFile, key: Key, table: Mapping[str, object], what: str, known: Collection[str]
+    ) -> None:
+        value = table.get(str(key[-1]))
+        for position, text in enumerate(value if isinstance(value, list) else ()):
+            name = text[1:] if isinstance(text, str) and text.startswith("!") else text
+            if isinstance(name, str) and name and name not in known:
+                file.fault(key + (position,), f"unknown {what} {name!r}{did_you_mean(name, known)}")
 
 
 _TERMS = ("level", "supervised", "confirm", "notice", "pause")
-RULE_KEYS = ("name", "effect", "reason", "owner", "expires", "message", *_TERMS)
+RULE_KEYS = ("name", "effect", "reason", "owner", "expires", "message", "assign", *_TERMS)
+
+
+def _assignment(
+    file: TomlFile, key: Key, table: Mapping[str, object], matchers: Tuple[Matcher, ...]
+) -> Optional[Assignment]:
+    if "assign" not in table:
+        return None
+    if table["assign"] == []:
+        file.fault(key, "'assign' is empty: leave it out to assign nothing")
+    tags = []
+    for place, tag in file.strings(key, table["assign"]):
+        check_tag(file, place, tag)
+        tags.append(tag)
+    for matcher in matchers:
+        if isinstance(matcher, (Tags, ClaimedTags, ClaimedPurpose)):
+            file.fault(key, f"a rule that assigns tags may not look at {matcher.key!r}")
+    return Assignment(
+        tuple(tags),
+        tuple(matcher.if_not_known(False) for matcher in matchers),
+        tuple(matcher.if_not_known(True) for matcher in matchers),
+    )
 
 
 def _terms(file: TomlFile, key: Key, table: Mapping[str, object], effect: Optional[str]) -> Terms:
@@ -273,14 +326,3 @@ def _check_texts(file: TomlFile, key: Key, texts: Mapping[str, Optional[str]]) -
         file.fault(key + ("message",), f"message is longer than {MAX_MESSAGE} bytes")
     if any(not char.isprintable() and char not in "\n\t" for char in message):
         file.fault(key + ("message",), "message has control characters in it")
-
-
-def _expires(file: TomlFile, key: Key, table: Mapping[str, object]) -> Optional[date]:
-    value = table.get("expires")
-    if value is None or (isinstance(value, date) and not isinstance(value, datetime)):
-        return value
-    hint = ", as in expires = 2031-12-31"
-    if isinstance(value, str):
-        hint += ", without quotes"
-    file.wrong_type(key, value, "a date", hint)
-    return None

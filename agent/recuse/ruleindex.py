@@ -1,15 +1,62 @@
-"""Find the rules that can match a subject without trying them all."""
+"""Find the rules that can match a subject, and its roles, without trying them all."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Dict, Hashable, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
-from recuse.facts import NO_ANSWERS, Answer, Facts, Subject
+from recuse.asks import Answer
+from recuse.facts import NO_ANSWERS, Facts, Subject
 from recuse.matchers import Matcher, Role
 
 # The matcher that a rule is looked up by, if it has several: the one that fewest subjects pass.
 _LOOKUP_ORDER = ("users", "hosts", "sources", "roles", "groups", "host_tags", "services")
+
+
+def _identity(subject: Subject) -> List[Hashable]:
+    keys: List[Hashable] = [("users", subject.facts.user), ("uids", subject.facts.uid)]
+    keys.extend(("groups", group) for group in subject.groups)
+    return keys
+
+
+class RoleIndex:
+    """Roles, each filed under the users and groups that it names."""
+
+    def __init__(self, roles: Mapping[str, Role]) -> None:
+        self._all = tuple(roles.values())
+        self._open: List[Role] = []
+        self._filed: Dict[Hashable, List[Role]] = {}
+        for role in self._all:
+            keys = list(role.index_keys())
+            if not keys:
+                self._open.append(role)
+            for key in keys:
+                self._filed.setdefault(key, []).append(role)
+
+    def subject(
+        self, facts: Facts, now: datetime, answers: Mapping[str, Answer] = NO_ANSWERS
+    ) -> Subject:
+        """Bring facts into the form that matchers look at, with the roles of the user."""
+        subject = Subject(facts, now, answers)
+        if self._all:
+            self._assign(subject)
+        return subject
+
+    def _assign(self, subject: Subject) -> None:
+        if subject.incomplete:
+            found = {role.name: role.has(subject) for role in self._all}
+            subject.roles = frozenset(name for name, has in found.items() if has)
+            subject.maybe_roles = frozenset(name for name, has in found.items() if has is None)
+            return
+        roles = set()
+        for key in _identity(subject):
+            for role in self._filed.get(key, ()):
+                if role.name not in roles and role.has(subject):
+                    roles.add(role.name)
+        for role in self._open:
+            if role.has(subject):
+                roles.add(role.name)
+        subject.roles = frozenset(roles)
 
 
 class Index:
@@ -18,7 +65,7 @@ class Index:
     A rule that has no matcher of a kind that is filed under is tried always.
     """
 
-    def __init__(self, rules: Sequence[Sequence[Matcher]], roles: Mapping[str, Role]) -> None:
+    def __init__(self, rules: Sequence[Sequence[Matcher]]) -> None:
         self._all = range(len(rules))
         self._always: List[int] = []
         self._rules: Dict[Hashable, List[int]] = {}
@@ -32,15 +79,6 @@ class Index:
                 self._rules.setdefault(key, []).append(number)
                 if isinstance(key, tuple) and len(key) == 3:
                     self._networks.add(key[:2])
-        self._every_role = tuple(roles.values())
-        self._open_roles: List[Role] = []
-        self._roles: Dict[Hashable, List[Role]] = {}
-        for role in self._every_role:
-            keys = list(role.index_keys())
-            if not keys:
-                self._open_roles.append(role)
-            for key in keys:
-                self._roles.setdefault(key, []).append(role)
 
     @staticmethod
     def _lookup_keys(rule: Sequence[Matcher]) -> Optional[List[Hashable]]:
@@ -51,39 +89,11 @@ class Index:
                 return keys
         return None
 
-    def subject(
-        self, facts: Facts, now: datetime, answers: Mapping[str, Answer] = NO_ANSWERS
-    ) -> Subject:
-        subject = Subject(facts, now, answers)
-        if not self._every_role:
-            return subject
-        if subject.incomplete:
-            found = {role.name: role.has(subject) for role in self._every_role}
-            subject.roles = frozenset(name for name, has in found.items() if has)
-            subject.maybe_roles = frozenset(name for name, has in found.items() if has is None)
-            return subject
-        roles = set()
-        for key in self._identity(subject):
-            for role in self._roles.get(key, ()):
-                if role.name not in roles and role.has(subject):
-                    roles.add(role.name)
-        for role in self._open_roles:
-            if role.has(subject):
-                roles.add(role.name)
-        subject.roles = frozenset(roles)
-        return subject
-
-    @staticmethod
-    def _identity(subject: Subject) -> List[Hashable]:
-        keys: List[Hashable] = [("users", subject.facts.user), ("uids", subject.facts.uid)]
-        keys.extend(("groups", group) for group in subject.groups)
-        return keys
-
     def candidates(self, subject: Subject) -> Iterable[int]:
         """Give the numbers of all rules that can match, in ascending order."""
         if subject.incomplete:
             return self._all
-        keys = self._identity(subject)
+        keys = _identity(subject)
         keys.extend(("roles", role) for role in subject.roles)
         keys.append(("hosts", subject.host))
         keys.extend(("host_tags", tag) for tag in subject.facts.host_tags)

@@ -22,6 +22,8 @@ FLOORS: Dict[int, Set[str]] = {
         "facts",
         "matchers",
         "ruleindex",
+        "reasons",
+        "when",
         "policy",
         "tomlfile",
         "matchertoml",
