@@ -22,15 +22,17 @@ from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple
 
 from . import __version__, records, wire
 from .accounts import Accounts, Found
+from .asking import Asking
 from .book import Book, NotEntered
 from .config import Config, HostConfig, Paths
 from .door import Connection, Door
 from .errors import RecuseError, SpoolError
+from .facts import NO_ANSWERS
 from .host import Account, Identity, Kernel, Peer, Stat
 from .journal import Journal
 from .live import Live, LiveLog, LiveLogin, LiveSession
 from .orphan import adopt_orphans
-from .policy import UNKNOWN_SOURCE, Decision, Facts, Policy, decide
+from .policy import UNKNOWN_SOURCE, Decision, Facts, Policy, decide, questions
 from .sealing import Sealed, Sealer
 from .spool import Spool
 from .upkeep import Notifier, Upkeep
@@ -86,6 +88,8 @@ class Agent:
         self.sealer.on_tick.append(self.upkeep.look_at_space)
         self.door = Door(kernel, journal, recuse_uid, self._serve, self._relay_hung_up)
         self.accounts = Accounts(kernel, journal)
+        self.asking = Asking(paths.consult_socket, kernel, journal)
+        self.upkeep.on_reload.append(self.wake_consult)
         self.live = LiveLog(paths.sessions / "log")
         self.logins: Dict[str, LiveLogin] = {}
         self.sessions: Dict[str, LiveSession] = {}
@@ -195,12 +199,27 @@ class Agent:
         """Say what a recording keeps where no rule does."""
         return "full" if self.config.session.input else "output"
 
+    async def _decide(self, facts: Facts, began_ns: int) -> Decision:
+        """Decide, having asked what rules ask; `began_ns` is when the host module began to wait."""
+        policy, now, answers = self.policy, self._now(), NO_ANSWERS
+        asks = questions(facts, policy, now)
+        if asks:
+            answers = await self.asking.ask(asks, facts, began_ns)
+            now = self._now()
+        return decide(facts, policy, now, answers=answers, level=self._usual_level)
+
+    def wake_consult(self) -> None:
+        """Have what a policy that asks will need running before somebody waits for it."""
+        if self.policy.asks:
+            self.spawn(self.asking.wake())
+
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self.kernel.now_ns() / 1e9, timezone.utc)
 
     # -- logins ----------------------------------------------------------------------
 
     async def _on_login(self, connection: Connection, request: wire.Login) -> None:
+        began_ns = self.kernel.mono_ns()
         service = records.text(request.service)
         if self.config.session.ignores(service):
             self.door.answer(connection, wire.Answer(Verdict.ALLOW))
@@ -235,7 +254,7 @@ class Agent:
             login, account, groups, tty=None, command=None, login_shell=None,
             claimed_tags=frozenset(), outer=None if outer is None else outer.verdict,
         )  # fmt: skip
-        decision = decide(facts, self.policy, self._now(), level=self._usual_level)
+        decision = await self._decide(facts, began_ns)
         if decision.verdict == "refuse":
             await self.book.enter(records.refused_entry, login, decision)
             self._tell("refused", login, None, decision, what="login")
@@ -375,6 +394,7 @@ class Agent:
     async def _on_session(
         self, connection: Connection, request: wire.SessionRequest, fds: List[int]
     ) -> None:
+        began_ns = self.kernel.mono_ns()
         peer = connection.peer
         identity = self.kernel.identity(peer.pid)
         place = self.place(peer)
@@ -387,17 +407,13 @@ class Agent:
         account, groups = await self.accounts.find(identity.ruid, owner.login.user)
         shell = _real_shell(account)
         tags = tuple(t for t in records.text(request.tags).split(",") if t)
-        decision = decide(
-            self._facts(
-                owner.login, account, groups, tty=has_tty, command=command, command_cut=cut,
-                login_shell=bool(request.flags & wire.SESSION_LOGIN_SHELL),
-                claimed_tags=frozenset(tags),
-                outer=None if place.outer is None else place.outer.verdict,
-            ),
-            self.policy,
-            self._now(),
-            level=self._usual_level,
+        facts = self._facts(
+            owner.login, account, groups, tty=has_tty, command=command, command_cut=cut,
+            login_shell=bool(request.flags & wire.SESSION_LOGIN_SHELL),
+            claimed_tags=frozenset(tags),
+            outer=None if place.outer is None else place.outer.verdict,
         )  # fmt: skip
+        decision = await self._decide(facts, began_ns)
         on_record = self._recording_on(peer, place.tty, fds) is not None
         label = self._how(decision, request, command, cut, on_record)
         kind = "shell" if command is None else "command"

@@ -35,7 +35,7 @@ MAX_CACHE_SECONDS = 86400
 MAX_WHY = 200  # characters: it goes into the entry
 MAX_WORDS = 64  # of a program's command line
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
-_KEYS = ("program", "url", "socket", "ca", "deadline", "on_failure", "on_timeout")
+KEYS = ("program", "url", "socket", "ca", "deadline", "on_failure", "on_timeout")
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,12 @@ class Ask:
         """Say what counts without an answer."""
         return self.on_timeout if failure == "timeout" else self.on_failure
 
+    def says(self, answer: Answer) -> str:
+        """Give what counts: the answer, or what is stated for want of one."""
+        if answer.match is not None:
+            return "match" if answer.match else "no-match"
+        return self.stated(answer.failure or "failed")
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -66,12 +72,6 @@ class Answer:
     failure: Optional[str] = None
     cached: bool = False
     why: Optional[str] = None
-
-    def says(self, ask: Ask) -> str:
-        """Give what counts: the answer, or what is stated for want of one."""
-        if self.match is not None:
-            return "match" if self.match else "no-match"
-        return ask.stated(self.failure or "failed")
 
 
 def answer_to_json(answer: Answer) -> Dict[str, object]:
@@ -231,7 +231,7 @@ def read_ask(file: TomlFile, key: Key, name: str, value: object) -> Optional[Ask
     """Check a table [ask.NAME]; None after a fault."""
     table = file.table(key, value)
     before = len(file.faults)
-    file.check_keys(key, table, _KEYS)
+    file.check_keys(key, table, KEYS)
     if not _NAME.fullmatch(name):
         wanted = "letters, digits, dots, dashes and underscores"
         file.fault(key, f"{name!r} is no name for an ask: up to 64 {wanted}")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from datetime import datetime, timezone
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
 from recuse import config, policy
 from recuse.approvaltoml import parse_approval
+from recuse.asks import FAILURES, Answer
 from recuse.cast import printable
 from recuse.console import Add, Call, Parser, as_json, moment
 from recuse.errors import NotFound, PolicyError
 from recuse.policytoml import parse_policy
+from recuse.tomlfile import did_you_mean
 
 
 def add_commands(add: Add, commands: Any) -> None:
@@ -37,10 +40,24 @@ def add_commands(add: Add, commands: Any) -> None:
     one.add_argument("--host-tag", action="append", metavar="TAG")
     one.add_argument("--tag", action="append", default=[], metavar="TAG", help="assigned tag")
     one.add_argument("--claimed-tag", action="append", default=[], metavar="TAG")
+    one.add_argument(
+        "--answer", type=_answer, action="append", default=[], metavar="NAME=ANSWER",
+        help="what an ask is answered: match, no-match, failed or timeout; default: not asked",
+    )  # fmt: skip
     one.add_argument("--outer", choices=("record", "exempt"), help="verdict of the session around")
     one.add_argument("--at", type=moment, metavar="TIME", help="default: now")
     one.add_argument("--policy", action="append", default=[], metavar="FILE", dest="files")
     as_json(one)
+
+
+def _answer(text: str) -> Tuple[str, Answer]:
+    name, _, said = text.rpartition("=")
+    if name and said in FAILURES:
+        return name, Answer(None, said)
+    if name and said in ("match", "no-match"):
+        return name, Answer(said == "match")
+    known = ", ".join(("match", "no-match", *FAILURES))
+    raise argparse.ArgumentTypeError("%r is not NAME= and one of %s" % (text, known))
 
 
 def _policy_files(call: Call) -> list[tuple[str, bytes]]:
@@ -159,8 +176,16 @@ def explain(call: Call) -> int:
     parsed = parse_policy(_policy_files(call))
     facts = _facts(call)
     now = call.args.at or datetime.now(timezone.utc)
-    decision = policy.decide(facts, parsed, now)
-    traces = policy.explain(facts, parsed, now)
+    answers = dict(call.args.answer)
+    unknown = sorted(answers.keys() - parsed.asks.keys())
+    if unknown:
+        hint = did_you_mean(unknown[0], parsed.asks)
+        raise NotFound("the policy has no ask %s%s" % (printable(unknown[0]), hint))
+    decision = policy.decide(facts, parsed, now, answers=answers)
+    traces = policy.explain(facts, parsed, now, answers=answers)
+    open_asks = [
+        ask.name for ask in policy.questions(facts, parsed, now) if ask.name not in answers
+    ]
     if call.args.json:
         call.console.json(
             {
@@ -181,6 +206,7 @@ def explain(call: Call) -> int:
                 "policy": decision.policy,
                 "matched": list(decision.matched),
                 "facts": policy.facts_to_json(facts),
+                "asks": open_asks,
                 "rules": [
                     {
                         "rule": t.rule,
@@ -214,6 +240,10 @@ def explain(call: Call) -> int:
     ):
         if value:
             call.console.print("  %-8s %s" % (name, printable(value)))
+    if open_asks:
+        call.console.print(
+            "  asks     %s, and it depends on the answer; try --answer" % ", ".join(open_asks)
+        )
     for trace in sorted(traces, key=lambda t: (not t.decided, not t.matched)):
         mark = "*" if trace.decided else "+" if trace.matched else "-"
         call.console.print(

@@ -146,6 +146,10 @@ class Paths:
         return self.run / "control.sock"
 
     @property
+    def consult_socket(self) -> Path:
+        return self.run / "consult.sock"
+
+    @property
     def fallback_link(self) -> Path:
         return self.run / "fallback"
 

@@ -215,6 +215,18 @@ EVENTS: Mapping[str, Event] = {
             "looking up a user took {milliseconds} ms, proceeding with a thread for each",
         ),
         Event(
+            "ask-failed",
+            "2f8114bcb11e4e54a3ff2b8abd1d749b",
+            WARNING,
+            "ask {ask} about {user} has no answer, proceeding with {proceeding}: {fault}",
+        ),
+        Event(
+            "consult-down",
+            "5aa100b82021470caa4e6060489b8673",
+            ERR,
+            "recuse-consult does not answer, proceeding with what the policy states: {fault}",
+        ),
+        Event(
             "disabled",
             "beedef1f08094662afbabd1139b02208",
             WARNING,

@@ -23,6 +23,7 @@ from typing import (
     TypeVar,
 )
 
+from recuse.asks import Ask
 from recuse.facts import Address, Subject
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -452,6 +453,48 @@ class Times:
         return self
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Somebody else is asked; who is not there says what the policy states for that."""
+
+    key: str
+    ask: Ask
+    if_unknown: bool
+
+    def says(self, subject: Subject) -> Optional[str]:
+        """Give what counts (see Ask.says); None if it was not asked."""
+        answer = subject.answers.get(self.ask.name)
+        return None if answer is None else self.ask.says(answer)
+
+    def test(self, subject: Subject) -> bool:
+        says = self.says(subject)
+        return self.if_unknown if says is None else says != "no-match"
+
+    def fact(self, subject: Subject) -> str:
+        answer = subject.answers.get(self.ask.name)
+        if answer is None:
+            return "no answer"
+        said = self.ask.says(answer)
+        if answer.match is None:
+            return f"no answer ({answer.why or answer.failure}), taken for {said}"
+        return said + (f" ({answer.why})" if answer.why else "")
+
+    def wanted(self) -> str:
+        return self.ask.name
+
+    def unsettled(self, subject: Subject) -> Optional[str]:
+        return None if self.ask.name in subject.answers else "it was not asked"
+
+    def index_keys(self) -> Optional[List[Hashable]]:
+        return None
+
+    def of_session(self) -> bool:
+        return False
+
+    def if_not_known(self, answer: bool) -> Matcher:
+        return replace(self, if_unknown=answer)
+
+
 def _words(values: Iterable[str], none: str) -> str:
     return ", ".join(repr(value) for value in sorted(values)) or none
 
@@ -467,6 +510,8 @@ class Role:
     not_users: FrozenSet[str]
     not_uids: FrozenSet[int]
     not_groups: FrozenSet[str]
+    file: str = ""
+    line: int = 0
 
     def has(self, subject: Subject) -> Optional[bool]:
         """Say whether the user has this role; None if that cannot be known."""

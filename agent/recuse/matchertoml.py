@@ -62,11 +62,11 @@ class Values:
             tuple(self.texts),
             frozenset(text for _, text in self.any_of),
             frozenset(text for _, text in self.none_of),
-            _if_unknown(effect, only_negations=not self.any_of),
+            if_unknown(effect, only_negations=not self.any_of),
         )
 
 
-def _if_unknown(effect: str, only_negations: bool) -> bool:
+def if_unknown(effect: str, only_negations: bool) -> bool:
     """Say whether a matcher matches what is not known."""
     if effect in ("exempt", "require-record"):
         return effect == "require-record"
@@ -195,7 +195,7 @@ def _flag(file: TomlFile, key: Key, value: object, effect: str) -> Optional[Matc
     flag = file.boolean(key, value)
     if flag is None:
         return None
-    return Flag(str(key[-1]), flag, _if_unknown(effect, only_negations=False))
+    return Flag(str(key[-1]), flag, if_unknown(effect, only_negations=False))
 
 
 def _sources(file: TomlFile, key: Key, value: object, effect: str) -> Matcher:

@@ -9,11 +9,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import date, datetime, timezone
-from typing import Iterable, Iterator, List, Literal, Mapping, Optional, Sequence, Set, Tuple
+from typing import (
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Literal,
+    Mapping,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
-from recuse.asks import Answer
+from recuse.asks import Answer, Ask
 from recuse.facts import NO_ANSWERS, PURPOSE, UNKNOWN_SOURCE, Facts, Subject, facts_to_json
-from recuse.matchers import ClaimedTags, Matcher, Role
+from recuse.matchers import Asked, ClaimedTags, Matcher, Role
 from recuse.reasons import Purpose, Reason
 from recuse.ruleindex import Index, RoleIndex
 
@@ -32,6 +43,8 @@ __all__ = (
     "decide",
     "explain",
     "facts_to_json",
+    "questions",
+    "unsettled",
 )
 
 EFFECTS = ("deny", "require-record", "exempt", "record")
@@ -111,12 +124,22 @@ class Rule:
     terms: Terms = Terms()
     reason_code: Optional[str] = None
     assignment: Optional[Assignment] = None
+    asked: Optional[Asked] = None  # of the matchers, the one that asks somebody else
 
     def matches(self, subject: Subject) -> bool:
         return not self.expired(subject) and _all_match(self.matchers, subject)
 
     def expired(self, subject: Subject) -> bool:
         return self.expires is not None and subject.today > self.expires
+
+    def hangs_on_answer(self, subject: Subject) -> bool:
+        """Say whether it would match if what it asks were answered so."""
+        others = (matcher for matcher in self.matchers if matcher is not self.asked)
+        return not self.expired(subject) and _all_match(others, subject)
+
+    def refuses(self, subject: Subject) -> bool:
+        """Say whether, for want of an answer, the session is refused in place of its effect."""
+        return self.asked is not None and self.asked.says(subject) == "refuse"
 
 
 def _all_match(matchers: Iterable[Matcher], subject: Subject) -> bool:
@@ -136,6 +159,7 @@ class Policy:
     files: Tuple[Tuple[str, str], ...]  # name and SHA-256 in hex of each file
     reasons: Mapping[str, Reason] = field(default_factory=dict)  # empty: no catalogue
     purposes: Mapping[str, Purpose] = field(default_factory=dict)
+    asks: Mapping[str, Ask] = field(default_factory=dict)
     _index: Index = field(init=False, repr=False, compare=False)
     _role_index: RoleIndex = field(init=False, repr=False, compare=False)
     _assigning: Tuple[Rule, ...] = field(init=False, repr=False, compare=False)
@@ -231,6 +255,7 @@ class Decision:
     reason_code: Optional[str] = None  # of the catalogue
     tags: Tuple[str, ...] = ()  # assigned to the session
     pause_seconds: Optional[int] = None  # longest pause; None: no pause at all
+    answers: Mapping[str, Answer] = field(default_factory=lambda: NO_ANSWERS)  # to what rules ask
 
     @property
     def keeps_command(self) -> bool:
@@ -284,12 +309,15 @@ def decide(
         in_force = [grant for grant in grants if grant.not_before <= now < grant.expires]
         if in_force:
             longest = max(in_force, key=lambda grant: (grant.expires, grant.id))
-            return _granted(longest, facts, policy, tags)
+            return _granted(longest, facts, policy, tags, answers)
     if first is None:
         return Decision(
             "record", None, "record", None, None, None, None, policy.digest, (), facts,
-            level=level, tags=tags,
+            level=level, tags=tags, answers=answers,
         )  # fmt: skip
+    for rule in matched:
+        if rule.refuses(subject):
+            return _unanswered(rule, matched, facts, policy, tags, answers)
     verdict = _VERDICTS[first.effect]
     terms = _sum_up([rule.terms for rule in (*matched, *also)])
     usual = {"exempt": "metadata", "record": level, "refuse": None}[verdict]
@@ -311,10 +339,44 @@ def decide(
         reason_code=first.reason_code,
         tags=tags,
         pause_seconds=None if first.effect == "require-record" else terms.pause_seconds,
+        answers=answers,
     )
 
 
-def _granted(grant: Grant, facts: Facts, policy: Policy, tags: Tuple[str, ...]) -> Decision:
+def _unanswered(
+    rule: Rule,
+    matched: Sequence[Rule],
+    facts: Facts,
+    policy: Policy,
+    tags: Tuple[str, ...],
+    answers: Mapping[str, Answer],
+) -> Decision:
+    """Refuse, since the rule says so of an answer that did not come."""
+    ask = rule.asked.ask.name if rule.asked is not None else ""
+    return Decision(
+        verdict="refuse",
+        rule=rule.name,
+        effect=rule.effect,
+        reason=rule.reason,
+        owner=rule.owner,
+        expires=None if rule.expires is None else rule.expires.isoformat(),
+        message=rule.message or f"what this session depends on cannot be asked now ({ask})",
+        policy=policy.digest,
+        matched=tuple(one.name for one in matched),
+        facts=facts,
+        reason_code=rule.reason_code,
+        tags=tags,
+        answers=answers,
+    )
+
+
+def _granted(
+    grant: Grant,
+    facts: Facts,
+    policy: Policy,
+    tags: Tuple[str, ...],
+    answers: Mapping[str, Answer],
+) -> Decision:
     return Decision(
         verdict="exempt",
         rule=None,
@@ -334,7 +396,69 @@ def _granted(grant: Grant, facts: Facts, policy: Policy, tags: Tuple[str, ...]) 
         reason_code=grant.reason_code,
         tags=tags,
         pause_seconds=grant.terms.pause_seconds or None,
+        answers=answers,
     )
+
+
+def questions(
+    facts: Facts, policy: Policy, now: datetime, grants: Sequence[Grant] = ()
+) -> Tuple[Ask, ...]:
+    """Give what has to be asked before decide() can know all that it could look at.
+
+    That is what rules ask that match but for that, unless a stronger one matches anyway.
+    """
+    if not policy.asks:
+        return ()
+    subject = policy.subject(facts, now)
+    granted = any(grant.not_before <= now < grant.expires for grant in grants)
+    needed: Dict[str, Ask] = {}
+    settled: Optional[str] = None  # effect of the strongest rule that matches anyway
+    for rule in policy.candidates(subject):
+        if not _can_count(rule.effect, settled, granted):
+            continue
+        if rule.asked is not None:
+            if rule.hangs_on_answer(subject):
+                needed[rule.asked.ask.name] = rule.asked.ask
+        elif settled is None and rule.matches(subject):
+            settled = rule.effect
+    return tuple(needed.values())
+
+
+def _can_count(effect: str, settled: Optional[str], granted: bool) -> bool:
+    """Say whether a rule of that effect can have a part in the decision."""
+    if settled is None:
+        return not granted or STRENGTH[effect] <= STRENGTH["require-record"]
+    # Record rules under one that requires it have a say in what is kept.
+    return effect == settled or (settled == "require-record" and effect == "record")
+
+
+def unsettled(
+    facts: Facts,
+    policy: Policy,
+    now: datetime,
+    decision: Decision,
+    answers: Mapping[str, Answer] = NO_ANSWERS,
+) -> Tuple[str, ...]:
+    """Say what was not known and could have given another decision, each with its rule."""
+    subject = policy.subject(facts, now, answers)
+    found: List[str] = []
+    for rule in policy.rules:
+        if decision.effect == "grant" and STRENGTH[rule.effect] > STRENGTH["require-record"]:
+            break
+        if decision.effect != "grant" and STRENGTH[rule.effect] > STRENGTH[decision.effect]:
+            break
+        gaps = [
+            matcher
+            for matcher in rule.matchers
+            if matcher.unsettled(subject) is not None
+            and not (subject.at_login and matcher.of_session())  # known: a login has none
+        ]
+        if not gaps or rule.expired(subject):
+            continue
+        if all(matcher in gaps or matcher.test(subject) for matcher in rule.matchers):
+            said = ", ".join(f"{one.key}: {one.unsettled(subject)}" for one in gaps)
+            found.append(f"rule {rule.name!r}: {said}")
+    return tuple(found)
 
 
 def explain(

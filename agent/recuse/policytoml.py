@@ -17,9 +17,10 @@ from typing import (
     Tuple,
 )
 
+from recuse.asks import Ask, read_ask
 from recuse.errors import Fault, PolicyError
-from recuse.matchers import ClaimedPurpose, ClaimedTags, Matcher, Role, Tags
-from recuse.matchertoml import MATCHERS, Values, accounts, check_tag, toml_date
+from recuse.matchers import Asked, ClaimedPurpose, ClaimedTags, Matcher, Role, Tags
+from recuse.matchertoml import MATCHERS, Values, accounts, check_tag, if_unknown, toml_date
 from recuse.policy import EFFECTS, LEVELS, STRENGTH, Assignment, Policy, Rule, Terms
 from recuse.reasons import Purpose, Reason, read_purpose, read_reason
 from recuse.tomlfile import Key, TomlFile, did_you_mean, parse_duration
@@ -52,7 +53,13 @@ def parse_policy(files: Sequence[Tuple[str, bytes]]) -> Policy:
             digest.update(len(part).to_bytes(8, "big") + part)
         sums.append((base, hashlib.sha256(source).hexdigest()))
     return Policy(
-        rules, digest.hexdigest(), parser.roles, tuple(sums), parser.reasons, parser.purposes
+        rules,
+        digest.hexdigest(),
+        parser.roles,
+        tuple(sums),
+        parser.reasons,
+        parser.purposes,
+        parser.asks,
     )
 
 
@@ -63,13 +70,14 @@ class _Parser:
         self.purposes: Dict[str, Purpose] = {}
         self._faults: List[Fault] = []
         self._files: List[TomlFile] = []
+        self.asks: Dict[str, Ask] = {}
         self._rules: List[Rule] = []
         self._places: Dict[Tuple[str, str], str] = {}  # of what there may be only one of a name
 
     def read(self, name: str, source: bytes) -> None:
         file = TomlFile(name, source, self._faults)
         self._files.append(file)
-        file.check_keys((), file.data, ("rule", "roles", "reasons", "purposes"))
+        file.check_keys((), file.data, ("rule", "roles", "reasons", "purposes", "ask"))
 
     def finish(self) -> Tuple[Rule, ...]:
         """Read what the files say, now that all are there."""
@@ -81,6 +89,11 @@ class _Parser:
         for file, code, table in self._tables("purposes"):
             self._unique("purpose", code, file, ("purposes", code))
             self.purposes[code] = read_purpose(file, ("purposes", code), table)
+        for file, name, table in self._tables("ask"):
+            self._unique("ask", name, file, ("ask", name))
+            ask = read_ask(file, ("ask", name), name, table)
+            if ask is not None:
+                self.asks[name] = ask
         for file in self._files:
             rules = file.data.get("rule", [])
             if not isinstance(rules, list):
@@ -130,14 +143,18 @@ class _Parser:
                 found.append(names)
                 uids.append(numbers)
         self.roles.setdefault(
-            name, Role(name, found[0], uids[0], found[2], found[1], uids[1], found[3])
-        )
+            name,
+            Role(
+                name, found[0], uids[0], found[2], found[1], uids[1], found[3],
+                file.path, file.line(key) or 0,
+            ),
+        )  # fmt: skip
 
     def _rule(self, file: TomlFile, key: Key, value: object) -> None:
         table = file.table(key, value)
         if not isinstance(value, dict):
             return
-        mistyped = not file.check_keys(key, table, (*RULE_KEYS, *MATCHERS))
+        mistyped = not file.check_keys(key, table, (*RULE_KEYS, *MATCHERS, "ask"))
         name = self._rule_name(file, key, table)
         effect = self._effect(file, key, table)
         texts = {part: _text(file, key + (part,), table) for part in ("reason", "owner", "message")}
@@ -151,7 +168,8 @@ class _Parser:
                 file.fault(key, f"{what} {name!r} has no {part}")
         reason, code = self._reason(file, key + ("reason",), texts["reason"], has_grounds)
         present = [part for part in MATCHERS if part in table]
-        if not present and not mistyped and effect in ("deny", "exempt"):
+        asked = self._asked(file, key + ("ask",), table["ask"], effect) if "ask" in table else None
+        if not present and "ask" not in table and not mistyped and effect in ("deny", "exempt"):
             hint = 'write hosts = ["*"] if that is meant'
             file.fault(key, f"{effect} rule {name!r} would match every session: {hint}")
         matchers = [
@@ -160,7 +178,7 @@ class _Parser:
         self._check_listed(file, key + ("roles",), table, "role", self.roles)
         purposes = (*self.purposes, "none")
         self._check_listed(file, key + ("purpose",), table, "purpose", purposes)
-        kept = tuple(matcher for matcher in matchers if matcher is not None)
+        kept = tuple(one for one in (*matchers, asked) if one is not None)
         self._rules.append(
             Rule(
                 name=name,
@@ -175,8 +193,23 @@ class _Parser:
                 terms=terms,
                 reason_code=code,
                 assignment=_assignment(file, key + ("assign",), table, kept),
+                asked=asked,
             )
         )
+
+    def _asked(
+        self, file: TomlFile, key: Key, value: object, effect: Optional[str]
+    ) -> Optional[Asked]:
+        name = file.string(key, value)
+        if name is None:
+            return None
+        known = [one for what, one in self._places if what == "ask"]
+        if name not in known:
+            hint = did_you_mean(name, known) or f": write a table [ask.{name}]"
+            file.fault(key, f"unknown ask {name!r}{hint}")
+        if name not in self.asks:
+            return None  # a fault of its own
+        return Asked("ask", self.asks[name], if_unknown(effect or "record", only_negations=False))
 
     def _rule_name(self, file: TomlFile, key: Key, table: Mapping[str, object]) -> str:
         if "name" not in table:
@@ -241,7 +274,7 @@ def _assignment(
         check_tag(file, place, tag)
         tags.append(tag)
     for matcher in matchers:
-        if isinstance(matcher, (Tags, ClaimedTags, ClaimedPurpose)):
+        if isinstance(matcher, (Tags, ClaimedTags, ClaimedPurpose, Asked)):
             file.fault(key, f"a rule that assigns tags may not look at {matcher.key!r}")
     return Assignment(
         tuple(tags),

@@ -29,6 +29,7 @@ from typing import (
     cast,
 )
 
+from .asks import answer_to_json
 from .errors import LedgerError
 from .facts import facts_to_json, without_command
 from .policy import Decision
@@ -565,13 +566,16 @@ def without_command_line(session: Session, command: bytes) -> Session:
 
 def _decision_ours(decision: Decision) -> Json:
     facts = decision.facts
+    told = facts_to_json(facts if decision.keeps_command else without_command(facts))
+    if decision.answers:
+        told["answers"] = {name: answer_to_json(one) for name, one in decision.answers.items()}
     return {
         "verdict": decision.verdict,
         **vars(Grounds.of(decision)),
         "confirm": decision.confirm or None,
         "matched": list(decision.matched),
         "tags": list(decision.tags) or None,
-        "facts": facts_to_json(facts if decision.keeps_command else without_command(facts)),
+        "facts": told,
     }
 
 

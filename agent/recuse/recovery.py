@@ -538,6 +538,7 @@ async def _begin(agent: Agent, opened: Opened) -> None:
         await book.enter(records.recovered_entry, "ledger", ledger.recovery.to_json())
         journal.write("ledger-recovered", fault="; ".join(ledger.recovery.notes))
     await agent.upkeep.enter_policy()
+    agent.wake_consult()
     agent.upkeep.set_fallback()
     await agent.upkeep.look_at_wiring()
     journal.write("started", version=__version__, origin=ledger.origin, seq=seq)

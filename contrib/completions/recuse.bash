@@ -40,7 +40,7 @@ _recuse() {
         --since | --until | --at) COMPREPLY=($(compgen -W 'now today yesterday' -- "$cur")); return ;;
         -s | --speed | -k | --smallest-group | --settle | -i | --idle-limit | --start | --seek | --min-size | --url | --token | \
             --service | --uid | --source | --claimed-source | --ruser | --command | --host | \
-            --host-tag | --tag | --claimed-tag)
+            --host-tag | --tag | --claimed-tag | --answer)
             return ;;
     esac
     case $command in
@@ -62,7 +62,7 @@ _recuse() {
         policy-check) options='--json' ;;
         policy-explain)
             options='--user --service --uid --group --source --claimed-source --ruser --tty
-                --command --login --host --host-tag --tag --claimed-tag --outer --at --policy
+                --command --login --host --host-tag --tag --claimed-tag --answer --outer --at --policy
                 --json' ;;
         enable | disable) options='--dry-run' ;;
         enroll) options='--url --token --ca' ;;

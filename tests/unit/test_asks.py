@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recuse import asks
-from recuse.asks import Answer, Ask, read_ask
+from recuse.asks import Answer, Ask, answer_from_json, answer_to_json, read_ask
 from recuse.errors import Fault, WireError
 from recuse.tomlfile import TomlFile
 
@@ -101,7 +101,7 @@ ANSWERS = [
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_answer_goes_and_comes(answer: Answer) -> None:
     assert asks.read_answer(asks.encode_answer(answer)) == (answer, None)
-    assert asks.answer_from_json(asks.answer_to_json(answer)) == answer
+    assert answer_from_json(answer_to_json(answer)) == answer
     assert asks.read_answer(asks.encode_answer(answer, "a\nb"))[1] == "a b"
 
 
@@ -113,7 +113,7 @@ NO_ANSWERS: List[Any] = [
 
 @pytest.mark.parametrize("value", NO_ANSWERS)
 def test_what_is_no_answer_is_none(value: Any) -> None:
-    assert asks.answer_from_json(value) is None
+    assert answer_from_json(value) is None
     with pytest.raises(WireError):
         asks.read_answer(json.dumps(value).encode())
 
@@ -182,5 +182,5 @@ def test_question_of_other_types_is_none(line: bytes) -> None:
 
 def test_stated_answers() -> None:
     ask = Ask("x", "no-match", "refuse", program=("/bin/x",))
-    said = [one.says(ask) for one in ANSWERS]
+    said = [ask.says(one) for one in ANSWERS]
     assert said == ["match", "no-match", "match", "no-match", "refuse"]

@@ -833,6 +833,18 @@ def test_policy_explain(recuse: Any, made: Made) -> None:
         "policy", "explain", "--user", "bob", *common, "--at", "2100-01-02", "--json"
     ).json
     assert later["verdict"] == "record"
+    path.write_text(
+        RULES + '[ask.oncall]\nprogram = ["/x"]\non_failure = "no-match"\non_timeout = "refuse"\n'
+        '[[rule]]\nname = "calls"\neffect = "deny"\nusers = ["bob"]\nask = "oncall"\n'
+    )  # fmt: skip
+    asks = ["policy", "explain", "--user", "bob", *common]
+    out = recuse(*asks).out
+    assert out.startswith("exempt: rule backup decides\n") and "  asks     oncall, and" in out
+    for said, verdict in (("match", "refuse"), ("failed", "exempt"), ("timeout", "refuse")):
+        found = recuse(*asks, "--answer", f"oncall={said}", "--json").json
+        assert (found["verdict"], found["asks"]) == (verdict, [])
+    assert recuse(*asks, "--answer", "onduty=match").code == 6
+    assert recuse(*asks, "--answer", "oncall=yes").code == 2
     ran = recuse("policy", "explain", "--user", "no-such-user", "--service", "sshd")
     assert ran.code == 6 and "give --uid" in ran.err
 

@@ -342,6 +342,7 @@ PATHS = {
     "run": "run/recuse",
     "host_socket": "run/recuse/host.sock",
     "control_socket": "run/recuse/control.sock",
+    "consult_socket": "run/recuse/consult.sock",
     "fallback_link": "run/recuse/fallback",
 }
 

@@ -60,6 +60,7 @@ FLOORS: Dict[int, Set[str]] = {
 PARTS = {
     "agent": {
         "accounts",
+        "asking",
         "book",
         "door",
         "epoch",

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recuse.asks import KEYS as ASK_KEYS
 from recuse.errors import PolicyError
 from recuse.facts import facts_from_json, without_command
 from recuse.matchertoml import MATCHERS
@@ -1480,7 +1481,8 @@ def test_a_hostile_command_costs_no_exponential_time() -> None:
 def test_the_manual_has_every_key_and_its_examples_hold() -> None:
     manual = (REPOSITORY / "docs/man/recuse-policy.5").read_text()
     documented = set(re.findall(r"^\.It Cm ([a-z_]+)", manual, flags=re.MULTILINE))
-    assert documented == {*RULE_KEYS, *MATCHERS, "days", "from", "zone", "from_date"}
+    windows = {"days", "from", "zone", "from_date"}
+    assert documented == {*RULE_KEYS, *MATCHERS, "ask", *ASK_KEYS, *windows}
     part = manual[manual.index(".Sh EXAMPLES") : manual.index(".Sh DIAGNOSTICS")]
     examples = re.findall(r"^\.Bd -literal.*?\n(.*?)^\.Ed", part, flags=re.MULTILINE | re.DOTALL)
-    assert len(policy(*examples).rules) == len(examples) == 4
+    assert len(policy(*examples).rules) == len(examples) == 5
