@@ -9,9 +9,10 @@ write again must come out as the same bytes, where there is one way to say a thi
 
 from __future__ import annotations
 
+import base64
 import sys
 from pathlib import Path
-from typing import Callable, Dict, Tuple, Type
+from typing import Callable, Dict, Iterator, Tuple, Type
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "agent"))
@@ -19,8 +20,18 @@ sys.path.insert(0, str(ROOT / "agent"))
 import atheris  # noqa: E402
 
 with atheris.instrument_imports(include=["recuse"]):
-    from recuse import cast, checkpoint, httpsig, policytoml, records, wire
+    from recuse import cast, checkpoint, httpsig, policytoml, records, sshsig, wire
     from recuse.errors import RecuseError
+
+
+
+def _of_vectors(name: str) -> Iterator[bytes]:
+    for path in sorted((ROOT / "tests/vectors/sshsig").glob("*.txt")):
+        for line in path.read_text().splitlines():
+            key, _, value = line.partition(": ")
+            if key == name:
+                yield base64.b64decode(value) if name == "signature" else value.encode()
+
 
 CONTRIB = ROOT / "contrib" / "policies"
 SEEDS: Dict[str, Tuple[bytes, ...]] = {
@@ -34,6 +45,9 @@ SEEDS: Dict[str, Tuple[bytes, ...]] = {
     ),
     "cast": (b'{"version":2,"width":80,"height":24}\n[0.1,"o","x"]\n[0.2,"b","eA=="]\n',),
     "append": (b"\0\0\0\1n\0\1e",),
+    "sshsig": tuple(_of_vectors("signature")),
+    "signers": tuple(_of_vectors("signers")),
+    "revoked": (b"SSHKRL\n\0\0\0\0\1" + bytes(24 + 8),),
 }
 """What to start from; those of `wire` and `note` are vectors besides."""
 
@@ -81,6 +95,18 @@ def fuzz_records(data: bytes) -> None:
 def fuzz_cast(data: bytes) -> None:
     for _ in cast.read(cast.split_lines([data]))[1]:
         pass
+
+
+def fuzz_sshsig(data: bytes) -> None:
+    sshsig.SshSignature.parse(data).check(b"message")
+
+
+def fuzz_signers(data: bytes) -> None:
+    sshsig.AllowedSigners.parse(data, "fuzz")
+
+
+def fuzz_revoked(data: bytes) -> None:
+    sshsig.RevokedKeys.parse(data, "fuzz")
 
 
 TARGETS: Dict[str, Callable[[bytes], None]] = {

@@ -33,6 +33,7 @@ FLOORS: Dict[int, Set[str]] = {
         "grantrecords",
         "cast",
         "httpsig",
+        "sshsig",
         "audit",
         "asks",
     },
