@@ -139,6 +139,29 @@ class SecurityKey:
         r, s = decode_dss_signature(self._ecdsa.sign(data, ec.ECDSA(hashes.SHA256())))
         return mpint(r) + mpint(s)
 
+    def sign_raw(
+        self,
+        data: bytes,
+        flags: int = 0x01,
+        counter: int = 7,
+        origin: Optional[str] = None,
+        framed: bool = False,
+    ) -> bytes:
+        """Sign bytes as they are."""
+        moment = bytes([flags]) + counter.to_bytes(4, "big")
+        head = hashlib.sha256(self.application.encode()).digest() + moment
+        if origin is None:
+            raw = self._sign(head + hashlib.sha256(data).digest())
+            return string(self.type.encode()) + string(raw) + moment
+        challenge = base64.urlsafe_b64encode(data).decode().rstrip("=")
+        client = json.dumps(
+            {"type": "webauthn.get", "challenge": challenge, "origin": origin,
+             "crossOrigin": framed}, separators=(",", ":"),
+        ).encode()  # fmt: skip
+        raw = self._sign(head + hashlib.sha256(client).digest())
+        signature = string(b"webauthn-sk-ecdsa-sha2-nistp256@openssh.com") + string(raw) + moment
+        return signature + string(origin.encode()) + string(client) + string(b"")
+
     def sign(
         self,
         message: bytes,
@@ -147,29 +170,26 @@ class SecurityKey:
         counter: int = 7,
         origin: Optional[str] = None,
         hash_name: str = "sha512",
+        framed: bool = False,
     ) -> bytes:
-        """Sign; with an origin, as a browser has a security key sign."""
+        """Sign; with an origin, as a browser has a security key sign; framed by another page."""
         digest = hashlib.new(hash_name, message).digest()
         parts = (namespace.encode(), b"", hash_name.encode())
         signed = b"SSHSIG" + b"".join(map(string, (*parts, digest)))
-        head = hashlib.sha256(self.application.encode()).digest()
-        head += bytes([flags]) + counter.to_bytes(4, "big")
-        tail = bytes([flags]) + counter.to_bytes(4, "big")
-        if origin is None:
-            raw = self._sign(head + hashlib.sha256(signed).digest())
-            signature = string(self.type.encode()) + string(raw) + tail
-        else:
-            challenge = base64.urlsafe_b64encode(signed).decode().rstrip("=")
-            client = json.dumps(
-                {"type": "webauthn.get", "challenge": challenge, "origin": origin,
-                 "crossOrigin": False}, separators=(",", ":"),
-            ).encode()  # fmt: skip
-            raw = self._sign(head + hashlib.sha256(client).digest())
-            signature = string(b"webauthn-sk-ecdsa-sha2-nistp256@openssh.com") + string(raw)
-            signature += tail + string(origin.encode()) + string(client) + string(b"")
+        signature = self.sign_raw(signed, flags, counter, origin, framed)
         return armour(
             b"SSHSIG\0\0\0\1" + string(self.blob) + b"".join(map(string, (*parts, signature)))
         )
+
+
+def hand_certificate(ca: SecurityKey, public: str, flags: int) -> bytes:
+    """Certify an Ed25519 key for alice with a security key as authority."""
+    body = base64.b64decode(public.split()[1])[len(string(b"ssh-ed25519")) :]
+    blob = string(b"ssh-ed25519-cert-v01@openssh.com") + string(b"nonce") + body
+    blob += (9).to_bytes(8, "big") + (1).to_bytes(4, "big") + string(b"by hand")
+    blob += string(string(b"alice@example.org")) + bytes(8) + b"\xff" * 8
+    blob += string(b"") * 3 + string(ca.blob)
+    return blob + string(ca.sign_raw(blob, flags))
 
 
 def signers_line(name: str, key: str, *options: str, namespace: str = NAMESPACE) -> str:

@@ -23,6 +23,7 @@ import re
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set, Tuple
+from urllib.parse import urlsplit
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -125,8 +126,8 @@ class _Reader:
             text = raw.decode("utf-8")
         except UnicodeDecodeError:
             raise _malformed(f"{self._what} has a text that is not utf-8") from None
-        if "\0" in text:
-            raise _malformed(f"{self._what} has a text with a NUL")
+        if not text.isprintable():
+            raise _malformed(f"{self._what} has a text with characters that cannot be shown")
         return text
 
     def mpint(self) -> int:
@@ -174,6 +175,15 @@ class PublicKey:
         """Name the key as ssh-keygen -l does."""
         digest = base64.b64encode(hashlib.sha256(self.blob).digest()).decode().rstrip("=")
         return f"SHA256:{digest}"
+
+    @property
+    def material(self) -> bytes:
+        """Give the bare key, whatever it is wrapped in: who holds one holds every equal one."""
+        reader = _Reader(self.blob, "key")
+        kind = reader.text()
+        if kind == "ssh-rsa" or "ecdsa" in kind:
+            reader.string()  # exponent; curve
+        return reader.string()
 
     @property
     def is_security_key(self) -> bool:
@@ -231,8 +241,11 @@ def _read_key(reader: _Reader, kind: str) -> str:
         curve = "nistp256" if kind == _SK_ECDSA else kind.rpartition("-")[2]
         if reader.text() != curve:
             raise _malformed("key is on another curve than its type says")
+        point = reader.string()
+        if point[:1] != b"\x04":  # another spelling of the same key
+            raise _malformed("key has a point that is not written in full")
         try:
-            ec.EllipticCurvePublicKey.from_encoded_point(_CURVES[curve][0], reader.string())
+            ec.EllipticCurvePublicKey.from_encoded_point(_CURVES[curve][0], point)
         except ValueError:
             raise _malformed("key is no point of its curve") from None
     return reader.text() if kind.startswith("sk-") else ""
@@ -249,8 +262,12 @@ def _read_certificate(reader: _Reader, blob: bytes) -> Certificate:
     not_before, not_after = reader.number(8), reader.number(8)
     if reader.string():
         raise SignatureRefused("certificate", "certificate has critical options, which do not fit")
-    reader.string()  # extensions say what a login may do
-    reader.string()  # reserved
+    extensions = _Reader(reader.string(), "certificate's extensions")
+    while extensions.rest:  # they say what a login may do
+        extensions.text()
+        extensions.string()
+    if reader.string():
+        raise _malformed("the reserved field of its certificate is not empty")
     ca = _parse_key(reader.string(), certificates=False)
     signed = blob[: reader.at]
     signature = reader.string()
@@ -258,7 +275,10 @@ def _read_certificate(reader: _Reader, blob: bytes) -> Certificate:
     if not principals:
         raise SignatureRefused("certificate", "certificate has no principals, so it is anybody's")
     try:
-        _Signature.read(signature, ca, webauthn=False).check(ca, signed)
+        by_authority = _Signature.read(signature, ca, webauthn=False)
+        by_authority.check(ca, signed)
+        if ca.is_security_key and not by_authority.flags & USER_PRESENT:
+            raise SignatureRefused("no-presence", f"nobody touched security key {ca.fingerprint}")
     except SignatureRefused as error:
         raise SignatureRefused(
             "certificate", f"certificate is not signed by its authority: {error.message}"
@@ -351,7 +371,29 @@ class _Signature:
         )[:-1].encode()  # fmt: skip
         if not self.client_data.startswith((wanted + b",", wanted + b"}")):
             raise SignatureRefused("altered", "WebAuthn client data is not for these bytes")
+        self._check_page(key.application)
         return head + self.extensions + hashlib.sha256(self.client_data).digest()
+
+    def _check_page(self, application: str) -> None:
+        """Check that the page may use that key at all, and was not in a frame of another's."""
+        try:
+            told = json.loads(self.client_data.decode("utf-8"), object_pairs_hook=_once)
+            host = urlsplit(self.origin).hostname or ""
+        except (ValueError, RecursionError):
+            raise _malformed("WebAuthn client data is not JSON, or of no page") from None
+        if told.get("crossOrigin", False) is not False:
+            raise SignatureRefused("origin", "signature was asked for in a frame of another page")
+        if not application or (host != application and not host.endswith(f".{application}")):
+            raise SignatureRefused(
+                "origin", f"page {self.origin!r} is not of {application!r}, whose key it is"
+            )
+
+
+def _once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name twice")
+    return found
 
 
 @dataclass(frozen=True)
@@ -468,17 +510,22 @@ class AllowedSigners:
         if len(source) > MAX_SIGNERS_BYTES:
             raise SignersError(f"{path}: {len(source)} bytes are too many")
         faults: List[Fault] = []
+        if source and not source.endswith(b"\n"):
+            faults.append(Fault(path, None, "its last line does not end: is all of it there?"))
         lines: List[_Line] = []
         owners: Dict[bytes, Tuple[str, ...]] = {}
         for number, raw in enumerate(source.split(b"\n"), 1):
             try:
                 text = raw.decode("utf-8").rstrip("\r")
+                if not all(char.isprintable() or char == "\t" for char in text):
+                    raise ValueError("it has characters that cannot be shown")
                 if not text.strip() or text.lstrip().startswith("#"):
                     continue
                 line = _parse_line(number, text)
-                before = owners.setdefault(line.key.blob, line.patterns)
-                if before != line.patterns and not line.is_authority:
-                    raise ValueError(f"key {line.key.fingerprint} is also that of {before[0]}")
+                if not line.is_authority:
+                    before = owners.setdefault(line.key.material, line.patterns)
+                    if before != line.patterns:
+                        raise ValueError(f"key {line.key.fingerprint} is also that of {before[0]}")
             except UnicodeDecodeError:
                 faults.append(Fault(path, number, "not utf-8"))
             except SignatureRefused as error:
@@ -497,6 +544,18 @@ class AllowedSigners:
         """Name everybody who has a plain key in it."""
         return frozenset(
             name for line in self._lines if not line.is_authority for name in line.patterns
+        )
+
+    def holders(self, key: PublicKey) -> FrozenSet[str]:
+        """Name whose plain key that is, in whatever namespace and at whatever time.
+
+        A certificate may give it another name; it does not make another person of its holder.
+        """
+        return frozenset(
+            name
+            for line in self._lines
+            if not line.is_authority and line.key.material == key.material
+            for name in line.patterns
         )
 
     def find(self, key: PublicKey, namespace: str, at: datetime) -> Tuple[str, ...]:
@@ -554,7 +613,7 @@ class AllowedSigners:
 
 
 _PRINCIPAL = re.compile(r"[!-~\u00a0-\U0010ffff]{1,255}")
-_TIME = re.compile(r"(\d{4})(\d\d)(\d\d)(?:(\d\d)(\d\d)(\d\d)?)?Z")
+_TIME = re.compile(r"(\d{4})(\d\d)(\d\d)(?:(\d\d)(\d\d)(\d\d)?)?Z", re.ASCII)
 _OPTION = re.compile(r'([A-Za-z-]+)(?:="([^"\\]*)")?(,|[ \t]+|\Z)')
 
 
@@ -608,8 +667,11 @@ def _parse_line(number: int, text: str) -> _Line:
         name: _parse_time(options[name] or "") if name in options else None
         for name in ("valid-after", "valid-before")
     }
+    after, before = times["valid-after"], times["valid-before"]
+    if after is not None and before is not None and after >= before:
+        raise ValueError("the key counts only after it does not count any more")
     return _Line(
-        number, patterns, is_authority, namespaces, times["valid-after"], times["valid-before"], key
+        number, patterns, is_authority, namespaces, after, before, key
     )
 
 
@@ -729,7 +791,7 @@ class RevokedKeys:
                 return True
         return (
             key.blob in self.keys
-            or hashlib.sha1(key.blob).digest() in self.sha1
+            or hashlib.sha1(key.blob, usedforsecurity=False).digest() in self.sha1
             or hashlib.sha256(key.blob).digest() in self.sha256
         )
 
@@ -741,16 +803,21 @@ def _revocable(blob: bytes, kind: str) -> bytes:
     return blob
 
 
+_SHA1, _SHA256 = 3, 5  # sections of a KRL
+_SUM_BYTES = {_SHA1: 20, _SHA256: 32}
+
+
 def _parse_krl(source: bytes) -> RevokedKeys:
     reader = _Reader(source[len(_KRL_MAGIC) :], "list")
     if reader.number(4) != 1:
         raise ValueError("its version is not 1")
     version, generated = reader.number(8), reader.number(8)
-    reader.number(8)  # flags: none is defined
+    if reader.number(8):
+        raise ValueError("it has flags, and none is defined")
     reader.string()  # reserved
     reader.string()  # comment
     keys: Set[bytes] = set()
-    sums: Dict[int, Set[bytes]] = {3: set(), 5: set()}
+    sums: Dict[int, Set[bytes]] = {_SHA1: set(), _SHA256: set()}
     certificates: List[_Revoked] = []
     while reader.rest:
         kind, section = reader.number(1), _Reader(reader.string(), "section")
@@ -762,13 +829,15 @@ def _parse_krl(source: bytes) -> RevokedKeys:
         elif kind in sums:
             while section.rest:
                 sums[kind].add(section.string())
+            if any(len(one) != _SUM_BYTES[kind] for one in sums[kind]):
+                raise ValueError("it has a fingerprint of another length than its kind")
         elif kind == 255:
             _skip_extension(section)
         else:
             raise ValueError(f"it has a section of type {kind}")
     return RevokedKeys(
-        hashlib.sha256(source).hexdigest(), frozenset(keys), frozenset(sums[3]),
-        frozenset(sums[5]), tuple(certificates), version, generated,
+        hashlib.sha256(source).hexdigest(), frozenset(keys), frozenset(sums[_SHA1]),
+        frozenset(sums[_SHA256]), tuple(certificates), version, generated,
     )  # fmt: skip
 
 
@@ -785,10 +854,13 @@ def _parse_revoked(section: _Reader) -> _Revoked:
                 serial = part.number(8)
                 serials.append((serial, serial))
         elif kind == 0x21:
-            serials.append((part.number(8), part.number(8)))
+            low, high = part.number(8), part.number(8)
+            if low > high:
+                raise ValueError("it has a range of serials that ends before it begins")
+            serials.append((low, high))
             part.end()
         elif kind == 0x22:
-            bitmaps.append((part.number(8), int.from_bytes(part.string(), "big")))
+            bitmaps.append((part.number(8), part.mpint()))
             part.end()
         elif kind == 0x23:
             while part.rest:

@@ -93,10 +93,12 @@ def test_verify_accepts_security_keys(keys: Keys, kind: str, flags: int) -> None
 
 
 def test_verify_accepts_webauthn_of_a_page_that_counts(keys: Keys) -> None:
-    key, page = SecurityKey("ecdsa"), "https://approve.example.org"
+    key, page = SecurityKey("ecdsa", application="example.org"), "https://approve.example.org"
     signature, signers = key.sign(MESSAGE, origin=page), signers_line(ALICE, key.public)
     assert check(signature, signers, origins=[page]).origin == page
     assert refused(signature, signers) == "origin"
+    framed = key.sign(MESSAGE, origin=page, framed=True)
+    assert refused(framed, signers, origins=[page]) == "origin"
     assert sshkeys.keygen_accepts(keys.place, MESSAGE, signature, signers, ALICE)
 
 
@@ -117,7 +119,59 @@ def test_verify_names_every_principal_of_a_certificate(keys: Keys) -> None:
     assert check(sshkeys.sign(cert, MESSAGE), signers).principals == (ALICE, "bob@example.org")
 
 
+@pytest.mark.parametrize("name", ("example.com", "xample.org", "ssh:", "", "org.example"))
+def test_webauthn_of_a_key_of_another_site_is_refused(name: str) -> None:
+    key, page = SecurityKey("ecdsa", application=name), "https://approve.example.org"
+    signature = key.sign(MESSAGE, origin=page)
+    assert refused(signature, signers_line(ALICE, key.public), origins=[page]) == "origin"
+
+
+@pytest.mark.parametrize("flags", (0x00, 0x01))
+def test_an_authority_on_a_security_key_has_to_be_touched(keys: Keys, flags: int) -> None:
+    ca, key = SecurityKey("ed25519"), keys.get("mine")
+    blob = sshkeys.hand_certificate(ca, sshkeys.public(key), flags)
+    cert = keys.place / f"mine-{flags}-cert.pub"
+    text = base64.b64encode(blob).decode()
+    cert.write_text(f"ssh-ed25519-cert-v01@openssh.com {text}\n")
+    (keys.place / f"mine-{flags}").write_bytes(key.read_bytes())
+    (keys.place / f"mine-{flags}").chmod(0o600)
+    signature = sshkeys.sign(cert, MESSAGE)
+    signers = signers_line(ALICE, ca.public, "cert-authority")
+    assert sshkeys.keygen_accepts(keys.place, MESSAGE, signature, signers, ALICE)
+    if flags:
+        assert check(signature, signers).principals == (ALICE,)
+    else:
+        assert refused(signature, signers) == "certificate"
+
+
 # What does not, and why
+
+
+def test_a_key_has_one_spelling(keys: Keys) -> None:
+    """A point may be written short: the same key would pass for two."""
+    blob = base64.b64decode(sshkeys.public(keys.get("p256", "ecdsa", "-b", "256")).split()[1])
+    head, point = blob[: -65 - 4], blob[-65:]
+    assert sshsig.parse_key(blob).material == point
+    short = bytes([2 + point[-1] % 2]) + point[1:33]
+    with pytest.raises(SignatureRefused, match="not written in full"):
+        sshsig.parse_key(head + sshkeys.string(short))
+
+
+def test_holders_of_a_key_whatever_it_is_wrapped_in(keys: Keys) -> None:
+    key = keys.get("mine")
+    cert = sshkeys.certify(keys.get("ca"), key, principals="carol@example.org")
+    line = signers_line(ALICE, sshkeys.public(key), namespace="git")
+    signers = AllowedSigners.parse(line.encode(), "approvers")
+    certified = sshsig.parse_key(base64.b64decode(cert.read_text().split()[1]))
+    assert signers.holders(certified) == {ALICE}
+    wrapped = SecurityKey("ed25519")
+    raw = wrapped.blob[len(sshkeys.string(wrapped.type.encode())) :][4:36]
+    plain = sshkeys.string(b"ssh-ed25519") + sshkeys.string(raw)
+    text = f"ssh-ed25519 {base64.b64encode(plain).decode()}"
+    twice = signers_line(ALICE, text) + signers_line("bob@example.org", wrapped.public)
+    with pytest.raises(SignersError):
+        AllowedSigners.parse(twice.encode(), "approvers")
+
 
 
 def test_refusals_by_reason(keys: Keys) -> None:
@@ -171,6 +225,7 @@ def test_refusal_of_a_weak_key(keys: Keys) -> None:
 
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBpQ0G8+BsLl2nCk2HKqKc0zG9qz6OGnMyaUYQXQ4P4M"
+TWO = "\N{ARABIC-INDIC DIGIT TWO}"
 BAD_LINES: Dict[str, str] = {
     "no namespaces": f"{ALICE} {KEY}",
     "empty namespaces": f'{ALICE} namespaces="" {KEY}',
@@ -194,6 +249,10 @@ BAD_LINES: Dict[str, str] = {
     "key of no type": f'{ALICE} namespaces="x" ssh-dss AAAAB3NzaC1kc3M=',
     "no options": f"{ALICE}",
     "garbage": "\x01\x02 nonsense",
+    "space of another alphabet": f'{ALICE} namespaces="x" {KEY.replace(" ", chr(0xA0))}',
+    "tab of a teletype": f'{ALICE} namespaces="x" {KEY.replace(" ", chr(11))}',
+    "digits of another alphabet": f'{ALICE} namespaces="x",valid-before="{TWO}0300101Z" {KEY}',
+    "never": f'{ALICE} namespaces="x",valid-after="20270101Z",valid-before="20260101Z" {KEY}',
 }
 
 
@@ -205,6 +264,35 @@ def test_allowed_signers_one_bad_line_and_nobody_counts(keys: Keys, line: str) -
         AllowedSigners.parse(f"# who\n{good}{line}\n".encode(), "approvers")
     (fault,) = caught.value.faults
     assert (fault.path, fault.line) == ("approvers", 3)
+
+
+def test_every_truncation_of_allowed_signers_is_refused(keys: Keys) -> None:
+    options = ('valid-after="20250101Z"', 'valid-before="20300101Z"')
+    line = signers_line(ALICE, sshkeys.public(keys.get("mine")), *options)[:-1] + " alice's\n"
+    source = line.encode()
+    assert AllowedSigners.parse(source, "approvers").principals == {ALICE}
+    for end in range(1, len(source)):
+        with pytest.raises(SignersError):
+            AllowedSigners.parse(source[:end], "approvers")
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_allowed_signers_never_laxer_than_ssh_keygen(keys_now: Keys, data: st.DataObject) -> None:
+    signature, signers = samples_now(keys_now)[data.draw(st.sampled_from((0, 2)))]
+    line = list(signers)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(line) - 2))
+        line[at : at + data.draw(st.integers(0, 1))] = data.draw(
+            st.sampled_from(["", "*", "!", "?", ",", '"', " ", "\t", "\xa0", "=", "x", "\\", "#"])
+        )
+    altered = "".join(line)
+    try:
+        found = check(signature, altered)
+    except (SignatureRefused, SignersError):
+        return
+    for name in found.principals:
+        assert sshkeys.keygen_accepts(keys_now.place, MESSAGE, signature, altered, name)
 
 
 def test_allowed_signers_names_every_fault() -> None:
@@ -281,7 +369,7 @@ def test_revocation_by_krl(keys: Keys, spec: str, tmp_path: Path) -> None:
 
 
 def samples(keys: Keys) -> List[Tuple[bytes, str]]:
-    sk = SecurityKey("ecdsa")
+    sk, web = SecurityKey("ecdsa"), SecurityKey("ecdsa", application="x.example")
     ca = signers_line("*", sshkeys.public(keys.get("ca")), "cert-authority")
     rsa, mine = keys.get("rsa-b-2048", "rsa", "-b", "2048"), keys.get("mine")
     return [
@@ -289,7 +377,7 @@ def samples(keys: Keys) -> List[Tuple[bytes, str]]:
         (sshkeys.sign(rsa, MESSAGE), signers_line(ALICE, sshkeys.public(rsa))),
         (sshkeys.sign(keys.cert("mutate"), MESSAGE), ca),
         (sk.sign(MESSAGE), signers_line(ALICE, sk.public)),
-        (sk.sign(MESSAGE, origin="https://x.example"), signers_line(ALICE, sk.public)),
+        (web.sign(MESSAGE, origin="https://x.example"), signers_line(ALICE, web.public)),
     ]
 
 
