@@ -37,7 +37,7 @@ from .sealing import Sealed, Sealer
 from .spool import Spool
 from .upkeep import Notifier, Upkeep
 from .wire import Verdict
-from .wording import NOT_AGREED, QUESTION, cast_header, notice, refusal
+from .wording import cast_header, declined, notice, question, refusal
 
 RETRY_SECONDS = 5.0
 FINISH_SECONDS = 5.0  # for ends under way, when the agent leaves
@@ -464,18 +464,19 @@ class Agent:
         self, connection: Connection, live: LiveSession, decision: Decision
     ) -> bool:
         """Ask the user to agree to the notice; who does not is refused."""
-        shown = notice(live, decision, self.book.host.hostname, self._org())
+        texts = self.upkeep.notices
+        asked = question(texts, live, decision)
         agreed = await self.door.ask(
-            connection, wire.Answer(Verdict.ASK, notice=shown, message=QUESTION)
+            connection,
+            wire.Answer(Verdict.ASK, notice=self._word_notice(live, decision, True), message=asked),
         )
-        live.session = replace(
-            live.session,
-            notice_sha256=hashlib.sha256(shown).hexdigest(),
-            agreed=records.format_time(self.kernel.now_ns()) if agreed else None,
-        )
-        if not agreed:
+        if agreed:
+            now = records.format_time(self.kernel.now_ns())
+            live.session = replace(live.session, agreed=now)
+        else:
             session = replace(live.session, notes=(*live.session.notes, "not-agreed"))
-            await self._refuse_session(connection, session, decision, NOT_AGREED)
+            told = declined(texts, live, decision)
+            await self._refuse_session(connection, session, decision, told)
         return agreed
 
     async def login_of(
@@ -582,6 +583,7 @@ class Agent:
     ) -> None:
         """Let the real program run in place of recuse-shell: exempt, nested, transfer, stub."""
         exempt = live.label == "exempt"
+        told = self._notice(live, decision)
         await self._enter_start(
             live, records.exempt_entry if exempt else records.open_entry, decision
         )
@@ -596,7 +598,7 @@ class Agent:
                 session=session.id.encode(),
                 label=live.label.encode(),
                 shell=os.fsencode(runs or FALLBACK_SHELL),
-                notice=self._notice(live, decision),
+                notice=told,
             ),
         )
         self.follow_session(live)
@@ -626,6 +628,8 @@ class Agent:
         except (OSError, SpoolError) as error:
             await self._start_unrecorded(connection, live, decision, str(error))
             return
+        told = self._notice(live, decision)
+        session = live.session
         try:
             await self._enter_start(live, records.open_entry, decision)
             if fds:
@@ -645,7 +649,7 @@ class Agent:
                     session=session.id.encode(),
                     label=b"record",
                     shell=os.fsencode(session.shell),
-                    notice=self._notice(live, decision),
+                    notice=told,
                 ),
                 relay_fd,
             )
@@ -804,13 +808,23 @@ class Agent:
 
 
     def _notice(self, live: LiveSession, decision: Decision) -> bytes:
+        """Word the notice of a session about to be entered, unless it was shown already."""
         if not self.config.session.notice or live.session.agreed is not None:
             return b""
-        return notice(live, decision, self.book.host.hostname, self._org())
+        return self._word_notice(live, decision, live.session.tty is not None)
 
-    def _org(self) -> Optional[str]:
+    def _word_notice(self, live: LiveSession, decision: Decision, is_shown: bool) -> bytes:
+        """Word a notice; what is shown on a terminal is to stand in the session's entry."""
         org = self.config.host.org
-        return org if org != HostConfig().org else None
+        host, named = self.book.host.hostname, org if org != HostConfig().org else None
+        shown, language = notice(self.upkeep.notices, live, decision, host, named)
+        if shown and is_shown:
+            live.session = replace(
+                live.session,
+                notice_sha256=hashlib.sha256(shown).hexdigest(),
+                notice_language=language,
+            )
+        return shown
 
     def _tell(
         self,

@@ -78,6 +78,10 @@ class Paths:
         return self.etc / "revoked-keys"
 
     @property
+    def notices_dir(self) -> Path:
+        return self.etc / "notices.d"
+
+    @property
     def disabled(self) -> Path:
         return self.etc / "disabled"
 

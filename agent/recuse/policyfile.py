@@ -1,4 +1,4 @@
-"""The policy as files: read, and kept as a copy for a start that finds it broken.
+"""The policy and the notices as files; a copy of the policy for a start that finds it broken.
 
 Part of the agent.
 """
@@ -10,8 +10,9 @@ import shutil
 from pathlib import Path
 
 from .config import Paths, read_policy_dir
-from .errors import PolicyError, RecuseError
+from .errors import ConfigError, PolicyError, RecuseError
 from .journal import Journal
+from .notices import Notices, read_notices
 from .policy import Policy
 from .policytoml import parse_policy
 
@@ -30,6 +31,15 @@ def say_faults(error: RecuseError) -> str:
 def load_policy(paths: Paths) -> Policy:
     """Read the policy in /etc. Raises: PolicyError"""
     return parse_policy(read_policy_dir(paths.policy_dir))
+
+
+def load_notices(paths: Paths) -> Notices:
+    """Read the templates of notices in /etc. Raises: ConfigError"""
+    try:
+        files = read_policy_dir(paths.notices_dir)
+    except PolicyError as error:
+        raise ConfigError("templates of notices are not used", faults=error.faults) from None
+    return read_notices(files)
 
 
 def boot_policy(paths: Paths, journal: Journal) -> Policy:

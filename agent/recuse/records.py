@@ -138,9 +138,10 @@ class Session:
     command_sha256: Optional[str] = None
     """In place of the command, of a session of which not even that is kept."""
     notice_sha256: Optional[str] = None
-    """Of the notice that the user was asked to agree to."""
+    """Of the notice that was shown on the terminal, byte by byte."""
+    notice_language: Optional[str] = None
     agreed: Optional[str] = None
-    """When the user did, as format_time() writes it."""
+    """When the user agreed to it, if asked to, as format_time() writes it."""
 
 
 @dataclass(frozen=True)
@@ -469,6 +470,7 @@ def _session_ours(session: Session) -> Json:
         "command_cut": session.command_cut or None,
         "command_sha256": session.command_sha256,
         "notice_sha256": session.notice_sha256,
+        "notice_language": session.notice_language,
         "agreed": session.agreed,
         "late": session.late or None,
     }

@@ -45,7 +45,7 @@ from .ledger import Ledger, LedgerReader
 from .live import Live, LiveLogin, LiveSession
 from .orphan import adopt_orphans, set_aside, take_file
 from .policy import Verdict
-from .policyfile import boot_policy, load_policy, say_faults
+from .policyfile import boot_policy, load_notices, load_policy, say_faults
 from .receipts import Receipts, read_attested
 from .upkeep import Notifier
 
@@ -83,6 +83,7 @@ def check(paths: Paths, config: Optional[Path]) -> int:
     status = 0
     reads: List[Callable[[], object]] = [
         lambda: load(config or paths.config),
+        lambda: load_notices(paths),
         lambda: load_policy(paths),
     ]
     if os.access(paths.state, os.R_OK | os.X_OK) and os.path.lexists(paths.host_key):

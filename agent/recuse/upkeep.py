@@ -20,8 +20,9 @@ from .config import Config, Paths, load
 from .errors import ConfigError, PolicyError
 from .host import Kernel
 from .journal import Journal
+from .notices import Notices
 from .policy import Policy
-from .policyfile import keep_policy, load_policy, say_faults
+from .policyfile import keep_policy, load_notices, load_policy, say_faults
 from .spool import Reserve, Spool
 from .wiring import Wiring
 
@@ -112,6 +113,8 @@ class Upkeep:
         self._book = book
         self._spool = spool
         self._reloading = asyncio.Lock()
+        self.notices = Notices()
+        self._read_notices("those shipped")
         # The ledger must be able to tell of a full disk, on whichever file system it is.
         self._reserves = [
             Reserve(str(paths.spool / "reserve"), config.spool.reserve),
@@ -143,6 +146,7 @@ class Upkeep:
                 self._journal.write(
                     "config-bad", fault=self.faults["config"], proceeding="the one in force"
                 )
+            self._read_notices("those in force")
             try:
                 policy = load_policy(self.paths)
             except PolicyError as error:
@@ -163,6 +167,14 @@ class Upkeep:
             self._journal.write("reloaded", policy=self.policy.digest)
             self._notifier.notify("READY=1")
             return list(self.faults.values())
+
+    def _read_notices(self, proceeding: str) -> None:
+        """Read the templates of notices; bad ones leave those in force."""
+        try:
+            self.notices = load_notices(self.paths)
+        except ConfigError as error:
+            self.faults["notices"] = say_faults(error)
+            self._journal.write("config-bad", fault=self.faults["notices"], proceeding=proceeding)
 
     async def enter_policy(self) -> None:
         """Enter which policy is in force."""

@@ -6,33 +6,68 @@ Part of the agent. Everything is cut to what an answer may hold.
 from __future__ import annotations
 
 import json
-from typing import Optional
+from typing import Optional, Tuple
 
 from . import wire
 from .live import LiveSession
+from .notices import Notices, encode
 from .policy import Decision
 from .records import Session
 
-QUESTION = b"recuse: do you agree? yes or no: "
-NOT_AGREED = b"recuse: refused: the notice was not agreed to; log in again to read it once more\n"
+
+def notice(
+    texts: Notices, live: LiveSession, decision: Decision, host: str, org: Optional[str] = None
+) -> Tuple[bytes, str]:
+    """Word what a user at a terminal is told before the session; give it and its language.
+
+    `org` only if it has a name.
+    """
+    if live.label not in ("record", "exempt", "stub"):
+        return b"", ""
+    told = {
+        "grounds": "by_rule" if decision.rule else "by_default",
+        "viewers": "viewers",
+    }
+    if decision.level is not None:
+        told["level"] = f"level_{decision.level}"
+    if decision.supervised:
+        told["supervised"] = "supervised"
+    minutes = -(-(decision.pause_seconds or 0) // 60)
+    if minutes:
+        told["pause"] = "pause"
+    values = {
+        "host": host,
+        "org": org or "",
+        "user": live.session.login.user,
+        "session": live.id,
+        "rule": decision.rule or "",
+        "reason": decision.reason or "",
+        "owner": decision.owner or "",
+        "until": decision.expires or "",
+        "minutes": str(minutes),
+    }
+    locale = live.session.lang
+    text, language = texts.say(live.label, decision.notice, locale, values, **told)
+    lines = [line.rstrip() for line in text.splitlines()]
+    whole = "".join(f"{line}\n" for line in lines if line)
+    return _fit(encode(whole, locale)), language
 
 
-def notice(live: LiveSession, decision: Decision, host: str, org: Optional[str] = None) -> bytes:
-    """Word what a user at a terminal is told before the session; `org` only if it has a name."""
-    rule = f"rule {decision.rule}" if decision.rule else "by default"
-    what = f"recuse: this session on {host}"
-    kept = "that it takes place is on record"
-    if live.label == "record":
-        text = f"{what} is recorded{f' by {org}' if org else ''} ({rule})"
-    elif live.label == "exempt":
-        owner = f", owner {decision.owner}" if decision.owner else ""
-        until = f", until {decision.expires}" if decision.expires else ""
-        text = f"{what} is not recorded: {decision.reason} ({rule}{owner}{until}); {kept}"
-    elif live.label == "stub":
-        text = f"{what} cannot be recorded and goes on; {kept}"
-    else:
-        return b""
-    return (text + "\n").encode("utf-8", "backslashreplace")[: wire.MAX_TEXT]
+def question(texts: Notices, live: LiveSession, decision: Decision) -> bytes:
+    """Word what a user is asked who has to agree to the notice."""
+    locale = live.session.lang
+    return _fit(encode(texts.say("question", decision.notice, locale, {})[0], locale))
+
+
+def declined(texts: Notices, live: LiveSession, decision: Decision) -> bytes:
+    """Word the refusal of who did not agree."""
+    locale = live.session.lang
+    text, _ = texts.say("declined", decision.notice, locale, {})
+    return _fit(encode(text.rstrip("\n") + "\n", locale))
+
+
+def _fit(text: bytes) -> bytes:
+    return text[: wire.MAX_TEXT]
 
 
 def refusal(decision: Decision) -> bytes:

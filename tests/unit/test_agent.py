@@ -440,7 +440,11 @@ def test_agent_records_a_session_to_its_end(paths: Paths) -> None:
         assert answer.verdict == Verdict.RECORD and answer.shell == b"/bin/bash"
         assert answer.label == b"record"
         on = world.agent.book.host.hostname
-        assert answer.notice.decode() == f"recuse: this session on {on} is recorded (by default)\n"
+        told = answer.notice.decode().splitlines()
+        assert told[0] == (
+            f"recuse: this session on {on} is recorded (by default); kept: what is shown"
+        )
+        assert "notice_sha256" not in world.last("open").ours  # nobody saw it
         assert world.kinds() == ["login", "open"]
         shell.write(b'[0.5, "o", "hello\\r\\n"]', b'[0.6, "x", "3"]')
         shell.end()
@@ -685,7 +689,8 @@ async def asked_to_agree(world: World) -> Tuple[Child, wire.Answer]:
     os.close(outer)
     os.close(master)
     assert answer is not None and answer.verdict == Verdict.ASK
-    assert b"is recorded" in answer.notice and b"agree" in answer.message
+    assert "wird aufgezeichnet" in answer.notice.decode()
+    assert answer.message == b"recuse: stimmen Sie zu? yes (ja) oder no (nein): "
     assert world.kinds() == ["login"]
     return shell, answer
 
@@ -706,7 +711,32 @@ def test_user_who_agrees_is_recorded_with_the_proof_of_notice(paths: Paths) -> N
         entry = world.last("open").ours
         assert entry["notice_sha256"] == hashlib.sha256(question.notice).hexdigest()
         assert records.parse_time(entry["agreed"])
-        assert entry["lang"] == "de_DE.UTF-8"
+        assert (entry["lang"], entry["notice_language"]) == ("de_DE.UTF-8", "de")
+
+    run(paths, scene)
+
+
+NOTICE = """
+[[notice]]
+language = "en"
+record = "seen by {viewers}, {user}"
+viewers = "auditors"
+"""
+
+
+def test_templates_of_the_host_are_used_and_bad_ones_leave_those_in_force(paths: Paths) -> None:
+    paths.notices_dir.mkdir()
+    (paths.notices_dir / "10-own.toml").write_text(NOTICE)
+
+    async def scene(world: World) -> None:
+        _, answer = await world.session(await world.login("alice"), "alice")
+        assert answer.notice == b"seen by auditors, alice\n"
+        (paths.notices_dir / "10-own.toml").write_text(NOTICE.replace("{user}", "{usr}"))
+        told = await world.control(verb="reload")
+        assert told["ok"] is False and "10-own.toml:4: 'record' there is no" in told["error"]
+        assert world.event("config-bad")
+        _, answer = await world.session(await world.login("alice"), "alice")
+        assert answer.notice == b"seen by auditors, alice\n"
 
     run(paths, scene)
 
@@ -718,7 +748,7 @@ def test_user_who_does_not_agree_is_refused(paths: Paths) -> None:
         shell, question = await asked_to_agree(world)
         answer = await say(shell, wire.Confirm(0))
         assert answer is not None and answer.verdict == Verdict.REFUSE
-        assert b"not agreed" in answer.message
+        assert b"nicht zugestimmt" in answer.message
         entry = world.last("refused").ours
         assert entry["notes"] == ["not-agreed"] and "agreed" not in entry
         assert entry["notice_sha256"] == hashlib.sha256(question.notice).hexdigest()

@@ -15,6 +15,7 @@ FLOORS: Dict[int, Set[str]] = {
         "__init__",
         "coverage",
         "errors",
+        "notices",
         "optout",
         "wire",
         "records",

@@ -9,8 +9,9 @@ from typing import Any, Optional
 import pytest
 
 from recuse import wire
+from recuse.notices import Notices
 from recuse.policy import Decision, Facts
-from recuse.wording import notice, refusal
+from recuse.wording import declined, notice, question, refusal
 
 FACTS = Facts(
     user="ann", uid=1000, groups=(), service="sshd", host="web1", host_tags=frozenset(),
@@ -24,26 +25,41 @@ EXEMPT = replace(
 )  # fmt: skip
 
 
-def told(label: str, decision: Decision, org: Optional[str] = None) -> str:
-    live: Any = SimpleNamespace(label=label)
-    return notice(live, decision, "web1", org).decode()
+def session(label: str, lang: str = "") -> Any:
+    login = SimpleNamespace(user="ann")
+    return SimpleNamespace(
+        label=label, id="s-1", session=SimpleNamespace(lang=lang, login=login)
+    )
+
+
+def told(label: str, decision: Decision, org: Optional[str] = None, lang: str = "") -> str:
+    return notice(Notices(), session(label, lang), decision, "web1", org)[0].decode()
+
+
+VIEWERS = "recuse: it may be viewed by administrators and auditors of this host"
 
 
 @pytest.mark.parametrize(
     ("label", "decision", "org", "text"),
     [
-        ("record", RECORD, None, "recuse: this session on web1 is recorded (rule everybody)\n"),
         (
             "record",
             RECORD,
+            None,
+            f"recuse: this session on web1 is recorded (rule everybody)\n{VIEWERS}\n",
+        ),
+        (
+            "record",
+            replace(RECORD, level="full", pause_seconds=90),
             "example.org",
-            "recuse: this session on web1 is recorded by example.org (rule everybody)\n",
+            "recuse: this session on web1 is recorded by example.org (rule everybody); kept: what "
+            f"is shown and what is typed\n{VIEWERS}; it may be paused for up to 2 min\n",
         ),
         (
             "record",
             replace(RECORD, rule=None),
             None,
-            "recuse: this session on web1 is recorded (by default)\n",
+            f"recuse: this session on web1 is recorded (by default)\n{VIEWERS}\n",
         ),
         (
             "exempt",
@@ -51,6 +67,14 @@ def told(label: str, decision: Decision, org: Optional[str] = None) -> str:
             "example.org",
             "recuse: this session on web1 is not recorded: it is confidential (rule council, owner "
             "council@example.org, until 2027-12-31); that it takes place is on record\n",
+        ),
+        (
+            "exempt",
+            replace(EXEMPT, owner=None, expires=None, level="commands", supervised=True),
+            None,
+            "recuse: this session on web1 is not recorded: it is confidential (rule council); "
+            "recording may be turned on meanwhile; that it takes place is on record, with its "
+            "command and exit status\n",
         ),
         (
             "stub",
@@ -67,10 +91,21 @@ def test_notice(label: str, decision: Decision, org: Optional[str], text: str) -
     assert told(label, decision, org) == text
 
 
+@pytest.mark.parametrize("lang", ["de_AT.UTF-8", "fr_FR.UTF-8@euro", "de"])
+def test_notice_in_the_language_of_the_user(lang: str) -> None:
+    for label, decision in (("record", RECORD), ("exempt", EXEMPT), ("stub", RECORD)):
+        text, language = notice(Notices(), session(label, lang), decision, "web1")
+        assert language == lang[:2] and text.decode() != told(label, decision)
+        assert b"web1" in text
+    assert question(Notices(), session("record", lang), RECORD) != question(
+        Notices(), session("record"), RECORD
+    )
+    assert declined(Notices(), session("record", lang), RECORD).endswith(b"\n")
+
+
 def test_words_fit_an_answer() -> None:
     long = replace(EXEMPT, reason="ä" * wire.MAX_TEXT, message="ä" * wire.MAX_TEXT)
-    live: Any = SimpleNamespace(label="exempt")
-    assert len(notice(live, long, "web1")) == wire.MAX_TEXT
+    assert len(notice(Notices(), session("exempt"), long, "web1")[0]) == wire.MAX_TEXT
     assert len(refusal(long)) == wire.MAX_TEXT
 
 
