@@ -817,7 +817,9 @@ class Agent:
         """Word a notice; what is shown on a terminal is to stand in the session's entry."""
         org = self.config.host.org
         host, named = self.book.host.hostname, org if org != HostConfig().org else None
-        shown, language = notice(self.upkeep.notices, live, decision, host, named)
+        shown, language = notice(
+            self.upkeep.notices, live, decision, host, named, self.policy.reasons
+        )
         if shown and is_shown:
             live.session = replace(
                 live.session,

@@ -403,6 +403,10 @@ def describe(row: Mapping[str, Any]) -> Iterator[str]:
             )
     if isinstance(row.get("gap"), str):
         yield line("gap", word(row["gap"]))
+    if row.get("notice_sha256"):
+        agreed = row.get("agreed")
+        asked = ", agreed to at %s" % local(agreed) if agreed else ""
+        yield line("notice", "shown in %s%s" % (word(row.get("notice_language")), asked))
     for key, name in (("flags", "flags"), ("notes", "notes")):
         if row.get(key):
             yield line(name, ", ".join(word(one) for one in row[key]))

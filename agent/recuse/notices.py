@@ -2,7 +2,7 @@
 
 Pure. A template is text with fields in braces; a part in brackets is left out where a field in it
 is empty. Mistakes are found when templates are read, so that none is left for a login to meet.
-Administrators add templates in notices.d, recuse-notices in recuse.toml(5) has the format.
+Administrators add templates in notices.d; recuse.toml(5) has the format.
 """
 
 from __future__ import annotations

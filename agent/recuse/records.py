@@ -1078,6 +1078,9 @@ class SessionRow:
     gaps: List[Json] = field(default_factory=list)
     flags: List[str] = field(default_factory=list)
     notes: List[str] = field(default_factory=list)
+    notice_sha256: Optional[str] = None
+    notice_language: Optional[str] = None
+    agreed: Optional[str] = None
 
     @property
     def live(self) -> bool:
@@ -1244,6 +1247,9 @@ class View:
         row.tags = _strings(ours.get("tags")) or row.tags
         row.claimed_tags = _strings(ours.get("claimed_tags")) or row.claimed_tags
         row.notes = _strings(ours.get("notes")) or row.notes
+        row.notice_sha256 = entry.get("notice_sha256") or row.notice_sha256
+        row.notice_language = entry.get("notice_language") or row.notice_language
+        row.agreed = entry.get("agreed") or row.agreed
         if entry.kind in ("close", "refused"):
             row.closed_seq = entry.index
         if entry.kind == "close":

@@ -6,21 +6,30 @@ Part of the agent. Everything is cut to what an answer may hold.
 from __future__ import annotations
 
 import json
-from typing import Optional, Tuple
+from types import MappingProxyType
+from typing import Mapping, Optional, Tuple
 
 from . import wire
 from .live import LiveSession
 from .notices import Notices, encode
 from .policy import Decision
+from .reasons import Reason
 from .records import Session
+
+NO_REASONS: Mapping[str, Reason] = MappingProxyType({})
 
 
 def notice(
-    texts: Notices, live: LiveSession, decision: Decision, host: str, org: Optional[str] = None
+    texts: Notices,
+    live: LiveSession,
+    decision: Decision,
+    host: str,
+    org: Optional[str] = None,
+    reasons: Mapping[str, Reason] = NO_REASONS,
 ) -> Tuple[bytes, str]:
     """Word what a user at a terminal is told before the session; give it and its language.
 
-    `org` only if it has a name.
+    `org` only if it has a name; `reasons` are those of the policy's catalogue.
     """
     if live.label not in ("record", "exempt", "stub"):
         return b"", ""
@@ -35,18 +44,20 @@ def notice(
     minutes = -(-(decision.pause_seconds or 0) // 60)
     if minutes:
         told["pause"] = "pause"
+    locale = live.session.lang
+    listed = reasons.get(decision.reason_code or "")
+    reason = decision.reason if listed is None else listed.texts.choose(locale)
     values = {
         "host": host,
         "org": org or "",
         "user": live.session.login.user,
         "session": live.id,
         "rule": decision.rule or "",
-        "reason": decision.reason or "",
+        "reason": reason or "",
         "owner": decision.owner or "",
         "until": decision.expires or "",
         "minutes": str(minutes),
     }
-    locale = live.session.lang
     text, language = texts.say(live.label, decision.notice, locale, values, **told)
     lines = [line.rstrip() for line in text.splitlines()]
     whole = "".join(f"{line}\n" for line in lines if line)

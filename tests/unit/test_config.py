@@ -325,6 +325,7 @@ PATHS = {
     "approval_dir": "etc/recuse/approval.d",
     "approvers": "etc/recuse/approvers",
     "revoked_keys": "etc/recuse/revoked-keys",
+    "notices_dir": "etc/recuse/notices.d",
     "disabled": "etc/recuse/disabled",
     "overlay_dir": "etc/recuse/overlay.d",
     "collector_pub": "etc/recuse/collector.pub",

@@ -11,6 +11,7 @@ import pytest
 from recuse import wire
 from recuse.notices import Notices
 from recuse.policy import Decision, Facts
+from recuse.reasons import Reason, Texts
 from recuse.wording import declined, notice, question, refusal
 
 FACTS = Facts(
@@ -101,6 +102,15 @@ def test_notice_in_the_language_of_the_user(lang: str) -> None:
         Notices(), session("record"), RECORD
     )
     assert declined(Notices(), session("record", lang), RECORD).endswith(b"\n")
+
+
+def test_reason_of_the_catalogue_is_in_the_language_of_the_user() -> None:
+    texts = Texts({"en": "it is confidential", "de": "es ist vertraulich"})
+    reasons = {"hr": Reason("hr", texts)}
+    coded = replace(EXEMPT, reason_code="hr")
+    for lang, words in (("de_DE", "es ist vertraulich"), ("fr_FR", "it is confidential")):
+        text, _ = notice(Notices(), session("exempt", lang), coded, "web1", None, reasons)
+        assert words in text.decode()
 
 
 def test_words_fit_an_answer() -> None:
