@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from accounts import watching
+from accounts import event, rows, watching
 from host import Host, Terminal
 
 GERMAN = ("SetEnv=LANG=de_DE.UTF-8",)
@@ -70,13 +70,15 @@ def test_user_who_agrees_gets_in_and_the_proof_is_kept(host: Host) -> None:
 
 
 def test_user_who_does_not_agree_is_refused(host: Host) -> None:
-    with watching(host, sessions=0) as seen, host.login("bob", options=GERMAN) as terminal:
+    cursor = host.cursor()
+    with host.login("bob", options=GERMAN) as terminal:
         terminal.expect("yes .ja. oder no .nein.: ")
         terminal.line("no")
         terminal.expect("nicht zugestimmt")
         assert terminal.wait() == 77
-    refused = [row for row in seen.sessions if row["outcome"] == "refused"]
-    assert len(refused) == 1 and "not-agreed" in refused[0]["notes"]
+    told = host.wait_journal(event("refused"), after=cursor)
+    (refused,) = [row for row in rows(host) if row["session"] == told[0]["RECUSE_SESSION"]]
+    assert refused["outcome"] == "refused" and "not-agreed" in refused["notes"]
 
 
 @pytest.mark.parametrize("user", ["alice", "bob", "dave"])
