@@ -18,6 +18,7 @@ from recuse import (
     audit,
     cast,
     catalog,
+    cli_notify,
     cli_policy,
     cli_report,
     config,
@@ -151,6 +152,7 @@ def make_parser() -> Parser:
     archive(one)
     as_json(one)
 
+    cli_notify.add_commands(add, commands)
     cli_policy.add_commands(add, commands)
     cli_report.add_commands(add, commands)
 

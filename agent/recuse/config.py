@@ -138,6 +138,18 @@ class Paths:
         return self.ship_state / "upload.key"
 
     @property
+    def notify_config(self) -> Path:
+        return self.etc / "notify.toml"
+
+    @property
+    def notify_state(self) -> Path:
+        return self.root / "var/lib/recuse-notify"
+
+    @property
+    def notify_socket(self) -> Path:
+        return self.root / "run/recuse-notify/notify.sock"
+
+    @property
     def run(self) -> Path:
         return self.root / "run/recuse"
 

@@ -11,10 +11,10 @@ import json
 import os
 import pwd
 import socket
-import struct
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Set
 
 from . import __version__, records
+from .control import peer_uid
 from .errors import AccessDenied, LedgerError, RecuseError, WireError
 from .findings import Findings
 from .receipts import Receipts
@@ -24,23 +24,26 @@ if TYPE_CHECKING:
 
 MAX_LINE_BYTES = 65536
 IDLE_SECONDS = 60.0
-MAX_CLIENTS = 256  # users; root and recuse-ship always get in
+MAX_CLIENTS = 256  # users; root and our services always get in
 MAX_CLIENTS_OF_USER = 16
 MAX_WATCHER_BYTES = 1 << 20  # unread news after which a watcher is dropped
 MAX_FOLDED = 20000  # newest entries that `sessions` with "ended" looks at
 MAX_ROWS = 1000
+MAX_WORDS = 300  # characters of what recuse-notify may have entered
+UNDELIVERED_SECONDS = 1.0
 
-# Verb -> who may: all, root, or root and the user of one of our services.
+# Verb -> who may: all, root, or root and the users of these services of ours.
 VERBS: Mapping[str, str] = {
     "status": "all",
     "sessions": "all",
     "reload": "root",
     "sync": "root",
     "look": "root",
-    "watch": "ship",
+    "watch": "ship notify",
     "receipt": "ship",
     "settle": "coverage",
     "finding": "coverage",
+    "undelivered": "notify",
 }
 
 
@@ -55,7 +58,8 @@ class Front:
         self._clients: Dict["asyncio.Task[Any]", int] = {}  # with the uid of each
         self._folding = {True: asyncio.Lock(), False: asyncio.Lock()}  # root's, users'
         self._findings = Findings(agent)
-        self._services = {"ship": _uid("recuse-ship"), "coverage": _uid("recuse-coverage")}
+        self._services = {name: _uid(f"recuse-{name}") for name in ("ship", "coverage", "notify")}
+        self._undelivered = -UNDELIVERED_SECONDS  # when that was last entered
         self._closing = False
         agent.book.watchers.append(self._tell_size)
         agent.upkeep.on_reload.append(self._tell_reload)
@@ -110,7 +114,7 @@ class Front:
             writer.transport.abort()  # close() would wait for a client that does not read
 
     def _has_room(self, uid: int) -> bool:
-        """Say whether one more may connect, so that no user keeps out others, least of all ship."""
+        """Say whether one more may connect, so that no user keeps out others, least of all us."""
         if self._is_ours(uid):
             return True
         users = [other for other in self._clients.values() if not self._is_ours(other)]
@@ -144,7 +148,7 @@ class Front:
             who = VERBS[verb]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise WireError("not a request this agent knows") from None
-        if uid != 0 and who != "all" and uid != self._services.get(who):
+        if uid != 0 and who != "all" and uid not in map(self._services.get, who.split()):
             raise AccessDenied(f"uid {uid} may not ask for {verb}", "ask as root")
         agent = self._agent
         if verb == "status":
@@ -171,14 +175,30 @@ class Front:
         if verb == "watch":
             self._watchers.add(writer)
             return {"ok": True, "size": agent.book.size, "blobs": len(agent.sealer.entered)}
+        if verb == "undelivered":
+            return {"ok": True, "seq": await self._enter_undelivered(request)}
         return {"ok": True, "removed": await self._receipts.check()}
 
+    async def _enter_undelivered(self, request: Mapping[str, Any]) -> int:
+        """Enter that notices were given up; a recuse-notify gone mad cannot flood with it."""
+        count = request.get("count")
+        words = [request.get(name) for name in ("channel", "first", "last", "cause")]
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 < count < 1 << 53:
+            raise WireError("a count of notices is none")
+        if not all(isinstance(one, str) and one.isprintable() for one in words):
+            raise WireError("what was not delivered is not said in words")
+        now = asyncio.get_running_loop().time()
+        if now - self._undelivered < UNDELIVERED_SECONDS:
+            raise AccessDenied("that was entered a moment ago", "again in a second")
+        self._undelivered = now
+        channel, first, last, cause = (str(one)[:MAX_WORDS] for one in words)
+        return await self._agent.book.enter(
+            records.undelivered_entry, channel, count, first, last, cause
+        )
+
     def peer_uid(self, writer: asyncio.StreamWriter) -> int:
-        """Say whom the kernel takes the client for."""
-        size = struct.calcsize("3i")
-        sock = writer.get_extra_info("socket")
-        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        return int(struct.unpack("3i", raw)[1])
+        """Say whom the kernel takes the client for; tests take other users' place here."""
+        return peer_uid(writer)
 
     def status(self, uid: int) -> Dict[str, Any]:
         """Say how things are; to root, more."""

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Mapping, Optional, Sequence
 from urllib.parse import urlsplit
 
-from recuse import rehearsal, wiring
+from recuse import notifyconf, rehearsal, wiring
 from recuse.cast import printable
 from recuse.control import ask
 from recuse.errors import AccessDenied, ConfigError, DoctorFound, PolicyError, RecuseError
@@ -728,6 +728,7 @@ def _check_state(machine: Machine) -> list[Check]:
     found += _check_spool(machine)
     found.append(_check_clock(machine))
     found += _check_shipping(machine)
+    found += _check_notices(machine)
     return found
 
 
@@ -926,6 +927,51 @@ def _check_shipping(machine: Machine) -> list[Check]:
         age = max(0, now - receipt) // 10**9
         found.append(Check("receipts", "ok", "last receipt %s ago" % human_seconds(age)))
     return found
+
+
+def _check_notices(machine: Machine) -> list[Check]:
+    """Look at the channels on which admins are told, if there are any."""
+    path = machine.path("/etc/recuse/notify.toml")
+    try:
+        channels = notifyconf.load(path).channels
+    except ConfigError as e:
+        words = "; ".join(map(str, e.faults))
+        return [Check("notices", "fail", words, "see: recuse notify check")]
+    if not channels:
+        return [Check("notices", "ok", "notices to admins are not configured")]
+    try:
+        socket_path = machine.path("/run/recuse-notify/notify.sock")
+        found = ask({"verb": "status"}, socket_path, who="recuse-notify")
+    except RecuseError as e:
+        return [Check("notices", "fail", e.message, "see: systemctl status recuse-notify")]
+    checks = [_check_channel(one) for one in found["channels"]]
+    if found["fault"]:
+        hint = "see: recuse notify check"
+        checks.append(Check("notices", "fail", "not in force: %s" % found["fault"], hint))
+    running = {one["channel"] for one in found["channels"]}
+    if running != set(channels) and not found["fault"]:
+        hint = "run: systemctl reload recuse-notify"
+        checks.append(Check("notices", "warn", "notify.toml is not in force yet", hint))
+    return checks
+
+
+def _check_channel(one: Mapping[str, Any]) -> Check:
+    name, state, waiting = "notices %s" % one["channel"], one["state"], one["waiting"]
+    words = {
+        "ok": "delivers",
+        "quiet": "is set to say nothing",
+        "failing": "fails for the moment: %s" % one["fault"],
+        "dead": "delivers nothing: %s" % one["fault"],
+        "gone": "is off, its receiver wants no more",
+    }.get(state, state)
+    if waiting and one["oldest_seconds"] is not None:
+        age = human_seconds(one["oldest_seconds"])
+        words += "; %d notices wait, the oldest for %s" % (waiting, age)
+    if one["given_up"]:
+        words += "; %d were given up" % one["given_up"]
+    level = {"dead": "fail", "gone": "fail", "failing": "warn"}.get(state, "ok")
+    hint = None if level == "ok" else "see: recuse notify status; journalctl -t recuse-notify"
+    return Check(name, level, words, hint)
 
 
 # Lookups as login programs make them

@@ -246,6 +246,30 @@ EVENTS: Mapping[str, Event] = {
             "seen by {witnesses}",
         ),
         Event(
+            "channel-down",
+            "5225d4418a564a089c00c0e2f9f9439a",
+            ERR,
+            "channel {channel} has delivered nothing for {seconds} s, trying again: {fault}",
+        ),
+        Event(
+            "channel-up",
+            "bdb7f07d3a6441a0b70b0de588bb8555",
+            NOTICE,
+            "channel {channel} delivers again, after {seconds} s",
+        ),
+        Event(
+            "channel-gone",
+            "04a69b4e43f54afd8c3d8c5edd5f71c4",
+            ERR,
+            "channel {channel} is off until it is configured anew: {fault}",
+        ),
+        Event(
+            "undelivered",
+            "316d2098fe9f46ddb793232fbdd0ae9d",
+            ERR,
+            "{count} notices of channel {channel} are given up, {first} to {last}: {fault}",
+        ),
+        Event(
             "fault",
             "9e192a9ff95f4406ade7f37d29606463",
             ERR,
@@ -261,7 +285,9 @@ def clean(value: str) -> str:
     return text if len(text) <= MAX_VALUE else text[:MAX_VALUE] + "…"
 
 
-def compose(kind: str, fields: Mapping[str, Value]) -> Dict[str, str]:
+def compose(
+    kind: str, fields: Mapping[str, Value], identifier: str = IDENTIFIER
+) -> Dict[str, str]:
     """Build the journal fields of one event. Raises: KeyError for a kind that does not exist."""
     event = EVENTS[kind]
     values = {name: clean(str(value)) for name, value in fields.items() if value is not None}
@@ -269,7 +295,7 @@ def compose(kind: str, fields: Mapping[str, Value]) -> Dict[str, str]:
         "MESSAGE": event.text.format_map(_Dashes(values)),
         "MESSAGE_ID": event.message_id,
         "PRIORITY": str(event.priority),
-        "SYSLOG_IDENTIFIER": IDENTIFIER,
+        "SYSLOG_IDENTIFIER": identifier,
     }
     for name, value in values.items():
         entry["OBJECT_PID" if name == "pid" else "RECUSE_" + name.upper()] = value
@@ -284,11 +310,12 @@ class _Dashes(Dict[str, str]):
 class Journal:
     """Writes events to a sink; by default journald."""
 
-    def __init__(self, sink: Optional[Sink] = None) -> None:
+    def __init__(self, sink: Optional[Sink] = None, identifier: str = IDENTIFIER) -> None:
         self._sink = sink if sink is not None else Sender()
+        self._identifier = identifier
 
     def write(self, kind: str, **fields: Value) -> None:
-        self._sink(compose(kind, fields))
+        self._sink(compose(kind, fields, self._identifier))
 
     def fault(self, error: BaseException, **fields: Value) -> None:
         """Report what should not happen, with its traceback."""

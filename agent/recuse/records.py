@@ -52,6 +52,7 @@ KINDS = (
     "close",
     "recovered",
     "finding",
+    "undelivered",
 )
 OUTCOMES = ("recorded", "partial", "exempt", "refused", "failed", "lost")
 DEFAULT_HEARTBEAT_SECONDS = 300
@@ -894,6 +895,24 @@ def finding_entry(host: Host, index: int, time_ns: int, finding: Finding) -> byt
             "is_alert": True,
         },
         correlation=finding.login,
+    )  # fmt: skip
+
+
+def undelivered_entry(
+    host: Host,
+    index: int,
+    time_ns: int,
+    channel: str,
+    count: int,
+    first: str,
+    last: str,
+    cause: str,
+) -> bytes:
+    """Say that notices to admins were given up, between which entries; these are all there."""
+    return _event(
+        host, index, time_ns, "undelivered", EVENT_LOG, _OTHER, _MEDIUM,
+        {"channel": channel, "count": count, "first": first, "last": last, "cause": cause},
+        {"status_detail": f"{count} notices of channel {channel}: {cause}"}, status=_FAILURE,
     )  # fmt: skip
 
 

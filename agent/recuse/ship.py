@@ -399,7 +399,9 @@ class Ship:
         for path in (self._paths.receipts, self._blob_receipts):
             path.mkdir(parents=True, exist_ok=True)
             path.chmod(0o755)
-        watchers = [asyncio.ensure_future(self._watch_agent()), asyncio.ensure_future(self._stop())]
+        socket_path = str(self._paths.control_socket)
+        watching = control.watch(socket_path, self.wake, self.reload, _log)
+        watchers = [asyncio.ensure_future(watching), asyncio.ensure_future(self._stop())]
         failures = 0
         try:
             while not self._stopping.is_set():
@@ -565,7 +567,7 @@ class Ship:
             return
         except CryptoError as error:
             raise Unavailable(f"receipt for blob {name}: {error.message}") from error
-        _write(self._blob_receipts / name, receipt)
+        keys.replace_file(self._blob_receipts / name, receipt)
         self._checked.add(name)
         self._new_receipts += 1
 
@@ -799,9 +801,9 @@ class Ship:
         if found in (before, _origin_of(self._note())):
             if before is not None and before != found:
                 os.rename(newest, self._earlier_receipt(before))
-            _write(newest, receipt)
+            keys.replace_file(newest, receipt)
         else:
-            _write(self._earlier_receipt(found or ""), receipt)
+            keys.replace_file(self._earlier_receipt(found or ""), receipt)
         self._new_receipts += 1
 
     def _report_rollback(self, receipt: tlog.Checkpoint, signed: tlog.Checkpoint) -> None:
@@ -835,7 +837,8 @@ class Ship:
             "older": {name: why for name, (_, why) in sorted(self._older.items()) if why},
         }
         try:
-            _write(self._paths.ship_state / "state.json", json.dumps(state_json).encode() + b"\n")
+            told = json.dumps(state_json).encode() + b"\n"
+            keys.replace_file(self._paths.ship_state / "state.json", told)
         except OSError as error:
             _log.error("state.json cannot be written, proceeding: %s", error.strerror)
 
@@ -879,43 +882,6 @@ class Ship:
         except RecuseError as error:
             self._new_receipts = 1
             _log.debug("agent is not told of receipts, again later: %s", error.message)
-
-    async def _watch_agent(self) -> None:
-        """Follow the agent's news, over its restarts."""
-        delay, told = 0.1, False
-        while True:
-            try:
-                reader, writer = await asyncio.open_unix_connection(
-                    str(self._paths.control_socket), limit=1 << 20
-                )
-                try:
-                    writer.write(b'{"verb": "watch"}\n')
-                    self.wake()
-                    async for line in reader:
-                        delay, told = 0.1, False
-                        self._heed(line)
-                finally:
-                    writer.close()
-            except (OSError, ValueError) as error:
-                if not told:
-                    _log.info("agent cannot be watched, proceeding: %s", error)
-                    told = True
-            await asyncio.sleep(delay)
-            delay = min(30.0, delay * 2)
-
-    def _heed(self, line: bytes) -> None:
-        try:
-            news: object = json.loads(line)
-        except (ValueError, RecursionError):
-            news = None
-        if not isinstance(news, dict):
-            _log.warning("agent's news is no json object, ignoring it")
-        elif news.get("ok") is False:
-            _log.warning("agent does not let itself be watched: %r", news.get("error"))
-        elif news.get("reload"):
-            self.reload()
-        else:
-            self.wake()
 
 
 def _batches(ledger: LedgerReader, start: int, end: int) -> Iterator[List[bytes]]:
@@ -1019,18 +985,6 @@ def _below(root: Path, path: Path) -> Path:
     return root / path.relative_to("/")
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Replace a whole file, for everybody to read: nothing that ship writes is secret."""
-    temporary = path.with_name(f".{path.name}.new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    with open(fd, "wb") as file:
-        os.fchmod(fd, 0o644)
-        file.write(data)
-        file.flush()
-        os.fsync(fd)
-    os.rename(temporary, path)
-
-
 # -- enrolment
 
 
@@ -1082,7 +1036,7 @@ def enroll(url: str, token: str, paths: Paths, ca: Optional[Path] = None) -> Enr
     except (ValueError, KeyError, AttributeError, TypeError, CryptoError) as error:
         raise CollectorError(f"{url} answers no collector's key") from error
     paths.etc.mkdir(mode=0o755, parents=True, exist_ok=True)
-    _write(paths.collector_pub, f"{collector.vkey}\n".encode())
+    keys.replace_file(paths.collector_pub, f"{collector.vkey}\n".encode())
     return Enrolled(prefix, collector.vkey, storing.fingerprint(collector.vkey))
 
 

@@ -16,7 +16,7 @@ _recuse() {
             -*) ;;
             *)
                 command=${words[i]}
-                [[ $command == policy && $((i + 1)) -lt $cword ]] && command+=-${words[i + 1]}
+                [[ $command == @(policy|notify) && $((i + 1)) -lt $cword ]] && command+=-${words[i + 1]}
                 break
                 ;;
         esac
@@ -45,7 +45,7 @@ _recuse() {
     esac
     case $command in
         '')
-            options='status sync sessions show play export verify policy report doctor enable disable
+            options='status sync sessions show play export verify notify policy report doctor enable disable
                 enroll --debug --version --help' ;;
         status | sync) options='--json' ;;
         report)
@@ -58,6 +58,8 @@ _recuse() {
         export) options='--format --output --merge-stderr --plain --dir' ;;
         verify)
             options='--key --host-key --collector-key --blobs --min-size --dir --json' ;;
+        notify) options='check status test' ;;
+        notify-check | notify-status) options='--json' ;;
         policy) options='check explain' ;;
         policy-check) options='--json' ;;
         policy-explain)

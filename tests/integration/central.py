@@ -136,6 +136,7 @@ class Agent:
         self._watchers: List[asyncio.StreamWriter] = []
         self.watched = asyncio.Event()
         self.pokes = 0
+        self.undelivered: List[Dict[str, Any]] = []
 
     async def start(self) -> None:
         path = str(self._host.paths.control_socket)
@@ -162,8 +163,11 @@ class Agent:
             self.tell({"ok": True})
             self.watched.set()
             return
-        assert request == {"verb": "receipt"}
-        self.pokes += 1
+        if request["verb"] == "undelivered":
+            self.undelivered.append(request)
+        else:
+            assert request == {"verb": "receipt"}
+            self.pokes += 1
         if self._removes:
             for name in self._host.receipts():
                 (self._host.out / name).unlink()

@@ -1868,7 +1868,8 @@ def test_control_answers_what_it_does_not_know(paths: Paths, line: bytes) -> Non
     run(paths, scene)
 
 
-@pytest.mark.parametrize("verb", ["reload", "sync", "watch", "receipt", "settle", "finding"])
+@pytest.mark.parametrize("verb", ["reload", "sync", "watch", "receipt", "settle", "finding",
+                                  "undelivered"])  # fmt: skip
 def test_control_refuses_users_what_is_roots(
     paths: Paths, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
@@ -1880,6 +1881,48 @@ def test_control_refuses_users_what_is_roots(
         answer = await world.control(verb=verb)
         assert (answer["ok"], answer["exit"]) == (False, 7)
         assert "ledger" not in await world.control(verb="status")
+
+    run(paths, scene)
+
+
+UNDELIVERED = {
+    "verb": "undelivered", "channel": "mail", "count": 3, "first": "o/1:4", "last": "o/1:9",
+    "cause": "older than 60 s",
+}  # fmt: skip
+
+
+def test_notices_that_were_given_up_are_entered_once_a_second_at_most(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        answer = await world.control(**UNDELIVERED)
+        entry = world.last("undelivered")
+        assert answer["seq"] == entry.index
+        assert (entry.get("channel"), entry.number("count")) == ("mail", 3)
+        again = await world.control(**UNDELIVERED)
+        assert (again["ok"], again["exit"]) == (False, 7)
+
+    run(paths, scene)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"count": 0}, {"count": True}, {"count": "3"}, {"count": 1 << 60}, {"channel": 5},
+     {"cause": "two\nlines"}, {"first": None}, {"last": ["x"]}],
+    ids=str,
+)  # fmt: skip
+def test_notices_that_were_given_up_are_said_in_numbers_and_words(
+    paths: Paths, more: Dict[str, Any]
+) -> None:
+    async def scene(world: World) -> None:
+        answer = await world.control(**{**UNDELIVERED, **more})
+        assert (answer["ok"], answer["exit"]) == (False, 5)
+
+    run(paths, scene)
+
+
+def test_what_is_said_of_notices_has_a_limit(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        assert (await world.control(**{**UNDELIVERED, "cause": "x" * 60_000}))["ok"]
+        assert len(world.last("undelivered").get("cause") or "") == 300
 
     run(paths, scene)
 

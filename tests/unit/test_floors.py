@@ -37,6 +37,7 @@ FLOORS: Dict[int, Set[str]] = {
         "sshsig",
         "audit",
         "asks",
+        "adminnotice",
     },
     1: {
         "config",
@@ -49,13 +50,14 @@ FLOORS: Dict[int, Set[str]] = {
         "control",
         "host",
         "journal",
+        "notifyconf",
         "player",
         "rehearsal",
         "stderrlog",
         "wiring",
         "witness",
     },
-    2: {"agent", "ship", "collector", "consult", "hostsetup"},
+    2: {"agent", "ship", "collector", "consult", "notify", "hostsetup"},
     3: {"cli", "collector_cli"},
 }
 # One process each: these modules are parts of the one named.
@@ -77,7 +79,8 @@ PARTS = {
         "upkeep",
         "wording",
     },
-    "cli": {"console", "cli_policy", "cli_report"},
+    "notify": {"channel"},
+    "cli": {"console", "cli_notify", "cli_policy", "cli_report"},
 }
 PURE_BANNED_IMPORTS = {
     "asyncio",

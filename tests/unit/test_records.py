@@ -85,6 +85,9 @@ ENTRIES: Dict[str, bytes] = {
         HOST, 13, NOW + 10**9, SESSION, "exempt", "exempt", NOW + 10**9, None, 0, 0, None,
         decision=rec.Grounds.of(DECISION),
     ),
+    "undelivered": rec.undelivered_entry(
+        HOST, 16, NOW, "mail", 3, "o/1:4", "o/1:9", "older than 60 s"
+    ),
     "recovered": rec.recovered_entry(HOST, 14, NOW, "ledger", {"notes": ["torn entry 3"]}),
     "finding": rec.finding_entry(HOST, 15, NOW, FINDING),
 }  # fmt: skip
