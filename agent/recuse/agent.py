@@ -256,8 +256,8 @@ class Agent:
         )  # fmt: skip
         decision = await self._decide(facts, began_ns)
         if decision.verdict == "refuse":
-            await self.book.enter(records.refused_entry, login, decision)
-            self._tell("refused", login, None, decision, what="login")
+            seq = await self.book.enter(records.refused_entry, login, decision)
+            self._tell("refused", login, None, decision, what="login", seq=seq, outcome="refused")
             answer = wire.Answer(Verdict.REFUSE, message=refusal(decision))
             self._refused[peer, request] = self.kernel.mono_ns(), answer
             self.door.answer(connection, answer)
@@ -378,7 +378,7 @@ class Agent:
             live.pidfd = -1
         self.notifier.drop(f"l-{live.id}")
         outcome, gap = live.outcome()
-        await self._enter_for_sure(
+        seq = await self._enter_for_sure(
             records.logout_entry, live.login, outcome, live.sessions, gap
         )
         self.logins.pop(live.id, None)
@@ -386,7 +386,7 @@ class Agent:
         self.journal.write(
             "logout", login=live.id, user=live.login.user, uid=live.login.uid,
             service=live.login.service, source=live.login.source.kernel, outcome=outcome,
-            pid=live.pid,
+            tty=live.login.tty, seq=seq, verdict=live.verdict, pid=live.pid,
         )  # fmt: skip
 
     # -- sessions --------------------------------------------------------------------
@@ -567,8 +567,10 @@ class Agent:
         decision: Decision,
         message: Optional[bytes] = None,
     ) -> None:
-        await self.book.enter(records.refused_entry, session, decision)
-        self._tell("refused", session.login, session, decision, what="session")
+        seq = await self.book.enter(records.refused_entry, session, decision)
+        self._tell(
+            "refused", session.login, session, decision, what="session", seq=seq, outcome="refused"
+        )
         if decision.verdict == "refuse":
             message = refusal(decision)
         elif message is None:
@@ -867,6 +869,7 @@ class Agent:
             "service": login.service, "source": login.source.kernel, "tty": live.session.tty,
             "verdict": live.verdict, "rule": live.grounds.rule, "reason": live.grounds.reason,
             "outcome": outcome, "seq": seq, "exit_status": exit_status, "pid": live.pid,
+            "grant": live.grounds.grant,
         }  # fmt: skip
         self.journal.write("closed", **fields)
         if "interrupted" in live.flags:
