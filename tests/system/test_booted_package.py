@@ -22,6 +22,7 @@ EXPECTED = {
     "/usr/lib/recuse/recuse-agent": "755 root:root",
     "/usr/lib/recuse/recuse-ship": "755 root:root",
     "/usr/lib/recuse/recuse-consult": "755 root:root",
+    "/usr/lib/recuse/recuse-notify": "755 root:root",
     "/usr/bin/recuse": "755 root:root",
     "/usr/bin/recuse-collector": "755 root:root",
     f"/usr/lib/{MULTIARCH}/security/pam_recuse.so": "644 root:root",
@@ -32,12 +33,15 @@ EXPECTED = {
     "/etc/recuse": "755 root:root",
     "/etc/recuse/recuse.toml": "644 root:root",
     "/etc/recuse/policy.d": "755 root:root",
+    "/etc/recuse/notify.toml": "640 root:recuse-notify",
+    "/etc/recuse/notify.d": "2750 root:recuse-notify",
     "/run/recuse": "755 root:root",
     "/run/recuse/host.sock": "660 root:recuse",
     "/run/recuse/control.sock": "666 root:root",
     "/run/recuse/consult.sock": "600 root:root",
     "/var/lib/recuse": "2750 root:recuse-ship",
     "/var/lib/recuse-ship": "750 recuse-ship:recuse-ship",
+    "/var/lib/recuse-notify": "700 recuse-notify:recuse-notify",
     "/var/lib/recuse-central": "750 recuse-ship:recuse-ship",
     "/var/lib/recuse-collector": "750 recuse-collector:recuse-collector",
     "/var/spool/recuse": "755 root:root",
@@ -49,6 +53,7 @@ EXPECTED = {
 PAGES = (
     "recuse.1 recuse-agent.8 recuse-collector.8 recuse.toml.5 recuse-policy.5 pam_recuse.8"
     " libnss_recuse.8 recuse-shell.8 recuse-consult.8 recuse-approval.5"
+    " recuse-notify.8 recuse-notify.toml.5"
 ).split()
 
 
@@ -102,7 +107,7 @@ def test_shell_is_a_known_one(bare: Host, before: dict[str, str]) -> None:
 
 
 def test_units_are_confined(bare: Host, before: dict[str, str]) -> None:
-    units = "recuse-agent recuse-ship recuse-consult recuse-coverage recuse-collector"
+    units = "recuse-agent recuse-ship recuse-consult recuse-notify recuse-coverage recuse-collector"
     for unit in units.split():
         shown = bare.run("systemd-analyze", "security", "--no-pager", f"{unit}.service").stdout
         level = float(shown.rsplit("exposure level", 1)[1].split(":")[1].split()[0])
