@@ -25,8 +25,9 @@ from .accounts import Accounts, Found
 from .asking import Asking
 from .book import Book, NotEntered
 from .config import Config, HostConfig, Paths
+from .desk import Desk, Taken
 from .door import Connection, Door
-from .errors import RecuseError, SpoolError
+from .errors import GrantError, RecuseError, SpoolError
 from .facts import NO_ANSWERS
 from .host import Account, Identity, Kernel, Peer, Stat
 from .journal import Journal
@@ -90,6 +91,7 @@ class Agent:
         self.accounts = Accounts(kernel, journal)
         self.asking = Asking(paths.consult_socket, kernel, journal)
         self.upkeep.on_reload.append(self.wake_consult)
+        self.desk = Desk(self)
         self.live = LiveLog(paths.sessions / "log")
         self.logins: Dict[str, LiveLogin] = {}
         self.sessions: Dict[str, LiveSession] = {}
@@ -415,6 +417,8 @@ class Agent:
         )  # fmt: skip
         decision = await self._decide(facts, began_ns)
         on_record = self._recording_on(peer, place.tty, fds) is not None
+        if decision.verdict == "record" and not on_record:
+            decision = self._look_for_grant(decision, identity.ruid)
         label = self._how(decision, request, command, cut, on_record)
         kind = "shell" if command is None else "command"
         session = records.Session(
@@ -451,14 +455,36 @@ class Agent:
             boot_id=self.boot_id,
             outer=None if place.outer is None else place.outer.id,
         )
+        # Nothing has been awaited since the grant was found: no two sessions have its last use.
+        use = None if decision.grant is None else self.desk.take(decision.grant)
+        live.grant_use = 0 if use is None else use.n
         self._count(owner)
-        if decision.confirm and has_tty and label in ("record", "exempt"):
-            if not await self._agrees(connection, live, decision):
-                return
-        if label == "record":
-            await self._start_recording(connection, live, decision, fds, place, identity)
-        else:
-            await self._start_plain(connection, live, decision)
+        try:
+            if decision.confirm and has_tty and label in ("record", "exempt"):
+                if not await self._agrees(connection, live, decision):
+                    return
+            if label == "record":
+                await self._start_recording(connection, live, decision, fds, place, identity)
+            else:
+                await self._start_plain(connection, live, decision)
+        except GrantError as error:
+            words = f"recuse: refused: {error.message}; log in again\n".encode()
+            await self._refuse_session(connection, session, decision, words)
+        finally:
+            if use is not None:
+                self.desk.release(use)
+
+    def _look_for_grant(self, decision: Decision, uid: int) -> Decision:
+        """Decide again for a session that would be recorded, with the grants that are in force."""
+        facts = decision.facts
+        offers = self.desk.offers(facts.user, uid, facts)
+        if decision.level != "full":
+            offers = [one for one in offers if one.terms.level != "output"]  # no less than it is
+        if not offers:
+            return decision
+        return decide(
+            facts, self.policy, self._now(), offers, decision.answers, level=self._usual_level
+        )
 
     async def _agrees(
         self, connection: Connection, live: LiveSession, decision: Decision
@@ -683,13 +709,37 @@ class Agent:
 
 
     async def _enter_start(self, live: LiveSession, build: Any, decision: Decision) -> None:
-        """Enter the start of a session, its state on disk first so that no end is missed."""
+        """Enter the start of a session, its state on disk first so that no end is missed.
+
+        Raises: GrantError if the grant that it rests on is none any more
+        """
         self.live.save(live)
+        use = Taken(decision.grant, live.grant_use) if decision.grant is not None else None
+
+        def with_use(*arguments: Any) -> bytes:
+            """Look at the grant once more at the very moment of entering."""
+            assert use is not None
+            entry: bytes = build(*arguments, grant_use=self.desk.use_entry(use))
+            return entry
+
         try:
-            live.seq = await self.book.enter(build, live.session, decision)
+            live.seq = await self.book.enter(
+                build if use is None else with_use, live.session, decision
+            )
         except BaseException:
             self.live.remove(live)
             raise
+        if use is not None:
+            self.desk.started(live, use)
+
+    async def stop_session(self, live: LiveSession) -> None:
+        """End a session that is no longer exempt: nothing of ours is in it that could record it."""
+        others = frozenset(one.pid for one in self.sessions.values() if one is not live)
+        login = live.session.login
+        await asyncio.get_running_loop().run_in_executor(
+            None, self.kernel.end_session, live.pid, live.start, login.audit_session, login.pid,
+            others,
+        )  # fmt: skip
 
     def _take_pidfd(self, connection: Connection, live: LiveSession) -> None:
         live.pidfd, connection.pidfd = connection.pidfd, -1
@@ -982,6 +1032,7 @@ class Agent:
                 loop.remove_reader(live.pidfd)
                 os.close(live.pidfd)
                 live.pidfd = -1
+        self.desk.close()
         for session in self.sessions.values():
             if session.terminal is not None:
                 os.close(session.terminal.handle)

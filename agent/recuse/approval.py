@@ -8,13 +8,13 @@ allowance nothing can be asked for.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import FrozenSet, List, Mapping, Optional, Pattern, Sequence, Tuple
+from typing import FrozenSet, List, Mapping, Optional, Sequence, Tuple
 
 from recuse.facts import Facts, Subject
 from recuse.matchers import Matcher
+from recuse.reasons import Reason
 from recuse.ruleindex import RoleIndex
 
 LEVELS = ("metadata", "commands", "output")
@@ -63,15 +63,6 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Reason:
-    """One reason that may be given."""
-
-    code: str
-    text: str
-    ticket: Optional[Pattern[str]]  # that the ticket has to match; None: none is needed
-
-
-@dataclass(frozen=True)
 class Allowance:
     """What may be asked for, by whom, and who approves it."""
 
@@ -117,7 +108,7 @@ class ApprovalPolicy:
     """Everything below approval.d."""
 
     allowances: Tuple[Allowance, ...]
-    reasons: Mapping[str, Reason]
+    reasons: Mapping[str, Reason]  # of the policy
     groups: Mapping[str, FrozenSet[str]]  # principals of each group of approvers
     accounts: Mapping[str, FrozenSet[str]]  # of principals, where not what stands before the @
     never: Tuple[Matcher, ...]  # each of them by itself: users, groups, roles, hosts, host tags
@@ -255,9 +246,12 @@ def _against(
     if reason is None or asked.reason not in one.reasons:
         may = ", ".join(sorted(one.reasons))
         refuse("reason", f"{asked.reason!r} is no reason here: one of {may}")
-    elif reason.ticket is not None and not reason.ticket.fullmatch(asked.ticket or ""):
-        what = f"{asked.ticket!r} is no ticket" if asked.ticket else "it names no ticket"
-        refuse("ticket", f"{what}, and {asked.reason} needs one like {reason.ticket.pattern}")
+    else:
+        ticket = reason.fault_of_ticket(asked.ticket)
+        if ticket is not None:
+            refuse("ticket", ticket)
+        if reason.roles and not reason.roles & asker.roles:
+            refuse("reason-role", f"{asked.requester} may not give the reason {asked.reason}")
     if asked.level not in one.levels:
         refuse("level", f"level {asked.level} is not among {', '.join(sorted(one.levels))}")
     if one.supervised and not asked.supervised:
@@ -310,8 +304,3 @@ def say_seconds(seconds: float) -> str:
         if count:
             parts.append(f"{count}{unit}")
     return " ".join(parts) or "0s"
-
-
-def compile_ticket(pattern: str) -> Pattern[str]:
-    """Make a ticket pattern, which has to match the whole. Raises: re.error"""
-    return re.compile(pattern, re.ASCII)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import PurePosixPath
 from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Set, Tuple
 
@@ -12,12 +11,11 @@ from recuse.approval import (
     Allowance,
     ApprovalPolicy,
     BreakGlass,
-    Reason,
-    compile_ticket,
 )
 from recuse.errors import Fault, PolicyError
-from recuse.matchers import Matcher, Role
+from recuse.matchers import Matcher
 from recuse.matchertoml import MATCHERS
+from recuse.policy import Policy
 from recuse.ruleindex import RoleIndex
 from recuse.tomlfile import Key, TomlFile, did_you_mean, parse_duration
 
@@ -34,8 +32,7 @@ KEY_TYPES = (
 )
 MAX_USES = 1000
 MAX_APPROVERS = 9
-MAX_PATTERN = 128  # characters; what it is matched with is short as well
-TOP = ("allow", "reasons", "approvers", "accounts", "never", "break_glass", "revoked_max_age")
+TOP = ("allow", "approvers", "accounts", "never", "break_glass", "revoked_max_age")
 ALLOW = (
     "name", "for_others", "reasons", "levels", "longest", "uses", "budget", "approvers", "from",
     "auto", "key_types", "verification", "local", "quiet", "supervised", "end_sessions",
@@ -44,13 +41,15 @@ GLASS = ("level", "longest", "uses", "review_within", "reviewers", "supervised")
 
 
 def parse_approval(
-    files: Sequence[Tuple[str, bytes]], roles: Mapping[str, Role]
+    files: Sequence[Tuple[str, bytes]], policy: Policy
 ) -> ApprovalPolicy:
-    """Read an approval policy from the names and contents of its files; `roles` are the policy's.
+    """Read an approval policy from the names and contents of its files.
+
+    Roles and reasons are those of the policy.
 
     Raises: PolicyError with every fault found, by file and line.
     """
-    parser = _Parser(roles)
+    parser = _Parser(policy)
     for name, source in sorted(files):
         parser.read(name, source)
     digest = hashlib.sha256(b"recuse/approval/v1\n")
@@ -63,13 +62,13 @@ def parse_approval(
 
 
 class _Parser:
-    def __init__(self, roles: Mapping[str, Role]) -> None:
-        self._roles = roles
+    def __init__(self, policy: Policy) -> None:
+        self._roles = policy.roles
+        self._reasons = policy.reasons
         self._faults: List[Fault] = []
         self._files: List[TomlFile] = []
         self._places: Dict[Tuple[str, str], str] = {}
         self._groups: Dict[str, FrozenSet[str]] = {}
-        self._reasons: Dict[str, Reason] = {}
         self._accounts: Dict[str, FrozenSet[str]] = {}
         self._allowances: List[Allowance] = []
         self._never: List[Matcher] = []
@@ -85,8 +84,6 @@ class _Parser:
         for file in self._files:
             for name, value in self._tables(file, "approvers"):
                 self._group(file, name, value)
-            for name, value in self._tables(file, "reasons"):
-                self._reason(file, name, value)
             for name, value in self._tables(file, "accounts"):
                 texts = [text for _, text in file.strings(("accounts", name), value)]
                 if self._unique(file, ("accounts", name), "principal", name):
@@ -126,30 +123,6 @@ class _Parser:
                 file.fault(place, f"{text!r} is no principal, such as bob@example.org")
         if self._unique(file, key, "group", name):
             self._groups[name] = found
-
-    def _reason(self, file: TomlFile, name: str, value: object) -> None:
-        key: Key = ("reasons", name)
-        table = file.table(key, value)
-        file.check_keys(key, table, ("text", "ticket"))
-        if not re.fullmatch("[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?", name, re.ASCII):
-            file.fault(key, f"{name!r} is no code of a reason, such as maintenance")
-        text = file.string(key + ("text",), table["text"]) if "text" in table else ""
-        if isinstance(value, dict) and not (text or "").strip():
-            file.fault(key, f"reason {name!r} has no text")
-        ticket = None
-        if "ticket" in table:
-            ticket = file.string(key + ("ticket",), table["ticket"])
-        pattern = None
-        if ticket is not None:
-            try:
-                if not ticket or len(ticket) > MAX_PATTERN:
-                    raise ValueError
-                pattern = compile_ticket(ticket)
-            except (re.error, ValueError, RecursionError, OverflowError):
-                told = f"{ticket!r} is no regular expression of up to {MAX_PATTERN} characters"
-                file.fault(key + ("ticket",), told)
-        if self._unique(file, key, "reason", name):
-            self._reasons[name] = Reason(name, text or "", pattern)
 
     def _rest(self, file: TomlFile) -> None:
         allow = file.data.get("allow", [])

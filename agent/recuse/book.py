@@ -46,6 +46,8 @@ class Book:
         self.ledger = ledger
         self.host = host
         self.watchers: List[Watcher] = []
+        self.on_entry: List[Callable[[bytes, int], None]] = []
+        """Called with each entry that is durable, and its time."""
         self.faulty: Optional[str] = None
         self.on_fault: Callable[[], None] = lambda: None
         self.reopen: Optional[Callable[[], Ledger]] = None
@@ -94,6 +96,9 @@ class Book:
         if not entries:
             return
         entered, fault = self._append(entries)
+        for hear in self.on_entry:
+            for entry in entries[:entered]:
+                hear(entry, now_ns)
         for number, waiting in enumerate(written):
             if waiting.entered.done():
                 continue

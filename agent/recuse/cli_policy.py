@@ -88,10 +88,10 @@ def check(call: Call) -> int:
             files += config.read_policy_dir(call.paths.approval_dir)
         ours = [one for one in files if _is_approval(one[0])]
         rules = [one for one in files if one not in ours]
-        if ours and not rules:  # whose roles they name
+        if ours and not rules:  # whose roles and reasons they name
             rules = config.read_policy_dir(call.paths.policy_dir)
         parsed = parse_policy(rules)
-        approval = parse_approval(ours, parsed.roles)
+        approval = parse_approval(ours, parsed)
     except PolicyError as e:
         if call.args.json:
             faults = [{"path": f.path, "line": f.line, "message": f.message} for f in e.faults]

@@ -460,6 +460,15 @@ class _Untrusted(Exception):
     pass
 
 
+def read_trusted(path: AnyPath) -> bytes:
+    """Read a file that nobody but root may have written. Raises: FileNotFoundError, ConfigError"""
+    try:
+        return _read_trusted(path)
+    except _Untrusted as error:
+        fault = Fault(os.fspath(path), None, str(error))
+        raise ConfigError(f"{os.fspath(path)} is not used", faults=[fault]) from None
+
+
 def _read_trusted(path: AnyPath) -> bytes:
     """Read a file; for root, only if nobody but root could have written it.
 

@@ -7,7 +7,7 @@ import json
 import logging
 import socket
 import struct
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, Tuple
 
 from recuse import errors
 
@@ -28,6 +28,7 @@ _BY_EXIT_CODE = {
         errors.LedgerError,
         errors.SpoolError,
         errors.CryptoError,
+        errors.GrantError,
     )
 }
 
@@ -78,10 +79,19 @@ def ask(
 
 def peer_uid(writer: asyncio.StreamWriter) -> int:
     """Say whom the kernel takes the client of a unix socket for."""
-    size = struct.calcsize("3i")
+    return _credentials(writer)[1]
+
+
+def peer_pid(writer: asyncio.StreamWriter) -> int:
+    """Say which process connected to a unix socket."""
+    return _credentials(writer)[0]
+
+
+def _credentials(writer: asyncio.StreamWriter) -> Tuple[int, int, int]:
     sock = writer.get_extra_info("socket")
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    return int(struct.unpack("3i", raw)[1])
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, gid = struct.unpack("3i", raw)
+    return pid, uid, gid
 
 
 async def watch(

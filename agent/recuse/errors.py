@@ -112,3 +112,9 @@ class CryptoError(RecuseError):
     """A key, signature or proof is malformed or does not hold."""
 
     exit_code = 14
+
+
+class GrantError(RecuseError):
+    """An exemption may not be asked for, approved or used like that."""
+
+    exit_code = 16

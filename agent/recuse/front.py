@@ -14,7 +14,7 @@ import socket
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Set
 
 from . import __version__, records
-from .control import peer_uid
+from .control import peer_pid, peer_uid
 from .errors import AccessDenied, LedgerError, RecuseError, WireError
 from .findings import Findings
 from .receipts import Receipts
@@ -39,12 +39,24 @@ VERBS: Mapping[str, str] = {
     "reload": "root",
     "sync": "root",
     "look": "root",
+    "request": "all",
+    "grants": "all",
+    "approve": "all",
+    "reject": "all",
+    "revoke": "all",
+    "grant-import": "all",
+    "break-glass": "all",
+    "review": "all",
     "watch": "ship notify",
     "receipt": "ship",
     "settle": "coverage",
     "finding": "coverage",
     "undelivered": "notify",
 }
+# What concerns requests and grants; the desk says who may what, by the same uid.
+ASKED_OF_DESK = frozenset({
+    "request", "grants", "approve", "reject", "revoke", "grant-import", "break-glass", "review",
+})  # fmt: skip
 
 
 class Front:
@@ -167,6 +179,8 @@ class Front:
         if verb == "look":
             await agent.upkeep.look_at_wiring()
             return {"ok": True, "size": agent.book.size}
+        if verb in ASKED_OF_DESK:
+            return {"ok": True, **await self._desk(verb, request, uid, writer)}
         if verb == "settle":
             await self._findings.settle()
             return {"ok": True, "size": agent.book.size}
@@ -196,9 +210,29 @@ class Front:
             records.undelivered_entry, channel, count, first, last, cause
         )
 
+    async def _desk(
+        self, verb: str, request: Mapping[str, Any], uid: int, writer: asyncio.StreamWriter
+    ) -> Dict[str, Any]:
+        """Take what concerns grants to the desk, with the kernel's word on who asks."""
+        desk = self._agent.desk
+        caller = await desk.caller(uid, self.peer_pid(writer))
+        if verb == "grants":
+            return desk.grants(caller, request)
+        answer = await {
+            "request": desk.request, "approve": desk.approve, "reject": desk.reject,
+            "revoke": desk.revoke, "grant-import": desk.take_file,
+            "break-glass": desk.break_glass, "review": desk.review,
+        }[verb](caller, request)  # fmt: skip
+        self._agent.book.checkpoint()  # what was promised is signed
+        return answer
+
     def peer_uid(self, writer: asyncio.StreamWriter) -> int:
         """Say whom the kernel takes the client for; tests take other users' place here."""
         return peer_uid(writer)
+
+    def peer_pid(self, writer: asyncio.StreamWriter) -> int:
+        """Say which process the kernel takes the client for."""
+        return peer_pid(writer)
 
     def status(self, uid: int) -> Dict[str, Any]:
         """Say how things are; to root, more."""

@@ -375,6 +375,10 @@ class GrantState:
         """The latest time of any entry: a clock that says less was set back."""
         self._sessions: Dict[str, Tuple[str, Use]] = {}
 
+    def see_time(self, time_ns: int) -> None:
+        """Take in the time of an entry that says nothing of grants."""
+        self.newest_ns = max(self.newest_ns, time_ns)
+
     def apply(self, entry: Entry) -> None:
         """Take in the next entry; one that makes no sense changes nothing."""
         self.newest_ns = max(self.newest_ns, entry.time_ns)

@@ -6,6 +6,7 @@ the peer filled in. `Kernel` reads the running system; tests replace methods of 
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import grp
 import importlib.machinery
@@ -21,12 +22,24 @@ import sys
 import time
 import types
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    FrozenSet,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 UNSET = 0xFFFFFFFF  # loginuid and sessionid of a process that never logged in
 UNIX98_PTY_SLAVE_MAJOR = 136  # Documentation/admin-guide/devices.txt: 136 to 143
 UNIX98_PTY_SLAVE_MAJORS = 8
 MAX_ANCESTORS = 64
+HANGUP_SECONDS, KILL_SECONDS, MAX_KILLS = 0.3, 0.05, 40  # how a session is ended
 MAX_NAMED = 16  # processes named in one entry; more are counted
 SO_PEERPIDFD = 77  # include/uapi/asm-generic/socket.h, Linux 6.5
 TIOCGPTN = 0x80045430
@@ -231,6 +244,60 @@ class Kernel:
                     os.killpg(group, signal.SIGCONT)
                 except (ProcessLookupError, PermissionError):
                     pass  # gone meanwhile
+
+    def end_session(
+        self,
+        pid: int,
+        start: int,
+        audit_session: Optional[int],
+        login_pid: int,
+        others: FrozenSet[int],
+    ) -> None:
+        """End a session's first process and all that came of it: SIGHUP, a moment later SIGKILL.
+
+        What left its ancestors is found by its audit session, unless the login has `others`, first
+        processes of sessions that it may belong to. Slow: run it in a thread.
+        """
+        known: Dict[int, int] = {pid: start}  # pid -> start
+        for number in (signal.SIGHUP, *(signal.SIGKILL,) * MAX_KILLS):
+            known.update(self._came_of(known, audit_session, login_pid, others))
+            left = 0
+            for one, begun in reversed(list(known.items())):  # the shell last: it would start more
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    found = self.stat(one)
+                    if found.start == begun and found.state not in "ZX":
+                        os.kill(one, number)
+                        left += 1
+            if not left:
+                return
+            time.sleep(HANGUP_SECONDS if number == signal.SIGHUP else KILL_SECONDS)
+
+    def _came_of(
+        self,
+        known: Mapping[int, int],
+        audit_session: Optional[int],
+        login_pid: int,
+        others: FrozenSet[int],
+    ) -> Dict[int, int]:
+        """Find what descends from known processes, or has left them for init."""
+        below: Dict[int, int] = {}
+        left: Dict[int, int] = {}
+        shared = False
+        for number in self.processes():
+            try:
+                lineage = list(self.lineage(number))
+                mine = any(known.get(one.pid) == one.start for one in lineage)
+                if mine:
+                    below[number] = lineage[0].start
+                    continue
+                if audit_session is None or self._audit(number, "sessionid") != audit_session:
+                    continue
+                shared = shared or any(one.pid in others for one in lineage)
+                if len(lineage) == 1 and number != login_pid:
+                    left[number] = lineage[0].start
+            except (OSError, IndexError):
+                continue
+        return below if shared else {**below, **left}
 
     def _children(self, pid: int) -> List[Stat]:
         found = []

@@ -77,6 +77,7 @@ class LiveSession:
     inner_dev: int = 0  # the devpts that it is of; 0 if that is not known
     taken: Optional[Tuple[int, int, int, int]] = None  # outer terminal: rdev, uid, gid, mode
     flags: List[str] = field(default_factory=list)
+    grant_use: int = 0  # which use of its grant this is
     orphan: Optional[str] = None  # file of the orphan directory that it came from
     pidfd: int = -1
     recording: Optional[Recording] = None
@@ -226,7 +227,7 @@ def _checked(live: Live) -> Live:
     texts: Tuple[object, ...] = (live.boot_id, live.verdict, login.user, login.service)
     if isinstance(live, LiveSession):
         flags = live.flags if isinstance(live.flags, list) else [None]
-        numbers += (live.inner_tty, live.session.pid, live.session.started_ns)
+        numbers += (live.inner_tty, live.session.pid, live.session.started_ns, live.grant_use)
         texts += (live.label, live.session.shell, live.session.kind, *flags)
     else:
         numbers += (live.sessions, live.opened)

@@ -23,11 +23,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 SITUATIONS = ("record", "exempt", "stub", "question", "declined")
 """What is said when: session recorded, exempt, cannot be recorded; asked to agree, did not."""
 WORDS = (
-    "by_rule", "by_default", "viewers", "pause", "supervised",
+    "by_rule", "by_grant", "by_default", "viewers", "pause", "supervised",
     "level_full", "level_output", "level_commands", "level_metadata",
 )  # fmt: skip
 """Words that fields of the situations are made of."""
-_PLAIN = ("host", "org", "user", "session", "rule", "reason", "owner", "until", "minutes")
+_PLAIN = (
+    "host", "org", "user", "session", "rule", "grant", "reason", "owner", "until", "minutes",
+)  # fmt: skip
 _MADE = ("grounds", "level", "viewers", "pause", "supervised")
 FIELDS = _PLAIN + _MADE
 
@@ -45,6 +47,7 @@ BUILTIN: Mapping[str, Mapping[str, str]] = {
         "declined": "recuse: refused: the notice was not agreed to; "
         "log in again to read it once more",
         "by_rule": "rule {rule}",
+        "by_grant": "grant {grant}",
         "by_default": "by default",
         "viewers": "administrators and auditors of this host",
         "pause": "it may be paused for up to {minutes} min",
@@ -67,6 +70,7 @@ BUILTIN: Mapping[str, Mapping[str, str]] = {
         "declined": "recuse: abgelehnt: dem Hinweis wurde nicht zugestimmt; "
         "bei erneuter Anmeldung ist er wieder zu lesen",
         "by_rule": "Regel {rule}",
+        "by_grant": "Genehmigung {grant}",
         "by_default": "wie üblich",
         "viewers": "Administratoren und Prüfer dieses Rechners",
         "pause": "sie darf bis zu {minutes} min unterbrochen werden",
@@ -89,6 +93,7 @@ BUILTIN: Mapping[str, Mapping[str, str]] = {
         "declined": "recuse: refusé : l'avis n'a pas été accepté; "
         "reconnectez-vous pour le relire",
         "by_rule": "règle {rule}",
+        "by_grant": "autorisation {grant}",
         "by_default": "par défaut",
         "viewers": "les administrateurs et auditeurs de cette machine",
         "pause": "elle peut être suspendue jusqu'à {minutes} min",

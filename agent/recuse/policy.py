@@ -377,8 +377,9 @@ def _granted(
     tags: Tuple[str, ...],
     answers: Mapping[str, Answer],
 ) -> Decision:
+    level = grant.terms.level or "metadata"
     return Decision(
-        verdict="exempt",
+        verdict="record" if level in ("output", "full") else "exempt",
         rule=None,
         effect="grant",
         reason=grant.reason,
@@ -389,7 +390,7 @@ def _granted(
         matched=(),
         facts=facts,
         grant=grant.id,
-        level=grant.terms.level or "metadata",
+        level=level,
         supervised=grant.terms.supervised,
         confirm=grant.terms.confirm,
         notice=grant.terms.notice,

@@ -9,6 +9,8 @@ import os
 import shutil
 from pathlib import Path
 
+from .approval import ApprovalPolicy
+from .approvaltoml import parse_approval
 from .config import Paths, read_policy_dir
 from .errors import ConfigError, PolicyError, RecuseError
 from .journal import Journal
@@ -40,6 +42,20 @@ def load_notices(paths: Paths) -> Notices:
     except PolicyError as error:
         raise ConfigError("templates of notices are not used", faults=error.faults) from None
     return read_notices(files)
+
+
+def load_approval(paths: Paths, policy: Policy) -> ApprovalPolicy:
+    """Read the approval policy in /etc. Raises: PolicyError"""
+    return parse_approval(read_policy_dir(paths.approval_dir), policy)
+
+
+def boot_approval(paths: Paths, policy: Policy, journal: Journal) -> ApprovalPolicy:
+    """Read the approval policy; a bad one means that nothing can be asked for."""
+    try:
+        return load_approval(paths, policy)
+    except PolicyError as error:
+        journal.write("policy-bad", fault=say_faults(error), proceeding="no approval policy")
+        return parse_approval([], policy)
 
 
 def boot_policy(paths: Paths, journal: Journal) -> Policy:

@@ -708,11 +708,22 @@ def logout_entry(
     )  # fmt: skip
 
 
-def open_entry(host: Host, index: int, time_ns: int, session: Session, decision: Decision) -> bytes:
-    """Say that a session starts that is recorded."""
+def open_entry(
+    host: Host,
+    index: int,
+    time_ns: int,
+    session: Session,
+    decision: Decision,
+    *,
+    grant_use: Optional[Mapping[str, Any]] = None,
+) -> bytes:
+    """Say that a session starts that is recorded; `grant_use` as in exempt_entry()."""
     return _event(
         host, index, time_ns, "open", EVENT_LOG, _START, _INFORMATIONAL,
-        {**_session_ours(session), **_session_more(session), **_decision_ours(decision)},
+        {
+            **_session_ours(session), **_session_more(session), **_decision_ours(decision),
+            "grant_use": grant_use,
+        },
         {**_session_fields(session), **_decision_fields(decision)},
         correlation=session.id, profiles=_CONTROLLED,
     )  # fmt: skip

@@ -45,7 +45,14 @@ from .ledger import Ledger, LedgerReader
 from .live import Live, LiveLogin, LiveSession
 from .orphan import adopt_orphans, set_aside, take_file
 from .policy import Verdict
-from .policyfile import boot_policy, load_notices, load_policy, say_faults
+from .policyfile import (
+    boot_approval,
+    boot_policy,
+    load_approval,
+    load_notices,
+    load_policy,
+    say_faults,
+)
 from .receipts import Receipts, read_attested
 from .upkeep import Notifier
 
@@ -85,6 +92,7 @@ def check(paths: Paths, config: Optional[Path]) -> int:
         lambda: load(config or paths.config),
         lambda: load_notices(paths),
         lambda: load_policy(paths),
+        lambda: _check_approval(paths),
     ]
     if os.access(paths.state, os.R_OK | os.X_OK) and os.path.lexists(paths.host_key):
         reads.append(lambda: host_signer(paths, "check"))
@@ -98,6 +106,15 @@ def check(paths: Paths, config: Optional[Path]) -> int:
         except RecuseError as error:
             status = fail(error)
     return status
+
+
+def _check_approval(paths: Paths) -> None:
+    """Read the approval policy; one that names roles of a policy with faults is not looked at."""
+    try:
+        policy = load_policy(paths)
+    except PolicyError:
+        return
+    load_approval(paths, policy)
 
 
 def fail(error: BaseException) -> int:
@@ -215,6 +232,7 @@ class Recovery:
         for fd in self.stored.values():
             os.close(fd)
         self.stored.clear()
+        await agent.desk.resume()
 
     async def _enter_again(self, lives: List[Live]) -> None:
         """Enter what is live into a new ledger: the one before can say nothing more.
@@ -507,6 +525,7 @@ async def make_agent(
         book = _open_book(opened.ledger, config, kernel, journal)
         agent = Agent(paths, config, policy, kernel, journal, notifier, book, recuse_uid)
         agent.upkeep.config_path = config_path
+        agent.upkeep.approval = boot_approval(paths, policy, journal)
         await _begin(agent, opened)
         return agent
     except BaseException:
@@ -531,6 +550,7 @@ async def _begin(agent: Agent, opened: Opened) -> None:
     agent.renewed = opened.renewed
     book.reopen = lambda: reopen_ledger(agent.paths, ledger.origin, agent.kernel)
     agent.spool.prepare()
+    agent.desk.load()
     seq = await book.enter(
         records.start_entry, opened.previous, opened.why,
         heartbeat_seconds=agent.config.ledger.heartbeat_seconds,

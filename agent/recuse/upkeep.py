@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from . import records, wiring
+from .approvaltoml import parse_approval
 from .book import Book, NotEntered
 from .config import Config, Paths, load
 from .errors import ConfigError, PolicyError
@@ -22,7 +23,7 @@ from .host import Kernel
 from .journal import Journal
 from .notices import Notices
 from .policy import Policy
-from .policyfile import keep_policy, load_notices, load_policy, say_faults
+from .policyfile import keep_policy, load_approval, load_notices, load_policy, say_faults
 from .spool import Reserve, Spool
 from .wiring import Wiring
 
@@ -101,6 +102,7 @@ class Upkeep:
         self.config_path: Path = paths.config
         self.config = config
         self.policy = policy
+        self.approval = parse_approval([], policy)  # until one is read
         self.disabled = False
         self._wiring: Optional[Wiring] = None  # as last entered
         self._looking = asyncio.Lock()
@@ -160,6 +162,13 @@ class Upkeep:
                 if changed:
                     keep_policy(self.paths)
                     await self.enter_policy()
+            try:
+                self.approval = load_approval(self.paths, self.policy)
+            except PolicyError as error:
+                self.faults["approval"] = say_faults(error)
+                self._journal.write(
+                    "policy-bad", fault=self.faults["approval"], proceeding="the one in force"
+                )
             self.set_fallback()
             await self.look_at_wiring()
             for call in self.on_reload:

@@ -34,7 +34,7 @@ def notice(
     if live.label not in ("record", "exempt", "stub"):
         return b"", ""
     told = {
-        "grounds": "by_rule" if decision.rule else "by_default",
+        "grounds": "by_grant" if decision.grant else "by_rule" if decision.rule else "by_default",
         "viewers": "viewers",
     }
     if decision.level is not None:
@@ -53,6 +53,7 @@ def notice(
         "user": live.session.login.user,
         "session": live.id,
         "rule": decision.rule or "",
+        "grant": decision.grant or "",
         "reason": reason or "",
         "owner": decision.owner or "",
         "until": decision.expires or "",

@@ -64,8 +64,10 @@ FLOORS: Dict[int, Set[str]] = {
 PARTS = {
     "agent": {
         "accounts",
+        "approvers",
         "asking",
         "book",
+        "desk",
         "door",
         "epoch",
         "findings",

@@ -1,0 +1,910 @@
+"""Where exemptions are asked for, approved, used and ended.
+
+Part of the agent. What it knows is the fold of the ledger (grantrecords), taken in entry by entry
+as they become durable: nothing takes effect that is not entered, and a crash at any point leaves
+what the entries say. Every step is also told to the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set
+
+from . import grantrecords, records
+from .approval import (
+    LEEWAY,
+    ApprovalPolicy,
+    Asked,
+    Refusal,
+    judge,
+    judge_break_glass,
+)
+from .approvers import Approvers, Signed, Unusable
+from .errors import AccessDenied, GrantError, LedgerError, NotFound, RecuseError, WireError
+from .grantrecords import Approval, GrantRow, GrantState, Request
+from .host import Account
+from .ledger import LedgerReader
+from .live import LiveSession
+from .policy import Facts, Grant, Terms
+
+if TYPE_CHECKING:
+    from .agent import Agent
+
+CLOCK_TOLERANCE_NS = 60 * 10**9  # that time synchronisation may set the clock back
+NEWEST_READ = 512  # entries at the end of the ledger whose times are looked at
+MAX_TEXT = 512  # characters of what people write
+MAX_ROWS = 500
+PASSWORD_TRIES = 3
+PASSWORD_SPELL_NS = 600 * 10**9  # in which so many may fail
+CHECK_SECONDS = 60.0  # timers look at the clock this often: it may be set
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, by the kernel."""
+
+    uid: int
+    account: Account
+    groups: tuple  # type: ignore[type-arg]
+
+    @property
+    def name(self) -> str:
+        return self.account.name
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A use that is set aside for one session until its entry is durable."""
+
+    grant: str
+    n: int
+
+
+class Desk:
+    """Requests, grants and debts of this host."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._book = agent.book
+        self._journal = agent.journal
+        self._kernel = agent.kernel
+        self.state = GrantState()
+        self.approvers = Approvers(agent.paths, lambda: self.policy.revoked_max_age_seconds)
+        self._taken: Set[Taken] = set()
+        self._failed: Dict[int, List[int]] = {}  # uid -> when passwords were wrong
+        self._asking_password = asyncio.Lock()
+        self._granting = asyncio.Lock()
+        self._timer: Optional[asyncio.TimerHandle] = None
+        self._overdue_told: Set[str] = set()
+        agent.book.on_entry.append(self._take_in)
+
+    # -- what the ledger says --------------------------------------------------------
+
+    @property
+    def policy(self) -> ApprovalPolicy:
+        return self._agent.upkeep.approval
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._kernel.now_ns() / 1e9, timezone.utc)
+
+    def load(self) -> None:
+        """Fold what earlier epochs and this one say."""
+        paths, book = self._agent.paths, self._book
+        for path in sorted(paths.state.glob("ledger.*"), key=lambda one: _epoch_of(one.name)):
+            with contextlib.suppress(RecuseError, OSError):
+                for raw in LedgerReader(path).entries():
+                    self._fold(raw)
+        size = book.size
+        floor = min(self._floor(), size)
+        for raw in book.ledger.entries(floor):
+            self._fold(raw)
+        if size:
+            if floor:
+                self._fold(next(iter(book.ledger.entries(0, 1))))
+            for raw in book.ledger.entries(max(0, size - NEWEST_READ)):
+                with contextlib.suppress(LedgerError):
+                    self.state.see_time(records.parse(raw).time_ns)
+        self.keep_floor()
+
+    def _floor(self) -> int:
+        """Say from where on entries matter; root may change that, as it may the ledger's files."""
+        origin = self._book.host.origin
+        try:
+            told, _, number = (self._agent.paths.state / "grants-from").read_text().partition(" ")
+            return int(number) if told == origin else 0
+        except (OSError, ValueError):
+            return 0
+
+    def keep_floor(self) -> None:
+        """Note from where the next start has to read; an older note only costs it time."""
+        floor = self.state.floor(self._now())
+        if floor is None:
+            floor = self._book.size
+        path = self._agent.paths.state / "grants-from"
+        temporary = path.with_name(".grants-from.new")
+        with contextlib.suppress(OSError):
+            temporary.write_text(f"{self._book.host.origin} {floor}")
+            os.rename(temporary, path)
+
+    def _fold(self, raw: bytes) -> None:
+        if grantrecords.matters(raw):
+            with contextlib.suppress(LedgerError):
+                self.state.apply(records.parse(raw))
+
+    def _take_in(self, raw: bytes, time_ns: int) -> None:
+        """Hear of an entry that is durable."""
+        self.state.see_time(time_ns)
+        self._fold(raw)
+
+    async def resume(self) -> None:
+        """Finish what a crash cut off, and look after the sessions that grants exempt."""
+        for row in list(self.state.rows.values()):
+            if row.state(self._now()) == "pending":
+                await self._grant_if_complete(row)
+        for live in list(self._agent.sessions.values()):
+            if live.grounds.grant is not None:
+                self._look_after(live)
+        self._tick()
+
+    # -- who asks --------------------------------------------------------------------
+
+    async def caller(self, uid: int, pid: int) -> Caller:
+        """Say who a client is: for root who logged in as whom, if that is known."""
+        if uid == 0:
+            with contextlib.suppress(OSError):
+                auid = self._kernel.identity(pid).auid
+                uid = uid if auid is None else auid
+        account, groups = await self._agent.accounts.find(uid)
+        if account is None:
+            raise AccessDenied(f"uid {uid} is no user of this host")
+        return Caller(uid, account, groups or ())
+
+    def _facts(self, account: Account, groups: Sequence[str]) -> Facts:
+        return Facts(
+            user=account.name, uid=account.uid, groups=tuple(groups), service="",
+            host=self._book.host.hostname, host_tags=self._agent.config.host.tags, source=None,
+            claimed_source=None, ruser=None, tty=None, command=None, login_shell=None,
+            tags=frozenset(), claimed_tags=frozenset(), outer=None,
+        )  # fmt: skip
+
+    # -- asking ----------------------------------------------------------------------
+
+    async def request(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
+        """Take a request; tell what came of it."""
+        now = self._now().replace(microsecond=0)
+        user = _text(told, "user") or caller.name
+        begins = _moment(told, "not_before") or now
+        seconds = _count(told, "seconds", 1, 366 * 86400)
+        asked = Asked(
+            user=user,
+            requester=caller.name,
+            host=_text(told, "host") or self._book.host.hostname,
+            level=_text(told, "level") or "metadata",
+            not_before=begins,
+            expires=begins + timedelta(seconds=seconds),
+            uses=_count(told, "uses", 1, 10**6),
+            reason=_text(told, "reason") or "",
+            ticket=_text(told, "ticket"),
+            why=_text(told, "why") or "",
+            max_seconds=_count(told, "max_seconds", 1, 366 * 86400)
+            if told.get("max_seconds") is not None
+            else None,
+            supervised=told.get("supervised") is True,
+        )
+        source = _source(told)
+        account, groups = await self._agent.accounts.find(-1, user)
+        if account is None:
+            raise NotFound(f"no user {user} on this host")
+        request = self.approvers.make_request(
+            self._new_id(), asked, account.uid, source, now, self._agent.config.host.org
+        )
+        request = replace(request, requester_uid=caller.uid)
+        return await self._ask(request, self._facts(account, groups or ()), caller)
+
+    def _new_id(self) -> str:
+        return records.new_id("g", os.urandom(10))
+
+    async def _ask(self, request: Request, user: Facts, caller: Optional[Caller]) -> Dict[str, Any]:
+        """Judge a request, enter it if it is in order, and grant it if nobody has to approve."""
+        asked, now = request.asked, self._now()
+        requester = user
+        if caller is not None and caller.name != asked.user:
+            requester = self._facts(caller.account, caller.groups)
+        standing = self.state.standing(asked.user, asked.requester, now)
+        judgement = judge(asked, self.policy, user, requester, standing, now)
+        if not judgement.allowed or judgement.allowance is None:
+            self._refuse("request", request, judgement.refusals)
+        allowance = judgement.allowance
+        assert allowance is not None
+        request = replace(
+            request,
+            allowance=allowance.name,
+            approvers=allowance.approvers,
+            groups=allowance.groups,
+            policy=self.policy.digest,
+            end_sessions=allowance.end_sessions,
+        )
+        await self._book.enter(grantrecords.request_entry, request)
+        self._tell("request", request, approvers=request.approvers, why=asked.why)
+        row = self.state.rows[request.id]
+        await self._grant_if_complete(row)
+        return self._answer(row)
+
+    def _refuse(self, what: str, request: Request, refusals: Sequence[Refusal]) -> None:
+        words = "; ".join(one.message for one in refusals)
+        self._tell("request-refused", request, fault=words)
+        raise GrantError(
+            f"{what} refused: {words}", "see what may be asked for: recuse-approval(5), approval.d"
+        )
+
+    def _answer(self, row: GrantRow) -> Dict[str, Any]:
+        return {"grant": self._json(row)}
+
+    def _json(self, row: GrantRow) -> Dict[str, Any]:
+        now = self._now()
+        told = row.to_json(now)
+        told["request"] = row.request.raw.decode()
+        told["namespace"] = self.approvers.namespace(self._agent.config.host.org)
+        told["signatures"] = [one.signature for one in row.approvals if one.signature]
+        told["missing"] = max(0, row.request.approvers - len(row.approvals))
+        told["live"] = [
+            live.id for live in self._agent.sessions.values() if live.grounds.grant == row.id
+        ]
+        return told
+
+    # -- approving -------------------------------------------------------------------
+
+    def _find(self, name: str, among: Mapping[str, Any], what: str) -> str:
+        if name in among:
+            return name
+        found = [one for one in among if one.startswith(name)] if len(name) >= 4 else []
+        if len(found) != 1:
+            raise NotFound(f"no {what} {name!r:.40} on this host", "list them: recuse grants --all")
+        return found[0]
+
+    def row(self, name: str) -> GrantRow:
+        """Find a request by its id, or the beginning of it. Raises: NotFound"""
+        return self.state.rows[self._find(name, self.state.rows, "request")]
+
+    def _pending(self, name: str) -> GrantRow:
+        row = self.row(name)
+        state = row.state(self._now())
+        if state != "pending":
+            raise GrantError(f"request {row.id} is {state}: nothing is to be approved")
+        return row
+
+    async def approve(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
+        """Take an approval: a signature, whoever brings it, or the password of who asks."""
+        row = self._pending(_text(told, "grant") or "")
+        request = row.request
+        if told.get("signature") is not None:
+            armored = _text(told, "signature", grantrecords.MAX_SIGNATURE_BYTES) or ""
+            try:
+                signed = self.approvers.check(request.raw, armored, self._now(), self._org())
+                self._check_signed(row, signed)
+            except RecuseError as error:
+                self._tell("approval-refused", request, fault=error.message, by=caller.name)
+                raise
+            approval = Approval(
+                request.id, request.digest, signed.principal, "signature", signed.key,
+                signed.key_type, armored, caller.uid,
+            )  # fmt: skip
+        else:
+            principal = self._local_principal(row, caller)
+            try:
+                await self._check_password(caller, _text(told, "password") or "")
+            except RecuseError as error:
+                self._tell("approval-refused", request, fault=error.message, by=caller.name)
+                raise
+            approval = Approval(request.id, request.digest, principal, "pam", uid=caller.uid)
+        async with self._granting:
+            self._pending(row.id)  # still: others approve at the same time
+            self._check_new(row, approval)
+            await self._book.enter(grantrecords.approval_entry, approval)
+            self._tell("approval", request, by=approval.principal, method=approval.method)
+        await self._grant_if_complete(row)
+        return self._answer(row)
+
+    def _org(self) -> str:
+        return self._agent.config.host.org
+
+    def _people(self, request: Request) -> FrozenSet[str]:
+        return frozenset({request.asked.user, request.asked.requester})
+
+    def _check_signed(self, row: GrantRow, signed: Signed) -> None:
+        """Refuse a signature that holds but counts for nothing."""
+        request = row.request
+        allowance = next(
+            (one for one in self.policy.allowances if one.name == request.allowance), None
+        )
+        if allowance is None:
+            told = f"allowance {request.allowance} is gone from the approval policy"
+            raise GrantError(told, "ask anew: recuse request")
+        self._check_self(request, (signed.principal, *signed.also))
+        if signed.principal not in self.policy.principals(request.groups):
+            groups = ", ".join(request.groups)
+            raise GrantError(f"{signed.principal} is in none of the groups that approve: {groups}")
+        if allowance.key_types and signed.key_type not in allowance.key_types:
+            kinds = ", ".join(sorted(allowance.key_types))
+            raise GrantError(f"a signature by {signed.key_type} is not enough: it takes {kinds}")
+        if allowance.verification and not signed.verified:
+            raise GrantError("the signature was made without PIN or finger, which it takes")
+
+    def _check_self(self, request: Request, principals: Sequence[str]) -> None:
+        people = self._people(request)
+        for principal in principals:
+            if self.policy.accounts_of(principal) & people:
+                raise GrantError(
+                    f"{principal} asked for this, or it is for them: nobody approves their own",
+                    "ask somebody else to sign",
+                )
+
+    @staticmethod
+    def _check_new(row: GrantRow, approval: Approval) -> None:
+        for one in row.approvals:
+            if one.principal == approval.principal:
+                raise GrantError(f"{approval.principal} has approved already")
+            if one.key is not None and one.key == approval.key:
+                raise GrantError(f"that key has signed already, for {one.principal}")
+
+    def _local_principal(self, row: GrantRow, caller: Caller) -> str:
+        """Say as whom somebody approves without a key. Raises: GrantError, AccessDenied"""
+        request = row.request
+        allowance = next(
+            (one for one in self.policy.allowances if one.name == request.allowance), None
+        )
+        if allowance is None or not allowance.local:
+            raise GrantError(
+                "approval by password is not allowed here", f"sign: recuse approve {request.id}"
+            )
+        if caller.name in self._people(request):
+            raise GrantError("nobody approves their own request", "ask somebody else")
+        mine = sorted(
+            one
+            for one in self.policy.principals(request.groups)
+            if caller.name in self.policy.accounts_of(one)
+        )
+        if not mine or caller.uid == 0:
+            groups = ", ".join(request.groups)
+            raise AccessDenied(f"{caller.name} is in none of the groups that approve: {groups}")
+        self._check_self(request, mine[:1])
+        return mine[0]
+
+    async def _check_password(self, caller: Caller, password: str) -> None:
+        now_ns = self._kernel.mono_ns()
+        since = now_ns - PASSWORD_SPELL_NS
+        failed = [one for one in self._failed.get(caller.uid, []) if one > since]
+        self._failed[caller.uid] = failed
+        if len(failed) >= PASSWORD_TRIES:
+            raise AccessDenied(
+                f"{len(failed)} wrong passwords of {caller.name}: no more for ten minutes"
+            )
+        failed.append(now_ns)  # before it is known: tries at the same time count as well
+        async with self._asking_password:
+            held = await asyncio.get_running_loop().run_in_executor(
+                None, self.approvers.password_holds, caller.name, password
+            )
+        if not held:
+            raise AccessDenied(f"that is not the password of {caller.name}")
+        failed.remove(now_ns)
+
+    async def _grant_if_complete(self, row: GrantRow) -> None:
+        async with self._granting:
+            if row.state(self._now()) != "pending" or row.granted_ns is not None:
+                return
+            try:
+                good = self._good_approvals(row)
+            except Unusable:
+                return
+            if len(good) < row.request.approvers:
+                return
+            method = "automatic"
+            if row.request.approvers:
+                method = "pam" if any(one.method == "pam" for one in good) else "signature"
+            owner = ", ".join(one.principal for one in good)
+            await self._enter_grant(
+                row, method, owner or f"automatic, allowance {row.request.allowance}"
+            )
+
+    async def _enter_grant(self, row: GrantRow, method: str, owner: str) -> None:
+        await self._book.enter(
+            grantrecords.grant_entry, row.request, method, owner, row.entry, row.approval_entries
+        )
+        asked = row.request.asked
+        self._tell(
+            "grant", row.request, method=method, by=owner, uses=asked.uses,
+            expires=records.format_time(round(asked.expires.timestamp()) * 10**9),
+        )  # fmt: skip
+        self.keep_floor()
+
+    def _good_approvals(self, row: GrantRow) -> List[Approval]:
+        """Give the approvals that hold now: keys may have been revoked, or have expired, since.
+
+        Raises: Unusable if the files that say so are
+        """
+        good: List[Approval] = []
+        for one in row.approvals:
+            if one.method == "signature":
+                try:
+                    signed = self.approvers.check(
+                        row.request.raw, one.signature or "", self._now(), self._org()
+                    )
+                    self._check_signed(row, signed)
+                    self._check_new(replace_approvals(row, good), one)
+                except Unusable:
+                    raise
+                except RecuseError:
+                    continue
+                if signed.principal != one.principal:
+                    continue
+            good.append(one)
+        return good
+
+    # -- undoing ---------------------------------------------------------------------
+
+    async def reject(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
+        """Turn a request down; who asked may withdraw it."""
+        row = self._pending(_text(told, "grant") or "")
+        self._may_end(caller, row)
+        words = _text(told, "words") or ""
+        await self._end("rejection", caller, row, words)
+        return self._answer(row)
+
+    async def revoke(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
+        """Take a grant back, and what it exempts is no longer exempt."""
+        row = self.row(_text(told, "grant") or "")
+        state = row.state(self._now())
+        live = [one for one in self._agent.sessions.values() if one.grounds.grant == row.id]
+        if state in ("rejected", "revoked") or (state != "granted" and not live):
+            raise GrantError(f"request {row.id} is {state}: there is nothing to revoke")
+        self._may_end(caller, row)
+        await self._end("revocation", caller, row, _text(told, "words") or "")
+        ended = [one.id for one in live]
+        for one in live:
+            self._withdraw(one, "grant-revoked", f"grant {row.id} was revoked by {caller.name}")
+        return {**self._answer(row), "ended": ended}
+
+    def _may_end(self, caller: Caller, row: GrantRow) -> None:
+        if caller.uid == 0 or caller.name in self._people(row.request):
+            return
+        if self.policy.may_approve(caller.name):
+            return
+        raise AccessDenied(
+            f"{caller.name} may not end {row.id}", "approvers may, and who asked, and root"
+        )
+
+    async def _end(self, kind: str, caller: Caller, row: GrantRow, words: str) -> None:
+        await self._book.enter(
+            grantrecords.end_entry, kind, row.id, caller.name, caller.uid, words
+        )
+        self._tell(kind, row.request, by=caller.name, words=words or None)
+        self.keep_floor()
+
+    # -- using -----------------------------------------------------------------------
+
+    def offers(self, user: str, uid: int, facts: Facts) -> List[Grant]:
+        """Give the grants that are in force for a session of somebody, from somewhere, now."""
+        rows = [row for row in self.state.rows.values() if row.request.asked.user == user]
+        now = self._now()
+        found: List[Grant] = []
+        for row in rows:
+            if row.state(now) != "granted":
+                continue
+            fault = self._fault(row, uid, facts, now)
+            if fault is not None:
+                self._tell("grant-unused", row.request, fault=fault)
+                continue
+            asked = row.request.asked
+            found.append(
+                Grant(
+                    id=row.id,
+                    reason=self._words_of(asked),
+                    owner=row.owner or "",
+                    not_before=asked.not_before,
+                    expires=asked.expires,
+                    reason_code=asked.reason,
+                    terms=Terms(level=asked.level, supervised=asked.supervised),
+                )
+            )
+        return found
+
+    def _words_of(self, asked: Asked) -> str:
+        reason = self.policy.reasons.get(asked.reason)
+        return reason.texts.choose() if reason is not None else asked.reason
+
+    def _fault(self, row: GrantRow, uid: int, facts: Facts, now: datetime) -> Optional[str]:
+        """Say why a grant is not to be used here and now; None if nothing is against it."""
+        request, asked = row.request, row.request.asked
+        behind = self.state.newest_ns - self._kernel.now_ns()
+        if behind > CLOCK_TOLERANCE_NS:
+            return f"the clock was set back by {behind // 10**9} s"
+        if asked.host.lower() != self._book.host.hostname.lower():
+            return f"it is for host {asked.host}"
+        if request.uid != uid:
+            return f"it is for uid {request.uid}, and {asked.user} has uid {uid} now"
+        if request.source is not None and not _is_from(facts.source, request.source):
+            return f"it is for sessions from {request.source}"
+        if now < asked.not_before:
+            return "it is not valid yet"
+        if self._left(row) < 1:
+            return "all its uses are taken"
+        if self.state.overdue(asked.user, self._kernel.now_ns()):
+            return f"a review that {asked.user} owes is overdue"
+        subject = self.policy.index.subject(facts, now)
+        for matcher in self.policy.never:
+            if matcher.test(subject):
+                return f"{matcher.key} {matcher.wanted()} are never exempt"
+        if row.method in ("signature", "pam"):
+            try:
+                good = self._good_approvals(row)
+            except Unusable as error:
+                return error.message
+            if len(good) < max(1, request.approvers):
+                return f"only {len(good)} of {request.approvers} approvals hold now"
+        return None
+
+    def _left(self, row: GrantRow) -> int:
+        return row.left - sum(one.grant == row.id for one in self._taken)
+
+    def take(self, grant: str) -> Taken:
+        """Set a use aside; to be called in one go with what offers() gave."""
+        row = self.state.rows[grant]
+        taken = max([row.taken, *(one.n for one in self._taken if one.grant == grant)])
+        use = Taken(grant, taken + 1)
+        self._taken.add(use)
+        return use
+
+    def release(self, use: Taken) -> None:
+        """Undo take(), or note that the use is entered."""
+        self._taken.discard(use)
+
+    def use_entry(self, use: Taken) -> Dict[str, Any]:
+        """Give what the entry of a session says of its use, if the grant is still good for it.
+
+        Raises: GrantError
+        """
+        row = self.state.rows[use.grant]
+        if row.state(self._now()) != "granted":
+            raise GrantError(f"grant {row.id} is {row.state(self._now())}")
+        return {
+            "n": use.n,
+            "uses": row.request.asked.uses,
+            "digest": row.request.digest,
+            "request_entry": row.entry,
+            "grant_entry": row.grant_entry,
+            "approval_entries": list(row.approval_entries),
+        }
+
+    def started(self, live: LiveSession, use: Taken) -> None:
+        """Hear that a session goes on under a grant."""
+        row = self.state.rows[use.grant]
+        self._tell(
+            "grant-used", row.request, session=live.id, use=use.n, uses=row.request.asked.uses,
+            left=row.left,
+        )  # fmt: skip
+        self._look_after(live)
+
+    # -- ends of exemptions ----------------------------------------------------------
+
+    def _deadline_ns(self, live: LiveSession) -> Optional[int]:
+        row = self.state.rows.get(live.grounds.grant or "")
+        if row is None:
+            return None
+        asked, found = row.request.asked, []
+        if asked.max_seconds is not None:
+            found.append(live.session.started_ns + asked.max_seconds * 10**9)
+        if row.request.end_sessions:
+            found.append(round(asked.expires.timestamp()) * 10**9)
+        return min(found, default=None)
+
+    def _look_after(self, live: LiveSession) -> None:
+        row = self.state.rows.get(live.grounds.grant or "")
+        if row is not None and row.revoked_by is not None:
+            self._withdraw(live, "grant-revoked", f"grant {row.id} was revoked")
+        self._arm()
+
+    def _arm(self) -> None:
+        """See to it that _tick() comes when the next exemption ends, or a review is overdue."""
+        now_ns = self._kernel.now_ns()
+        ends = [self._deadline_ns(live) for live in self._agent.sessions.values()]
+        ends += [one.due_ns for one in self.state.debts.values() if one.reviewed_by is None]
+        waits = [max(0.05, (end - now_ns) / 1e9) for end in ends if end is not None and end > 0]
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if waits:
+            delay = min(CHECK_SECONDS, *waits) if len(waits) > 1 else min(CHECK_SECONDS, waits[0])
+            self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+
+    def _tick(self) -> None:
+        now_ns = self._kernel.now_ns()
+        for live in list(self._agent.sessions.values()):
+            end = self._deadline_ns(live)
+            if end is not None and now_ns >= end:
+                self._withdraw(live, "grant-expired", f"grant {live.grounds.grant} has expired")
+        for debt in self.state.debts.values():
+            if debt.overdue(now_ns) and debt.id not in self._overdue_told:
+                self._overdue_told.add(debt.id)
+                self._journal.write(
+                    "debt-overdue", grant=debt.id, user=debt.user,
+                    due=records.format_time(debt.due_ns),
+                )  # fmt: skip
+        self._arm_unless_told()
+
+    def _arm_unless_told(self) -> None:
+        now_ns = self._kernel.now_ns()
+        open_ends = any(
+            (self._deadline_ns(live) or 0) > now_ns for live in self._agent.sessions.values()
+        )
+        due = any(
+            one.reviewed_by is None and one.due_ns > now_ns for one in self.state.debts.values()
+        )
+        if open_ends or due:
+            self._arm()
+
+    def _withdraw(self, live: LiveSession, flag: str, words: str) -> None:
+        """End the exemption of a session that runs."""
+        if live.ended or flag in live.flags:
+            return
+        live.flags.append(flag)
+        with contextlib.suppress(OSError):
+            self._agent.live.save(live)
+        self._journal.write(
+            "exemption-ended", session=live.id, grant=live.grounds.grant, pid=live.pid,
+            user=live.session.login.user, fault=words,
+        )  # fmt: skip
+        self._agent.spawn(self._agent.stop_session(live))
+
+    # -- breaking the glass ----------------------------------------------------------
+
+    async def break_glass(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
+        """Grant at once, and note what is owed for it."""
+        now = self._now().replace(microsecond=0)
+        glass, why = self.policy.break_glass, _text(told, "why") or ""
+        facts = self._facts(caller.account, caller.groups)
+        standing = self.state.standing(caller.name, caller.name, now)
+        refusals = judge_break_glass(self.policy, facts, standing, why, now)
+        if refusals or glass is None:
+            words = "; ".join(one.message for one in refusals)
+            self._journal.write("request-refused", user=caller.name, fault=words)
+            raise GrantError(f"break-glass refused: {words}", "ask instead: recuse request")
+        asked = Asked(
+            user=caller.name, requester=caller.name, host=self._book.host.hostname,
+            level=glass.level, not_before=now,
+            expires=now + timedelta(seconds=glass.longest_seconds), uses=glass.uses,
+            reason="break-glass", ticket=_text(told, "ticket"), why=why,
+            supervised=glass.supervised,
+        )  # fmt: skip
+        request = self.approvers.make_request(
+            self._new_id(), asked, caller.account.uid, None, now, self._org()
+        )
+        request = replace(
+            request, requester_uid=caller.uid, policy=self.policy.digest, end_sessions=True
+        )
+        due_ns = self._kernel.now_ns() + glass.review_seconds * 10**9
+        statement = self.approvers.make_statement(request, self._org())
+        # The debt first: what is owed is known even if the next entry is never made.
+        await self._book.enter(grantrecords.request_entry, request)
+        await self._book.enter(
+            grantrecords.debt_entry, request, due_ns, glass.reviewers, statement
+        )
+        row = self.state.rows[request.id]
+        await self._enter_grant(row, "break-glass", f"break-glass by {caller.name}")
+        self._tell("debt", request, why=why, due=records.format_time(due_ns))
+        self._arm()
+        debt = self.state.debts[request.id]
+        return {**self._answer(row), "debt": debt.to_json(self._kernel.now_ns())}
+
+    async def review(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
+        """Take a second person's word that they have looked at it: a signature."""
+        name = self._find(_text(told, "grant") or "", self.state.debts, "debt")
+        debt, row = self.state.debts[name], self.state.rows.get(name)
+        if debt.reviewed_by is not None:
+            raise GrantError(f"{debt.id} was reviewed by {debt.reviewed_by}")
+        if told.get("signature") is None:
+            return {"debt": self._debt_json(debt.id)}
+        armored = _text(told, "signature", grantrecords.MAX_SIGNATURE_BYTES) or ""
+        signed = self.approvers.check(debt.statement, armored, self._now(), self._org())
+        people = {debt.user} | (self._people(row.request) if row is not None else set())
+        for principal in (signed.principal, *signed.also):
+            if self.policy.accounts_of(principal) & people:
+                raise GrantError(f"{principal} broke the glass: somebody else has to review it")
+        if signed.principal not in self.policy.principals(debt.reviewers):
+            groups = ", ".join(debt.reviewers)
+            raise GrantError(f"{signed.principal} is in none of the groups that review: {groups}")
+        digest = self.approvers.digest(debt.statement)
+        review = Approval(
+            debt.id, digest, signed.principal, "signature", signed.key, signed.key_type, armored,
+            caller.uid,
+        )  # fmt: skip
+        words = _text(told, "words") or ""
+        await self._book.enter(grantrecords.review_entry, review, words)
+        self._journal.write(
+            "review", grant=debt.id, user=debt.user, by=signed.principal, words=words or None
+        )
+        self.keep_floor()
+        return {"debt": self._debt_json(debt.id)}
+
+    def _debt_json(self, name: str) -> Dict[str, Any]:
+        debt = self.state.debts[name]
+        told = debt.to_json(self._kernel.now_ns())
+        told["statement"] = debt.statement.decode()
+        told["namespace"] = self.approvers.namespace(self._org())
+        return told
+
+    # -- showing ---------------------------------------------------------------------
+
+    def grants(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
+        """List what somebody may see: their own; approvers and root, everything."""
+        sees_all = caller.uid == 0 or self.policy.may_approve(caller.name)
+        rows = [
+            self._json(row)
+            for row in self.state.rows.values()
+            if sees_all or caller.name in self._people(row.request)
+        ]
+        wanted = _text(told, "grant")
+        if wanted:
+            rows = [row for row in rows if row["grant"].startswith(wanted)]
+        debts = [
+            self._debt_json(name)
+            for name, debt in self.state.debts.items()
+            if sees_all or debt.user == caller.name
+        ]
+        return {"grants": rows[-MAX_ROWS:], "debts": debts[-MAX_ROWS:]}
+
+    # -- by file ---------------------------------------------------------------------
+
+    async def take_file(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
+        """Take a request with all its signatures, made elsewhere. Nothing is entered unless all
+        of it holds."""
+        raw = (_text(told, "request", grantrecords.MAX_REQUEST_BYTES) or "").encode()
+        signatures = told.get("signatures")
+        if not isinstance(signatures, list) or not all(isinstance(s, str) for s in signatures):
+            raise WireError("not a request this agent knows")
+        if len(signatures) > 16 or any(
+            len(one) > grantrecords.MAX_SIGNATURE_BYTES for one in signatures
+        ):
+            raise GrantError("it has more signatures, or longer ones, than a grant has")
+        request, issued = self.approvers.read_request(raw, self._org())
+        asked, now = request.asked, self._now()
+        known = self.state.rows.get(request.id)
+        if known is not None:
+            raise GrantError(f"{request.id} is here already, and {known.state(now)}")
+        began = datetime.fromtimestamp(self.state.began_ns / 1e9, timezone.utc)
+        if issued < began:
+            raise GrantError(
+                f"it was made before the ledger of this host began anew at {began:%F %T} UTC: "
+                "how often it was used since is not known", "ask anew: recuse request",
+            )  # fmt: skip
+        if issued > now + LEEWAY:
+            raise GrantError("it was made in the future", "set the clocks: timedatectl")
+        account, groups = await self._agent.accounts.find(-1, asked.user)
+        if account is None or account.uid != request.uid:
+            raise GrantError(f"there is no user {asked.user} with uid {request.uid} here")
+        facts = self._facts(account, groups or ())
+        standing = self.state.standing(asked.user, asked.requester, now)
+        who, theirs = facts, groups
+        if asked.requester != asked.user:
+            other, theirs = await self._agent.accounts.find(-1, asked.requester)
+            if other is None:
+                raise GrantError(f"there is no user {asked.requester} here, who asks for it")
+            who = self._facts(other, theirs or ())
+        judgement = judge(asked, self.policy, facts, who, standing, now)
+        allowance = judgement.allowance
+        if not judgement.allowed or allowance is None:
+            self._refuse("grant", request, judgement.refusals)
+        assert allowance is not None
+        request = replace(
+            request, allowance=allowance.name, approvers=allowance.approvers,
+            groups=allowance.groups, policy=self.policy.digest,
+            end_sessions=allowance.end_sessions, imported=True,
+        )  # fmt: skip
+        row = GrantRow(request.id, -1, "", request, 0)
+        for armored in signatures:
+            signed = self.approvers.check(raw, armored, now, self._org())
+            self._check_signed(row, signed)
+            approval = Approval(
+                request.id, request.digest, signed.principal, "signature", signed.key,
+                signed.key_type, armored, caller.uid,
+            )  # fmt: skip
+            self._check_new(row, approval)
+            row.approvals.append(approval)
+        if not allowance.approvers or len(row.approvals) < allowance.approvers:
+            raise GrantError(
+                f"it has {len(row.approvals)} signatures that count, and {allowance.approvers} "
+                "are wanted" if allowance.approvers
+                else "it needs nobody's approval: ask here, with recuse request"
+            )  # fmt: skip
+        async with self._granting:
+            if request.id in self.state.rows:
+                raise GrantError(f"{request.id} is here already")
+            await self._book.enter(grantrecords.request_entry, request)
+            self._tell("request", request, approvers=request.approvers, why=asked.why)
+            for approval in row.approvals:
+                await self._book.enter(grantrecords.approval_entry, approval)
+                self._tell("approval", request, by=approval.principal, method="signature")
+        entered = self.state.rows[request.id]
+        await self._grant_if_complete(entered)
+        return self._answer(entered)
+
+    # -- telling ---------------------------------------------------------------------
+
+    def _tell(self, kind: str, request: Request, **more: Any) -> None:
+        asked = request.asked
+        self._journal.write(
+            kind, grant=request.id, user=asked.user, requester=asked.requester,
+            reason=asked.reason, ticket=asked.ticket, **more,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Look after nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def replace_approvals(row: GrantRow, approvals: Sequence[Approval]) -> GrantRow:
+    """Give the row of a request as if only those had approved."""
+    return replace(row, approvals=list(approvals))
+
+
+def _epoch_of(name: str) -> int:
+    number = name.rpartition(".")[2]
+    return int(number) if number.isdigit() else 0
+
+
+def _text(told: Mapping[str, Any], name: str, limit: int = MAX_TEXT) -> Optional[str]:
+    value = told.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise WireError(f"{name} is no text")
+    if len(value) > limit:
+        raise GrantError(f"{name} is longer than {limit} characters")
+    if limit == MAX_TEXT and not all(char.isprintable() for char in value):
+        raise GrantError(f"{name} has characters in it that cannot be shown")
+    return value
+
+
+def _count(told: Mapping[str, Any], name: str, low: int, high: int) -> int:
+    value = told.get(name)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise WireError(f"{name} is no number")
+    if not low <= value <= high:
+        raise GrantError(f"{name} must be {low} to {high}, not {value}")
+    return value
+
+
+def _moment(told: Mapping[str, Any], name: str) -> Optional[datetime]:
+    text = _text(told, name)
+    if text is None:
+        return None
+    seconds = records.parse_time(text) // 10**9
+    return datetime.fromtimestamp(seconds, timezone.utc)
+
+
+def _source(told: Mapping[str, Any]) -> Optional[str]:
+    text = _text(told, "source")
+    if text is None:
+        return None
+    try:
+        return str(ipaddress.ip_network(text, strict=True))
+    except ValueError:
+        raise GrantError(
+            f"{text!r} is neither an address nor a network such as 192.0.2.0/24"
+        ) from None
+
+
+def _is_from(source: Optional[str], network: str) -> bool:
+    """Say whether an address is in a network; one that is not known is in none."""
+    try:
+        address = ipaddress.ip_address(source or "")
+        mapped = getattr(address, "ipv4_mapped", None)
+        return (mapped or address) in ipaddress.ip_network(network)
+    except ValueError:
+        return False

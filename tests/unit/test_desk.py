@@ -1,0 +1,725 @@
+"""Requests, approvals and grants, by the real agent over its sockets and with real ssh-keygen."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any, Awaitable, Callable, Dict, List, Sequence
+
+import pytest
+import test_agent
+from test_agent import ROOMY, World, run
+
+from recuse import records
+from recuse.config import Paths
+from recuse.grantrecords import fold_grants
+
+ORG = "example.org"
+NAMESPACE = f"recuse-grant@{ORG}"
+USERS = {
+    "root": 0, "alice": 1000, "robot": 1001, "mallory": 1002, "bob": 1003, "carol": 1004,
+    "erin": 1005,
+}  # fmt: skip
+POLICY = """
+[reasons.maintenance]
+text.en = "maintenance of a database"
+needs_ticket = "CHG-[0-9]+"
+[reasons.private]
+text.en = "private data on the screen"
+
+[[rule]]
+name = "never-erin"
+effect = "require-record"
+users = ["erin"]
+"""
+APPROVAL = """
+[approvers]
+leads = ["bob@example.org", "carol@example.org", "alice@example.org"]
+security = ["erin@example.org"]
+
+[[allow]]
+name = "dba"
+users = ["alice", "erin"]
+for_others = { users = ["root"] }
+reasons = ["maintenance"]
+longest = "4h"
+uses = 5
+approvers = 2
+from = ["leads", "security"]
+
+[[allow]]
+name = "local"
+users = ["robot"]
+reasons = ["private"]
+longest = "1h"
+approvers = 1
+from = ["leads"]
+local = true
+end_sessions = true
+
+[[allow]]
+name = "auto"
+users = ["mallory"]
+reasons = ["private"]
+longest = "15m"
+budget = "20m"
+auto = true
+
+[break_glass]
+users = ["bob"]
+longest = "1h"
+uses = 2
+review_within = "1h"
+reviewers = ["security", "leads"]
+"""
+
+
+class Keys:
+    """Keys of people, made by ssh-keygen and used by it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def make(self, name: str, kind: str = "ed25519") -> Path:
+        path = self.directory / name
+        if not path.exists():
+            self._run("ssh-keygen", "-q", "-t", kind, "-N", "", "-C", name, "-f", str(path))
+        return path
+
+    def public(self, name: str) -> str:
+        return " ".join(self.make(name).with_suffix(".pub").read_text().split()[:2])
+
+    def sign(self, name: str, message: str, namespace: str = NAMESPACE) -> str:
+        file = self.directory / "message"
+        file.write_text(message)
+        file.with_suffix(".sig").unlink(missing_ok=True)
+        (self.directory / "message.sig").unlink(missing_ok=True)
+        key = str(self.make(name))
+        self._run("ssh-keygen", "-Y", "sign", "-f", key, "-n", namespace, str(file))
+        return (self.directory / "message.sig").read_text()
+
+    @staticmethod
+    def _run(*words: str) -> None:
+        subprocess.run(words, check=True, capture_output=True, timeout=30)
+
+
+class Office(World):
+    """A world with approvers in it."""
+
+    keys: Keys
+    shift_ns = 0
+    as_user = "root"
+
+    async def start(self) -> None:
+        self.kernel.now_ns = lambda: test_agent.Kernel.now_ns(self.kernel) + self.shift_ns  # type: ignore[method-assign]
+        await super().start()
+        self.front.peer_uid = lambda writer: USERS[self.as_user]  # type: ignore[method-assign]
+
+    def move(self, hours: float) -> None:
+        self.shift_ns += round(hours * 3600 * 1e9)
+
+    async def as_(self, who: str, verb: str, **more: Any) -> Dict[str, Any]:
+        self.as_user = who
+        return await self.control(verb=verb, **more)
+
+    async def ask_for(self, who: str = "alice", **more: Any) -> Dict[str, Any]:
+        told = {
+            "seconds": 3600, "uses": 1, "reason": "maintenance", "ticket": "CHG-7",
+            "why": "index rebuild", **more,
+        }  # fmt: skip
+        return await self.as_(who, "request", **told)
+
+    async def approve(self, by: str, grant: Dict[str, Any], **more: Any) -> Dict[str, Any]:
+        signature = more.pop("signature", None) or self.keys.sign(by, grant["request"])
+        return await self.as_("root", "approve", grant=grant["grant"], signature=signature)
+
+    async def granted(self, *by: str, **more: Any) -> Dict[str, Any]:
+        asked = await self.ask_for(**more)
+        assert asked["ok"], asked
+        told = asked["grant"]
+        for one in by or ("bob", "carol"):
+            answer = await self.approve(one, asked["grant"])
+            assert answer["ok"], answer
+            told = answer["grant"]
+        assert told["state"] == "granted", told
+        return told  # type: ignore[no-any-return]
+
+    async def verdict(self, user: str = "alice") -> str:
+        shell, _ = await self.session(await self.login(user), user)
+        shell.end()
+        return [one for one in self.kinds() if one in ("open", "exempt", "refused")][-1]
+
+    def told(self, kind: str) -> List[str]:
+        wanted = test_agent._message_id(kind)
+        return [one["MESSAGE"] for one in self.events if one["MESSAGE_ID"] == wanted]
+
+
+@pytest.fixture
+def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
+    monkeypatch.setattr(test_agent, "USERS", USERS)
+    found = Paths(tmp_path / "root")
+    for directory in (found.state, found.spool / "orphan", found.policy_dir, found.approval_dir):
+        directory.mkdir(parents=True)
+    (found.policy_dir / "a.toml").write_text(POLICY)
+    (found.approval_dir / "a.toml").write_text(APPROVAL)
+    found.config.write_text(f'[host]\nname = "db1"\norg = "{ORG}"\n{ROOMY}')
+    keys = Keys(tmp_path)
+    people = ("bob", "carol", "erin", "alice")
+    found.approvers.write_text("".join(_line(keys, name) for name in people))
+    Office.keys = keys
+    return found
+
+
+def _line(keys: Keys, name: str, options: str = f'namespaces="{NAMESPACE}"') -> str:
+    return f"{name}@example.org {options} {keys.public(name)}\n"
+
+
+Scene = Callable[[Any], Awaitable[None]]
+
+
+def play(paths: Paths, scene: Scene) -> Office:
+    world = run(paths, scene, Office)
+    assert isinstance(world, Office)
+    return world
+
+
+def test_two_others_sign_and_one_session_is_exempt(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        asked = await world.ask_for()
+        assert asked["ok"] and asked["grant"]["state"] == "pending"
+        assert asked["grant"]["missing"] == 2
+        assert await world.verdict() == "open"
+        one = await world.approve("bob", asked["grant"])
+        assert one["grant"]["state"] == "pending" and one["grant"]["missing"] == 1
+        two = await world.approve("carol", asked["grant"])
+        assert two["grant"]["state"] == "granted"
+        assert await world.verdict() == "exempt"
+        assert await world.verdict() == "open"
+        listed = (await world.as_("alice", "grants"))["grants"]
+        assert [(one["state"], one["left"]) for one in listed] == [("used", 0)]
+
+    world = play(paths, scene)
+    entry = world.last("exempt")
+    use = entry.ours["grant_use"]
+    assert (use["n"], use["uses"]) == (1, 1)
+    assert entry.get("owner") == "bob@example.org, carol@example.org"
+    assert entry.get("reason") == "maintenance of a database"
+    by_uid = {one.data["metadata"]["uid"]: one for one in world.entries()}
+    request = by_uid[use["request_entry"]]
+    approvals = [by_uid[uid] for uid in use["approval_entries"]]
+    assert [one.get("principal") for one in approvals] == ["bob@example.org", "carol@example.org"]
+    allowed = paths.approvers
+    for one in approvals:  # what the ledger has is all that ssh-keygen needs
+        (paths.root / "sig").write_text(one.get("signature") or "")
+        checked = subprocess.run(
+            ["ssh-keygen", "-Y", "verify", "-f", allowed, "-I", one.get("principal") or "",
+             "-n", NAMESPACE, "-s", paths.root / "sig"],
+            input=(request.get("request") or "").encode(), capture_output=True,
+        )  # fmt: skip
+        assert checked.returncode == 0, checked.stderr
+    assert len(world.told("grant-used")) == 1 and len(world.told("approval")) == 2
+
+
+def test_a_request_that_is_not_in_order_enters_nothing(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        before = world.agent.book.size
+        for more, words in (
+            ({"ticket": None}, "needs a ticket"),
+            ({"seconds": 5 * 3600}, "5h is longer than 4h"),
+            ({"user": "carol"}, "no exemption can be asked for carol"),
+            ({"user": "nobody"}, "no user nobody on this host"),
+            ({"host": "db2"}, "it is for host db2, and this is db1"),
+            ({"why": "w" * 600}, "why is longer than 512"),
+            ({"why": "a\nb"}, "cannot be shown"),
+            ({"source": "192.0.2.1/24"}, "neither an address nor a network"),
+            ({"seconds": "1h"}, "seconds is no number"),
+            ({"uses": True}, "uses is no number"),
+            ({"reason": 7}, "reason is no text"),
+        ):
+            answer = await world.ask_for(**more)
+            assert not answer["ok"] and words in answer["error"], answer
+        others = await world.as_("mallory", "request", user="alice", **ASKED)
+        assert "mallory may not ask for alice" in others["error"]
+        assert world.agent.book.size == before
+
+    world = play(paths, scene)
+    assert world.told("request-refused")
+
+
+ASKED = {
+    "seconds": 60, "uses": 1, "reason": "maintenance", "ticket": "CHG-1", "why": "because",
+}  # fmt: skip
+
+
+def test_nobody_approves_their_own(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        asked = (await world.ask_for())["grant"]
+        answer = await world.approve("alice", asked)
+        assert "nobody approves their own" in answer["error"]
+
+    play(paths, scene)
+
+
+def test_who_asks_for_another_does_not_approve_it(paths: Paths) -> None:
+    (paths.approval_dir / "b.toml").write_text('[accounts]\n"bob@example.org" = ["root"]\n')
+
+    async def scene(world: Office) -> None:
+        told = await world.as_("root", "request", user="alice", **ASKED)
+        answer = await world.approve("bob", told["grant"])
+        assert "nobody approves their own" in answer["error"]
+
+    play(paths, scene)
+
+
+def test_root_is_who_became_root(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        known = world.kernel.identity
+        world.kernel.identity = lambda pid: records.dataclasses.replace(known(pid), auid=1004)  # type: ignore[method-assign, attr-defined]
+        told = await world.as_("root", "request", user="alice", **ASKED)
+        assert "carol may not ask for alice" in told["error"]
+
+    play(paths, scene)
+
+
+def test_one_person_counts_once_and_one_key_too(paths: Paths) -> None:
+    keys = Keys(paths.root.parent)
+    second = f'bob@example.org namespaces="{NAMESPACE}" {keys.public("bobs-other")}\n'
+    paths.approvers.write_text(paths.approvers.read_text() + second)
+
+    async def scene(world: Office) -> None:
+        asked = (await world.ask_for())["grant"]
+        assert (await world.approve("bob", asked))["ok"]
+        for again in ("bob", "bobs-other"):
+            answer = await world.approve(again, asked)
+            assert answer["error"] == "bob@example.org has approved already"
+        assert world.agent.desk.row(asked["grant"]).state(world.agent._now()) == "pending"
+
+    play(paths, scene)
+
+
+def test_a_second_name_for_the_same_key_makes_the_file_useless(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        asked = (await world.ask_for())["grant"]
+        keys = world.keys
+        twin = f'carol@example.org namespaces="{NAMESPACE}" {keys.public("alice")}\n'
+        paths.approvers.write_text(paths.approvers.read_text() + twin)
+        for one in ("alice", "bob"):
+            answer = await world.approve(one, asked)
+            assert not answer["ok"] and "approvers:5" in answer["error"], answer
+
+    play(paths, scene)
+
+
+def test_what_was_signed_otherwise_does_not_count(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        asked = (await world.ask_for())["grant"]
+        raw, sign = asked["request"], world.keys.sign
+        for signature, words in (
+            (sign("bob", raw, "git"), "is for namespace 'git'"),
+            (sign("bob", raw.replace('"uses": 1', '"uses": 9')), "signature"),
+            (sign("mallory", raw), "is not in"),
+            ("nonsense", "signature"),
+            ("x" * 9000, "signature is longer than"),
+        ):
+            answer = await world.approve("bob", asked, signature=signature)
+            assert not answer["ok"] and words in answer["error"], answer
+        assert not (await world.as_("root", "approve", grant="g-nothing", signature="x"))["ok"]
+
+    world = play(paths, scene)
+    assert "approval" not in world.kinds()
+    assert len(world.told("approval-refused")) == 4
+
+
+def test_a_line_without_namespaces_makes_the_file_useless(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        asked = (await world.ask_for())["grant"]
+        paths.approvers.write_text(
+            _line(world.keys, "bob", "") + _line(world.keys, "carol")
+        )
+        answer = await world.approve("carol", asked)
+        assert not answer["ok"] and "approvers:1" in answer["error"]
+        paths.approvers.unlink()
+        answer = await world.approve("carol", asked)
+        assert "does not exist: nobody can approve" in answer["error"]
+
+    play(paths, scene)
+
+
+def test_a_grant_holds_within_its_time_alone(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        later = world.agent._now().timestamp() + 1800
+        begins = records.format_time(round(later) * 10**9)
+        asked = (await world.ask_for(not_before=begins))["grant"]
+        for one in ("bob", "carol"):
+            await world.approve(one, asked)
+        assert await world.verdict() == "open"
+        assert "it is not valid yet" in world.told("grant-unused")[-1]
+        world.move(0.6)
+        assert await world.verdict() == "exempt"
+        world.move(1.0)
+        assert await world.verdict() == "open"
+        late = await world.approve("erin", asked)
+        assert "is expired" in late["error"]
+
+    play(paths, scene)
+
+
+def test_a_clock_set_back_makes_no_grant_valid_again(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        await world.granted(uses=3)
+        world.move(2)
+        assert await world.verdict() == "open"
+        world.move(-1.8)
+        assert await world.verdict() == "open"
+        assert "the clock was set back by 6" in world.told("grant-unused")[-1]
+        await world.crash()
+        await world.start()
+        assert await world.verdict() == "open"
+        assert "the clock was set back by 6" in world.told("grant-unused")[-1]
+
+    play(paths, scene)
+
+
+def test_a_grant_is_for_one_user_and_from_one_place(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        await world.granted(uses=5, source="198.51.100.0/24")
+        assert await world.verdict() == "open"  # comes from 192.0.2.7
+        assert "for sessions from 198.51.100.0/24" in world.told("grant-unused")[-1]
+        await world.granted(uses=5, source="192.0.2.7")
+        assert await world.verdict("robot") == "open"
+        USERS["alice"] = 2000  # another user has the name now
+        try:
+            assert await world.verdict() == "open"
+            assert "alice has uid 2000 now" in world.told("grant-unused")[-1]
+        finally:
+            USERS["alice"] = 1000
+        assert await world.verdict() == "exempt"
+
+    play(paths, scene)
+
+
+def test_a_key_that_is_revoked_takes_its_grants_with_it(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        await world.granted(uses=3)
+        paths.revoked_keys.write_text(world.keys.public("carol") + "\n")
+        assert await world.verdict() == "open"
+        assert "only 1 of 2 approvals hold now" in world.told("grant-unused")[-1]
+        asked = (await world.ask_for())["grant"]
+        assert "is revoked" in (await world.approve("carol", asked))["error"]
+        paths.revoked_keys.unlink()
+        assert await world.verdict() == "exempt"
+
+    play(paths, scene)
+
+
+def test_an_old_list_of_revoked_keys_is_none(paths: Paths) -> None:
+    file = paths.approval_dir / "a.toml"
+    file.write_text('revoked_max_age = "24h"\n' + file.read_text())
+
+    async def scene(world: Office) -> None:
+        asked = (await world.ask_for())["grant"]
+        assert "is not there" in (await world.approve("bob", asked))["error"]
+        paths.revoked_keys.write_text("")
+        assert (await world.approve("bob", asked))["ok"]
+        os.utime(paths.revoked_keys, (1, 1))
+        assert "is older than" in (await world.approve("carol", asked))["error"]
+
+    play(paths, scene)
+
+
+def test_require_record_is_stronger_than_a_grant(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        await world.granted(who="root", user="erin")
+        assert await world.verdict("erin") == "open"
+
+    play(paths, scene)
+
+
+def test_ten_logins_at_once_share_three_uses(paths: Paths) -> None:
+    import asyncio
+
+    async def scene(world: Office) -> None:
+        await world.granted(uses=3)
+        logins = [await world.login("alice") for _ in range(10)]
+        answers = await asyncio.gather(*(world.session(one, "alice") for one in logins))
+        labels = [answer.label for _, answer in answers]
+        assert sorted(labels) == [b"exempt"] * 3 + [b"record"] * 7
+
+    world = play(paths, scene)
+    used = [one.ours["grant_use"]["n"] for one in world.entries() if one.kind == "exempt"]
+    assert sorted(used) == [1, 2, 3]
+
+
+def test_a_crash_forgets_no_use_and_no_approval(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        asked = (await world.ask_for(uses=2))["grant"]
+        await world.approve("bob", asked)
+        await world.crash()
+        await world.start()
+        assert (await world.approve("carol", asked))["grant"]["state"] == "granted"
+        assert await world.verdict() == "exempt"
+        await world.crash()
+        await world.start()
+        assert await world.verdict() == "exempt"
+        assert await world.verdict() == "open"
+        await world.crash()
+        await world.start()
+        assert await world.verdict() == "open"
+        folded = fold_grants(world.entries())
+        assert folded.rows[asked["grant"]].to_json(world.agent._now()) == (
+            world.agent.desk.row(asked["grant"]).to_json(world.agent._now())
+        )
+
+    play(paths, scene)
+
+
+def test_a_crash_between_the_last_approval_and_the_grant(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        async def die(*_: Any) -> None:
+            raise RuntimeError("power cut")
+
+        asked = (await world.ask_for())["grant"]
+        await world.approve("bob", asked)
+        world.agent.desk._grant_if_complete = die  # type: ignore[method-assign]
+        with pytest.raises((RuntimeError, ValueError)):
+            await world.approve("carol", asked)
+        await world.crash()
+        await world.start()
+        assert await world.verdict() == "exempt"
+
+    play(paths, scene)
+
+
+def test_revoking_ends_what_is_exempt(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        grant = await world.granted(uses=2)
+        login = await world.login("alice")
+        shell, answer = await world.session(login, "alice")
+        assert answer.label == b"exempt"
+        below = world.child(USERS["alice"], USERS["alice"], shell)
+        answer = await world.as_("mallory", "revoke", grant=grant["grant"])
+        assert "mallory may not end" in answer["error"]
+        told = await world.as_("bob", "revoke", grant=grant["grant"][:6], words="enough")
+        assert told["ended"] == [answer_session(world)] and told["grant"]["state"] == "revoked"
+        await world.ended()
+        assert world.kernel.exited(below.pidfd) and world.kernel.exited(shell.pidfd)
+        assert await world.verdict() == "open"
+        again = await world.as_("bob", "revoke", grant=grant["grant"])
+        assert "there is nothing to revoke" in again["error"]
+
+    def answer_session(world: Office) -> str:
+        return world.last("exempt").get("session") or ""
+
+    world = play(paths, scene)
+    closes = [one for one in world.entries() if one.kind == "close"]
+    assert closes[0].ours["flags"] == ["grant-revoked"] and closes[0].get("outcome") == "exempt"
+    assert world.told("exemption-ended")
+
+
+def test_a_session_ends_when_its_grant_does_if_it_says_so(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        await world.granted(max_seconds=60, uses=2)
+        _, answer = await world.session(await world.login("alice"), "alice")
+        assert answer.label == b"exempt"
+        world.move(0.5)
+        await world.crash()
+        await world.start()
+        await world.ended()
+        assert world.last("close").ours["flags"] == ["grant-expired"]
+
+    play(paths, scene)
+
+
+def test_a_request_is_turned_down_or_withdrawn(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        for who in ("carol", "alice"):
+            asked = (await world.ask_for())["grant"]
+            assert "may not end" in (
+                await world.as_("mallory", "reject", grant=asked["grant"])
+            )["error"]
+            told = await world.as_(who, "reject", grant=asked["grant"], words="not today")
+            assert told["grant"]["state"] == "rejected" and told["grant"]["words"] == "not today"
+            late = await world.approve("bob", asked)
+            assert "is rejected: nothing is to be approved" in late["error"]
+
+    play(paths, scene)
+
+
+def test_small_things_need_nobody_within_their_budget(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        more = {"reason": "private", "ticket": None, "seconds": 900}
+        told = await world.ask_for("mallory", **more)
+        assert told["grant"]["state"] == "granted" and told["grant"]["method"] == "automatic"
+        shell, answer = await world.session(await world.login("mallory"), "mallory")
+        assert answer.label == b"exempt"
+        world.move(0.2)
+        shell.end()
+        await world.ended()
+        again = await world.ask_for("mallory", **more)
+        assert "more than what is left of this month's 20m" in again["error"]
+
+    world = play(paths, scene)
+    assert world.last("exempt").get("owner") == "automatic, allowance auto"
+
+
+def test_a_password_counts_where_the_policy_says_so(paths: Paths) -> None:
+    asked_of: List[Sequence[str]] = []
+
+    async def scene(world: Office) -> None:
+        def holds(user: str, password: str) -> bool:
+            asked_of.append((user, password))
+            return password == "right"
+
+        world.agent.desk.approvers.password_holds = holds  # type: ignore[method-assign]
+        more = {"reason": "private", "ticket": None}
+        asked = (await world.ask_for("robot", **more))["grant"]
+        for who, words in (
+            ("mallory", "is in none of the groups"),
+            ("root", "is in none of the groups"),
+            ("robot", "nobody approves their own"),
+        ):
+            answer = await world.as_(who, "approve", grant=asked["grant"], password="right")
+            assert words in answer["error"]
+        assert asked_of == []
+        for _ in range(3):
+            answer = await world.as_("bob", "approve", grant=asked["grant"], password="wrong")
+            assert "is not the password of bob" in answer["error"]
+        answer = await world.as_("bob", "approve", grant=asked["grant"], password="right")
+        assert "no more for ten minutes" in answer["error"]
+        answer = await world.as_("carol", "approve", grant=asked["grant"], password="right")
+        assert answer["grant"]["state"] == "granted" and answer["grant"]["method"] == "pam"
+        other = (await world.ask_for())["grant"]
+        answer = await world.as_("carol", "approve", grant=other["grant"], password="right")
+        assert "approval by password is not allowed here" in answer["error"]
+        assert await world.verdict("robot") == "exempt"
+
+    world = play(paths, scene)
+    assert world.last("approval").get("method") == "pam"
+    assert b"right" not in b"".join(json.dumps(one.data).encode() for one in world.entries())
+
+
+def test_broken_glass_is_a_debt(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        refused = await world.as_("alice", "break-glass", why="it burns")
+        assert "alice may not break the glass on db1" in refused["error"]
+        told = await world.as_("bob", "break-glass", why="it burns")
+        grant, statement = told["grant"], told["debt"]
+        assert grant["state"] == "granted" and grant["method"] == "break-glass"
+        assert await world.verdict("bob") == "exempt"
+        world.move(0.9)
+        assert await world.verdict("bob") == "exempt"
+        world.move(0.2)
+        again = await world.as_("bob", "break-glass", why="it burns still")
+        assert f"the review of {grant['grant']} is overdue" in again["error"]
+        debt = (await world.as_("erin", "review", grant=grant["grant"]))["debt"]
+        assert debt["overdue"] and statement["debt"] == debt["debt"]
+        for who, words in (("bob", "somebody else has to review it"), ("mallory", "is not in")):
+            signature = world.keys.sign(who, debt["statement"])
+            answer = await world.as_(who, "review", grant=grant["grant"], signature=signature)
+            assert words in answer["error"], answer
+        signature = world.keys.sign("erin", debt["statement"])
+        answer = await world.as_(
+            "erin", "review", grant=grant["grant"], signature=signature, words="it did burn"
+        )
+        assert answer["debt"]["reviewed_by"] == "erin@example.org"
+        assert (await world.as_("bob", "break-glass", why="once more"))["ok"]
+
+    world = play(paths, scene)
+    kinds = [one for one in world.kinds() if one in ("request", "debt", "grant", "review")]
+    assert kinds[:4] == ["request", "debt", "grant", "review"]
+
+
+def test_a_grant_travels_by_file(paths: Paths, tmp_path: Path) -> None:
+    carried: Dict[str, Any] = {}
+
+    async def there(world: Office) -> None:
+        carried.update(await world.granted(uses=2))
+
+    play(paths, there)
+    request, signatures = carried["request"], carried["signatures"]
+    subprocess.run(["rm", "-rf", str(paths.state), str(paths.spool)], check=True)
+    for directory in (paths.state, paths.spool / "orphan"):
+        directory.mkdir(parents=True)
+
+    async def here(world: Office) -> None:
+        async def take(request: str, signatures: List[str]) -> Dict[str, Any]:
+            return await world.as_(
+                "mallory", "grant-import", request=request, signatures=signatures
+            )
+
+        before = world.agent.book.size
+        for raw, signed, words in (
+            (request, signatures[:1], "1 signatures that count, and 2 are wanted"),
+            (request, signatures[:1] * 2, "has approved already"),
+            (request.replace('"uses": 2', '"uses": 3'), signatures, "signature"),
+            (request.replace('"uses": 2', '"uses":  2'), signatures, "not written as one"),
+            (request.replace("db1", "db2"), signatures, "it is for host db2"),
+            (request.replace(ORG, "evil.org"), signatures, "it is for organisation 'evil.org'"),
+            (request.replace('"uid": 1000', '"uid": 0'), signatures, "no user alice with uid 0"),
+            ("{}", signatures, "that is no request"),
+            ("[" * 4000, signatures, "that is no request"),
+        ):
+            answer = await take(raw, signed)
+            assert not answer["ok"] and words in answer["error"], (answer, words)
+        assert world.agent.book.size == before
+        answer = await take(request, signatures)
+        assert answer["ok"] and answer["grant"]["state"] == "granted", answer
+        assert answer["grant"]["imported"]
+        assert "is here already" in (await take(request, signatures))["error"]
+        assert await world.verdict() == "exempt"
+
+    play(paths, here)
+
+
+def test_after_a_damaged_ledger_no_grant_from_before_holds(paths: Paths) -> None:
+    carried: Dict[str, Any] = {}
+
+    async def scene(world: Office) -> None:
+        carried.update(await world.granted(uses=2))
+        await world.crash()
+        (paths.ledger / "tile/entries/000.part").write_bytes(b"gone")
+        world.move(0.01)
+        await world.start()
+        assert "start" in [one.kind for one in world.entries()]
+        assert world.entries()[0].ours.get("previous") is not None
+        assert await world.verdict() == "open"
+        answer = await world.as_(
+            "root", "grant-import", request=carried["request"], signatures=carried["signatures"]
+        )
+        assert not answer["ok"]
+        assert "began anew" in answer["error"] or "is here already, and void" in answer["error"]
+
+    play(paths, scene)
+
+
+def test_everybody_sees_their_own_and_approvers_see_all(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        await world.ask_for()
+        await world.ask_for("mallory", reason="private", ticket=None, seconds=60)
+
+        async def seen(user: str) -> int:
+            return len((await world.as_(user, "grants"))["grants"])
+
+        assert [await seen(user) for user in ("mallory", "robot")] == [1, 0]
+        assert [await seen(user) for user in ("alice", "bob", "root")] == [2, 2, 2]
+
+    play(paths, scene)
+
+
+def test_a_bad_approval_policy_grants_nothing_and_is_told(paths: Paths) -> None:
+    (paths.approval_dir / "a.toml").write_text("[[allow]]\n")
+
+    async def scene(world: Office) -> None:
+        answer = await world.ask_for()
+        assert "its approval policy allows none" in answer["error"]
+        assert any("no approval policy" in told for told in world.told("policy-bad"))
+        (paths.approval_dir / "a.toml").write_text(APPROVAL)
+        assert (await world.as_("root", "reload"))["ok"]
+        assert (await world.ask_for())["ok"]
+        (paths.approval_dir / "a.toml").write_text("[[allow]]\n")
+        assert not (await world.as_("root", "reload"))["ok"]
+        assert (await world.ask_for())["ok"]
+
+    play(paths, scene)
