@@ -7,11 +7,11 @@ import os
 from datetime import datetime, timezone
 from typing import Any, Optional, Tuple
 
-from recuse import config, policy
+from recuse import cli_whatif, config, policy
 from recuse.approvaltoml import parse_approval
 from recuse.asks import FAILURES, Answer
 from recuse.cast import printable
-from recuse.console import Add, Call, Parser, as_json, moment
+from recuse.console import Add, Call, Parser, as_json, moment, policy_files
 from recuse.errors import NotFound, PolicyError
 from recuse.policytoml import parse_policy
 from recuse.tomlfile import did_you_mean
@@ -48,6 +48,7 @@ def add_commands(add: Add, commands: Any) -> None:
     one.add_argument("--at", type=moment, metavar="TIME", help="default: now")
     one.add_argument("--policy", action="append", default=[], metavar="FILE", dest="files")
     as_json(one)
+    cli_whatif.add_commands(add, inner)
 
 
 def _answer(text: str) -> Tuple[str, Answer]:
@@ -60,22 +61,6 @@ def _answer(text: str) -> Tuple[str, Answer]:
     raise argparse.ArgumentTypeError("%r is not NAME= and one of %s" % (text, known))
 
 
-def _policy_files(call: Call) -> list[tuple[str, bytes]]:
-    if not call.args.files:
-        return config.read_policy_dir(call.paths.policy_dir)
-    found: list[tuple[str, bytes]] = []
-    for path in call.args.files:
-        if os.path.isdir(path):
-            found += config.read_policy_dir(path)
-            continue
-        try:
-            with open(path, "rb") as f:
-                found.append((path, f.read()))
-        except OSError as e:
-            raise NotFound("%s: %s" % (printable(path), (e.strerror or str(e)).lower())) from None
-    return found
-
-
 def _is_approval(name: str) -> bool:
     return os.path.basename(os.path.dirname(os.path.abspath(name))) == "approval.d"
 
@@ -83,7 +68,7 @@ def _is_approval(name: str) -> bool:
 def check(call: Call) -> int:
     """Check policy and approval policy: the files named, else those of this host."""
     try:
-        files = _policy_files(call)
+        files = policy_files(call)
         if not call.args.files:
             files += config.read_policy_dir(call.paths.approval_dir)
         ours = [one for one in files if _is_approval(one[0])]
@@ -173,7 +158,7 @@ def _facts(call: Call) -> policy.Facts:
 
 
 def explain(call: Call) -> int:
-    parsed = parse_policy(_policy_files(call))
+    parsed = parse_policy(policy_files(call))
     facts = _facts(call)
     now = call.args.at or datetime.now(timezone.utc)
     answers = dict(call.args.answer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -12,7 +13,7 @@ from typing import Any, Callable, Iterator, Mapping, NoReturn, Optional, Protoco
 from recuse import catalog, config, hostsetup, records
 from recuse.cast import printable
 from recuse.control import ask
-from recuse.errors import RecuseError
+from recuse.errors import NotFound, RecuseError
 
 USAGE = 2
 
@@ -190,6 +191,26 @@ class Call:
     def machine(self) -> hostsetup.Machine:
         socket = str(self.paths.control_socket)
         return hostsetup.Machine(root=str(self.paths.root), ask=lambda r: ask(r, socket))
+
+
+def policy_files(call: Call) -> list[tuple[str, bytes]]:
+    """Read what --policy or the arguments name, else the policy of this host.
+
+    Raises: NotFound, PolicyError.
+    """
+    if not call.args.files:
+        return config.read_policy_dir(call.paths.policy_dir)
+    found: list[tuple[str, bytes]] = []
+    for path in call.args.files:
+        if os.path.isdir(path):
+            found += config.read_policy_dir(path)
+            continue
+        try:
+            with open(path, "rb") as f:
+                found.append((path, f.read()))
+        except OSError as e:
+            raise NotFound("%s: %s" % (printable(path), (e.strerror or str(e)).lower())) from None
+    return found
 
 
 def lines(found: Any, indent: int = 0) -> Iterator[str]:

@@ -118,3 +118,15 @@ class GrantError(RecuseError):
     """An exemption may not be asked for, approved or used like that."""
 
     exit_code = 16
+
+
+class LintFound(RecuseError):
+    """The policy has what is hardly meant."""
+
+    exit_code = 20
+
+
+class ExpectationsFailed(RecuseError):
+    """The policy does not do what is expected of it."""
+
+    exit_code = 21

@@ -36,11 +36,16 @@ _recuse() {
         --outer) COMPREPLY=($(compgen -W 'record exempt' -- "$cur")); return ;;
         --tty) COMPREPLY=($(compgen -W 'yes no' -- "$cur")); return ;;
         --format) COMPREPLY=($(compgen -W 'cast cast3 text json' -- "$cur")); return ;;
+        --ignore)
+            COMPREPLY=($(compgen -W 'expired expires-soon never-matches unknown-account shadowed
+                covered broad exempts-much exempt-unanswered unused-role unused-ask program' \
+                -- "$cur"))
+            return ;;
         --blobs) COMPREPLY=($(compgen -W 'require present skip' -- "$cur")); return ;;
         --since | --until | --at) COMPREPLY=($(compgen -W 'now today yesterday' -- "$cur")); return ;;
         -s | --speed | -k | --smallest-group | --settle | -i | --idle-limit | --start | --seek | --min-size | --url | --token | \
             --service | --uid | --source | --claimed-source | --ruser | --command | --host | \
-            --host-tag | --tag | --claimed-tag | --answer)
+            --host-tag | --tag | --claimed-tag | --answer | --days | --percent)
             return ;;
     esac
     case $command in
@@ -60,8 +65,12 @@ _recuse() {
             options='--key --host-key --collector-key --blobs --min-size --dir --json' ;;
         notify) options='check status test' ;;
         notify-check | notify-status) options='--json' ;;
-        policy) options='check explain' ;;
+        policy) options='check explain replay lint test' ;;
         policy-check) options='--json' ;;
+        policy-replay) options='--policy --since --until --dir --json' ;;
+        policy-lint)
+            options='--days --sessions --percent --accounts --ignore --dir --json' ;;
+        policy-test) options='--policy --json' ;;
         policy-explain)
             options='--user --service --uid --group --source --claimed-source --ruser --tty
                 --command --login --host --host-tag --tag --claimed-tag --answer --outer --at --policy
@@ -76,7 +85,7 @@ _recuse() {
                 [[ $command == play || $command == export ]] &&
                     COMPREPLY+=($(compgen -f -X '!*.cast' -- "$cur"))
                 return ;;
-            policy-check) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+            policy-check | policy-lint | policy-test) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         esac
     fi
     COMPREPLY=($(compgen -W "$options" -- "$cur"))

@@ -54,6 +54,7 @@ PAGES = (
     "recuse.1 recuse-agent.8 recuse-collector.8 recuse.toml.5 recuse-policy.5 pam_recuse.8"
     " libnss_recuse.8 recuse-shell.8 recuse-consult.8 recuse-approval.5"
     " recuse-notify.8 recuse-notify.toml.5"
+    " recuse-policytest.5"
 ).split()
 
 

@@ -38,6 +38,9 @@ FLOORS: Dict[int, Set[str]] = {
         "audit",
         "asks",
         "adminnotice",
+        "lint",
+        "policytest",
+        "whatif",
     },
     1: {
         "config",
@@ -82,7 +85,7 @@ PARTS = {
         "wording",
     },
     "notify": {"channel"},
-    "cli": {"console", "cli_notify", "cli_policy", "cli_report"},
+    "cli": {"console", "cli_notify", "cli_policy", "cli_whatif", "cli_report"},
 }
 PURE_BANNED_IMPORTS = {
     "asyncio",

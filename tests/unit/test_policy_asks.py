@@ -167,9 +167,7 @@ FAULTY = [
     pytest.param(ask("x") + '[[rule]]\nname = "r"\neffect = "deny"\nask = ["x"]\n', "a string"),
     pytest.param(ask("x").replace("no-match", "maybe") + rule("r", "deny", asks="x"), "a.toml:3:"),
     pytest.param("[ask.x]\n" + rule("r", "deny", asks="x"), "ask 'x' has no on_timeout"),
-    pytest.param(
-        ask("x") + rule("r", "record", 'assign = ["t"]\n', "x"), "may not look at 'ask'"
-    ),
+    pytest.param(ask("x") + rule("r", "record", 'assign = ["t"]\n', "x"), "may not look at 'ask'"),
     pytest.param("ask = 3\n", "'ask' must be a table"),
 ]
 
