@@ -19,6 +19,7 @@ from recuse import (
     cast,
     catalog,
     cli_notify,
+    cli_own,
     cli_policy,
     cli_report,
     config,
@@ -92,6 +93,7 @@ def make_parser() -> Parser:
 
     one = add("sessions", sessions, "list sessions")
     one.add_argument("--user", metavar="NAME")
+    one.add_argument("--mine", action="store_true", help="the caller's own, as the agent tells")
     one.add_argument("--verdict", choices=("record", "exempt", "refuse"))
     one.add_argument("--outcome", choices=(*records.OUTCOMES, "live"))
     one.add_argument("--since", metavar="TIME", type=moment, help="begun then or later")
@@ -127,6 +129,9 @@ def make_parser() -> Parser:
 
     one = add("verify", verify, "check signatures, order and content; name every fault")
     one.add_argument("id", metavar="ID", nargs="?", help="only faults of this session")
+    one.add_argument(
+        "--mine", action="store_true", help="the caller's own entries, which the agent proves"
+    )
     one.add_argument(
         "--key",
         "--host-key",
@@ -213,12 +218,6 @@ def sync(call: Call) -> int:
     return 0
 
 
-def _own_sessions(call: Call) -> list[dict[str, Any]]:
-    """Ask the agent for the caller's own sessions: live ones, and what ended lately."""
-    answer = call.control("sessions", ended=True)
-    return [row for row in answer.get("sessions", []) if isinstance(row, dict)]
-
-
 def _wanted(row: Mapping[str, Any], args: argparse.Namespace) -> bool:
     if args.user is not None and row.get("user") != args.user:
         return False
@@ -240,12 +239,16 @@ def _wanted(row: Mapping[str, Any], args: argparse.Namespace) -> bool:
 
 def sessions(call: Call) -> int:
     args, console = call.args, call.console
+    if args.mine and args.dir is not None:
+        raise UsageError("--mine asks the agent of this host, --dir reads elsewhere")
     try:
-        rows = [row.to_json() for row in call.catalog().rows()]
+        rows = cli_own.sessions(call) if args.mine else [
+            row.to_json() for row in call.catalog().rows()
+        ]  # fmt: skip
     except AccessDenied:
         if args.dir is not None:
             raise
-        rows = _own_sessions(call)
+        rows = cli_own.sessions(call)
     rows = [row for row in rows if _wanted(row, args)]
     if args.json:
         console.json({"sessions": rows})
@@ -325,7 +328,7 @@ def show(call: Call) -> int:
     except AccessDenied:
         if call.args.dir is not None:
             raise
-        own = _own_sessions(call)
+        own = cli_own.sessions(call)
         found = [r for r in own if str(r.get("session", "")).startswith(call.args.id)]
         if len(found) != 1:
             raise NotFound(
@@ -615,6 +618,8 @@ def _trusted(call: Call, sources: Sequence[audit.Source]) -> dict[str, audit.Tru
 
 def verify(call: Call) -> int:
     args, console = call.args, call.console
+    if args.mine:
+        return cli_own.verify(call)
     found = call.catalog()
     name = found.session(args.id).session if args.id else None
     trusted = _trusted(call, found.sources)

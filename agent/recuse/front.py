@@ -11,12 +11,14 @@ import json
 import os
 import pwd
 import socket
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Set
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Set, Tuple
 
 from . import __version__, records
 from .control import peer_pid, peer_uid
 from .errors import AccessDenied, LedgerError, RecuseError, WireError
 from .findings import Findings
+from .live import LiveSession
+from .proved import MAX_PROVED
 from .receipts import Receipts
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ UNDELIVERED_SECONDS = 1.0
 VERBS: Mapping[str, str] = {
     "status": "all",
     "sessions": "all",
+    "proofs": "all",
     "reload": "root",
     "sync": "root",
     "look": "root",
@@ -167,6 +170,8 @@ class Front:
             return {"ok": True, **self.status(uid)}
         if verb == "sessions":
             return {"ok": True, "sessions": await self._sessions(request, uid)}
+        if verb == "proofs":
+            return {"ok": True, **await self._proofs(uid)}
         if verb == "reload":
             faults = await agent.upkeep.reload()
             return {"ok": not faults, "error": "; ".join(faults), "exit": 3} if faults else {
@@ -249,6 +254,11 @@ class Front:
             "live": by_label,
             "disabled": agent.upkeep.disabled,
             "healthy": not (agent.upkeep.full or agent.upkeep.faults or agent.book.faulty),
+            "yours": {
+                live.id: _how(live)
+                for live in agent.sessions.values()
+                if live.session.login.uid == uid
+            },
         }
         if uid != 0:
             return told
@@ -282,14 +292,40 @@ class Front:
     async def _sessions(self, request: Mapping[str, Any], uid: int) -> List[Dict[str, Any]]:
         """List live sessions, with "ended" also recent ones; own ones, but for root."""
         agent = self._agent
+        everybody = uid == 0 and not request.get("mine")
         async with self._folding[uid == 0]:  # one at a time: anybody may ask
             view = await asyncio.get_running_loop().run_in_executor(
-                None, self._fold, 0 if uid == 0 else uid, uid == 0, bool(request.get("ended"))
+                None, self._fold, uid, everybody, bool(request.get("ended"))
             )
-        rows = [row for row in view.rows() if uid in (0, row.uid)]
+        rows = [row for row in view.rows() if everybody or row.uid == uid]
         if not request.get("ended"):
             rows = [row for row in rows if row.session in agent.sessions]
         return [row.to_json() for row in rows[-MAX_ROWS:]]
+
+    async def _proofs(self, uid: int) -> Dict[str, Any]:
+        """Hand out the newest of a user's own entries, each with the proof that it is entered."""
+        async with self._folding[uid == 0]:
+            return await asyncio.get_running_loop().run_in_executor(None, self._prove, uid)
+
+    def _prove(self, uid: int) -> Dict[str, Any]:
+        ledger = self._agent.book.ledger
+        own: List[Tuple[int, bytes]] = []
+        for raw in ledger.entries(max(0, ledger.size - MAX_FOLDED)):
+            try:
+                entry = records.parse(raw)
+            except LedgerError:
+                continue
+            if entry.number("uid") == uid:
+                own.append((entry.index, raw))
+        own = own[-MAX_PROVED:]
+        proofs = ledger.prove_all([index for index, _ in own])
+        entries = [
+            {"entry": raw.decode(), "proof": proof.decode()}
+            for (_, raw), proof in zip(own, proofs)
+            if proof is not None
+        ]
+        vkey = ledger.vkey
+        return {"entries": entries, "unsigned": len(own) - len(entries), "vkey": vkey}
 
     def _fold(self, uid: int, everybody: bool, ended: bool) -> records.View:
         agent = self._agent
@@ -307,6 +343,16 @@ class Front:
             if everybody or known or entry.number("uid") == uid:
                 view.apply(entry)
         return view
+
+
+def _how(live: LiveSession) -> str:
+    """Say in a line how a session runs, and why."""
+    grounds = live.grounds
+    by = f"by rule {grounds.rule}" if grounds.rule else "by default"
+    until = f" until {grounds.expires}" if grounds.expires else ""
+    reason = f": {grounds.reason}" if grounds.reason else ""
+    kept = f", kept: {grounds.level}" if grounds.level else ""
+    return f"{live.label} {by}{until}{kept}{reason}"
 
 
 def _uid(name: str) -> int:

@@ -247,13 +247,30 @@ class LedgerReader:
 
         Raises: LedgerError, CryptoError, NotFound if the checkpoint does not reach that far.
         """
+        note, size = self._head()
+        if not 0 <= index < size:
+            raise NotFound(f"entry {index} is not under the checkpoint of {size}")
+        return self._proof(index, note, size, self.reader())
+
+    def prove_all(self, indices: Sequence[int]) -> List[Optional[bytes]]:
+        """Write the tlog-proofs of entries under one checkpoint; None if it does not reach one.
+
+        Raises: LedgerError, CryptoError
+        """
+        (note, size), reader = self._head(), self.reader()
+        return [
+            self._proof(index, note, size, reader) if 0 <= index < size else None
+            for index in indices
+        ]
+
+    def _head(self) -> Tuple[bytes, int]:
         note = self.checkpoint()
         if note is None:
             raise LedgerError(f"ledger {self.path} has no checkpoint")
-        size = Checkpoint.parse(Note.parse(note).text).size
-        if not 0 <= index < size:
-            raise NotFound(f"entry {index} is not under the checkpoint of {size}")
-        return Proof(index, tuple(inclusion_proof(index, size, self.reader())), note).serialise()
+        return note, Checkpoint.parse(Note.parse(note).text).size
+
+    def _proof(self, index: int, note: bytes, size: int, reader: HashReader) -> bytes:
+        return Proof(index, tuple(inclusion_proof(index, size, reader)), note).serialise()
 
 
 def read_ledger(directory: str | os.PathLike[str]) -> LedgerReader:
@@ -413,6 +430,11 @@ class Ledger:
     def origin(self) -> str:
         """Name the log: the first line of its checkpoints."""
         return self._signer.name
+
+    @property
+    def vkey(self) -> str:
+        """Give the public key that checkpoints are signed for."""
+        return self._signer.vkey
 
     @property
     def path(self) -> str:
@@ -779,6 +801,13 @@ class Ledger:
         Raises: LedgerError, NotFound
         """
         return self._files.prove(index)
+
+    def prove_all(self, indices: Sequence[int]) -> List[Optional[bytes]]:
+        """Write the tlog-proofs of entries under one checkpoint; None if it does not reach one.
+
+        Raises: LedgerError
+        """
+        return self._files.prove_all(indices)
 
     def close(self) -> None:
         """Let go of the lock and the files; signs nothing."""

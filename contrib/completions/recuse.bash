@@ -57,12 +57,12 @@ _recuse() {
             options='--since --until --html --works-council --smallest-group --pseudonym-key --dir
                 --json' ;;
         doctor) options='--coverage --since --settle --json' ;;
-        sessions) options='--user --verdict --outcome --since --until --dir --json' ;;
+        sessions) options='--user --mine --verdict --outcome --since --until --dir --json' ;;
         show) options='--dir --json' ;;
         play) options='--speed --idle-limit --start --seek --follow --raw --dir' ;;
         export) options='--format --output --merge-stderr --plain --dir' ;;
         verify)
-            options='--key --host-key --collector-key --blobs --min-size --dir --json' ;;
+            options='--mine --key --host-key --collector-key --blobs --min-size --dir --json' ;;
         notify) options='check status test' ;;
         notify-check | notify-status) options='--json' ;;
         policy) options='check explain replay lint test' ;;

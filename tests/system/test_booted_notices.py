@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import pytest
 from accounts import event, rows, watching
@@ -99,3 +100,25 @@ def test_mistake_in_a_template_is_named_and_changes_nothing(host: Host) -> None:
         terminal.expect("yes or no: ")
         terminal.line("yes")
         leave(terminal)
+
+
+def test_user_sees_and_verifies_the_own_record_without_privileges(host: Host) -> None:
+    with watching(host) as seen:
+        host.ssh("dave", "true")
+    own = seen.session["session"]
+    key = host.read("/var/lib/recuse/host.pub").strip()
+    with watching(host), host.login("dave") as terminal:
+        terminal.expect("[%$#>] ")
+        assert b"exempt by rule dave-is-exempt" in terminal.run("recuse status")
+        listed = json.loads(terminal.run("recuse sessions --mine --json"))
+        assert {row["user"] for row in listed["sessions"]} == {"dave"}
+        assert own in {row["session"] for row in listed["sessions"]}
+        told = terminal.run(f"recuse verify --mine --key '{key}'; echo code $?")
+        assert own.encode() in told and b"code 0" in told and b"fault" not in told
+        one = json.loads(terminal.run(f"recuse verify --mine --json --key '{key}' {own}"))
+        assert one["ok"] and [row["outcome"] for row in one["sessions"]] == ["exempt"]
+        wrong = key.replace("testhost", "otherhost")
+        assert b"code 0" not in terminal.run(f"recuse verify --mine --key '{wrong}'; echo code $?")
+        assert b"code 7" in terminal.run("recuse verify; echo code $?")
+        terminal.line("exit 0")
+        terminal.wait()

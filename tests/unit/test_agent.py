@@ -1927,6 +1927,50 @@ def test_what_is_said_of_notices_has_a_limit(paths: Paths) -> None:
     run(paths, scene)
 
 
+def test_users_get_proofs_of_their_own_entries_alone(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recuse import front, proved
+
+    async def scene(world: World) -> None:
+        shell, _ = await world.session(await world.login("robot"), "robot")
+        other, _ = await world.session(await world.login("alice"), "alice")
+        shell.end()
+        other.end()
+        await world.until(lambda: not world.agent.sessions)
+        await world.control(verb="sync")
+        monkeypatch.setattr(front.Front, "peer_uid", lambda *_: USERS["robot"])
+        told = await world.control(verb="proofs")
+        whole = json.dumps(told)
+        assert "alice" not in whole and told["unsigned"] == 0
+        key = tlog.Verifier.parse(told["vkey"])
+        checked = proved.check(told["entries"], key, USERS["robot"])
+        assert checked.faults == [] and checked.entries == len(told["entries"]) >= 3
+        assert [(row.user, row.outcome) for row in checked.rows] == [("robot", "exempt")]
+        assert (await world.control(verb="status"))["yours"] == {}
+        monkeypatch.setattr(front.Front, "peer_uid", lambda *_: 4711)
+        assert (await world.control(verb="proofs"))["entries"] == []
+
+    run(paths, scene)
+
+
+def test_status_says_how_the_callers_sessions_run(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recuse import front
+
+    async def scene(world: World) -> None:
+        await world.session(await world.login("robot"), "robot")
+        await world.session(await world.login("alice"), "alice")
+        monkeypatch.setattr(front.Front, "peer_uid", lambda *_: USERS["robot"])
+        yours = list((await world.control(verb="status"))["yours"].values())
+        assert yours == [
+            "exempt by rule robots until 2999-12-31, kept: metadata: unattended job"
+        ]
+
+    run(paths, scene)
+
+
 FINDING = records.Finding(
     "b" * 64, "missing-login", "alice", "2026-11-25T10:00:00.000000000Z", ("pam",), "sshd"
 )

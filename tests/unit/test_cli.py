@@ -999,7 +999,7 @@ def test_users_see_their_own_sessions_through_the_agent(
     row = {"session": RECORDED, "user": "ann", "started": "2026-01-01T00:00:00.000000000Z"}
     run = agent(sessions={"ok": True, "sessions": [row]})
     assert run("sessions", "--json").json == {"sessions": [row]}
-    assert run.asked[0] == {"verb": "sessions", "ended": True}
+    assert run.asked[0] == {"verb": "sessions", "ended": True, "mine": True}
     assert run("show", "s-aaa", "--json").json == row
     ran = run("show", "s-x")
     assert ran.code == 6 and "no session s-x of yours" in ran.err and "hint: " in ran.err
@@ -1058,6 +1058,47 @@ def test_every_error_class_has_its_own_exit_code() -> None:
     page = (AGENT.parent / "docs/man/recuse.1").read_text()
     listed = set(map(int, re.findall(r"^\.It (\d+)$", page, re.MULTILINE)))
     assert listed >= {0, 2, *codes}
+
+
+def test_own_sessions_are_asked_of_the_agent(agent: Any) -> None:
+    row = {"session": RECORDED, "user": "ann", "started": "2026-01-01T00:00:00.000000000Z"}
+    run = agent(sessions={"ok": True, "sessions": [row]})
+    assert run("sessions", "--mine", "--json").json == {"sessions": [row]}
+    assert run("sessions", "--mine", "--dir", "/nowhere").code == 2
+
+
+def _handed(made: Made, change: str = "") -> dict[str, Any]:
+    raw = [one.decode() + change for one in made.ledger.entries()][1]  # a login
+    entry = {"entry": raw, "proof": made.ledger.prove(1).decode()}
+    return {"ok": True, "unsigned": 1, "vkey": made.ledger.vkey, "entries": [entry]}
+
+
+def test_own_entries_are_checked_against_the_key(
+    agent: Any, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recuse import cli_own
+
+    told = _handed(made)
+    run = agent(proofs=told)
+    uid = json.loads(told["entries"][0]["entry"])["unmapped"]["recuse"]["uid"]
+    monkeypatch.setattr(cli_own.os, "getuid", lambda: uid)
+    shown = run("verify", "--mine")
+    assert shown.code == 0, shown.err
+    assert "1 entries of yours stand in the ledger" in shown.out
+    assert "1 more are not signed yet" in shown.out
+    assert "--key checks with one you keep" in shown.err
+    again = run("verify", "--mine", "--json", "--key", made.ledger.vkey)
+    assert (again.code, again.err, again.json["unsigned"]) == (0, "", 1)
+    assert run("verify", "--mine", "s-gone").code == 6
+    assert run("verify", "--mine", "--key", "nonsense").code == 14
+    assert run("verify", "--mine", "--dir", "/nowhere").code == 2
+    monkeypatch.setattr(cli_own.os, "getuid", lambda: uid + 1)
+    others = run("verify", "--mine")
+    assert others.code == 10 and "it is of another user" in others.out
+
+
+def test_own_entries_that_were_altered_are_found(agent: Any, made: Made) -> None:
+    assert agent(proofs=_handed(made, " "))("verify", "--mine").code == 10
 
 
 def test_report_counts_what_was_exempt(recuse: Any, made: Made) -> None:

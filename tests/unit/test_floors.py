@@ -16,6 +16,7 @@ FLOORS: Dict[int, Set[str]] = {
         "coverage",
         "errors",
         "notices",
+        "proved",
         "optout",
         "wire",
         "records",
@@ -85,7 +86,7 @@ PARTS = {
         "wording",
     },
     "notify": {"channel"},
-    "cli": {"console", "cli_notify", "cli_policy", "cli_whatif", "cli_report"},
+    "cli": {"console", "cli_notify", "cli_own", "cli_policy", "cli_whatif", "cli_report"},
 }
 PURE_BANNED_IMPORTS = {
     "asyncio",
