@@ -13,6 +13,13 @@
 
 #define RETRY_NS 1000000000u    /* between attempts to write after a fault */
 
+/* The least that is taken at once of a writer who is slowed down: this part of
+ * a second, or so many bytes if that is more than these. */
+#define QUANTUM_PART    50u
+#define QUANTUM_MAX     4096u
+/* How long a rate must be kept before a gap ends, lest it end at every line. */
+#define GAP_PART        4u
+
 static const char STREAM_CODES[RECUSE_STREAMS] = {
     [RECUSE_OUTPUT] = 'o',
     [RECUSE_ERROR] = 'e',
@@ -263,6 +270,7 @@ write_line(struct recuse_cast *c)
         if (n <= 0)
             return n < 0 ? -errno : -EIO;
         c->torn += (size_t) n;
+        c->written += (uint64_t) n;
     }
     c->torn = c->torn_end = 0;
     return 0;
@@ -296,6 +304,13 @@ count(struct recuse_gap *gap, const uint8_t *data, size_t len)
     recuse_sha256_add(&gap->hash, data, len);
 }
 
+static void
+add_count(struct recuse_text *t, const char *name, uint64_t n)
+{
+    recuse_text_string(t, name);
+    recuse_text_number(t, n);
+}
+
 /* Record a gap, if there is one; then it is over. */
 static void
 emit_gap(struct recuse_cast *c, enum recuse_stream stream,
@@ -312,8 +327,7 @@ emit_gap(struct recuse_cast *c, enum recuse_stream stream,
     open_event(&t, event_time(c, now), 'g');
     recuse_text_string(&t, "stream=");
     recuse_text_add(&t, &STREAM_CODES[stream], 1);
-    recuse_text_string(&t, " bytes=");
-    recuse_text_number(&t, gap->bytes);
+    add_count(&t, " bytes=", gap->bytes);
     recuse_text_string(&t, " sha256=");
     for (unsigned i = 0; i < sizeof digest; i++) {
         recuse_text_add(&t, &hex[digest[i] >> 4], 1);
@@ -324,6 +338,27 @@ emit_gap(struct recuse_cast *c, enum recuse_stream stream,
     close_event(&t);
     if (emit(c, t.len, now))
         gap->bytes = 0;
+}
+
+/* The same of what was held, of which there is no hash. */
+static void
+emit_held(struct recuse_cast *c, enum recuse_stream stream, uint64_t now)
+{
+    struct recuse_text t = { c->line, 0, sizeof c->line };
+    struct recuse_held *held = &c->streams[stream].held;
+
+    if (held->bytes == 0 || c->fault)
+        return;
+    open_event(&t, event_time(c, now), 'g');
+    recuse_text_string(&t, "stream=");
+    recuse_text_add(&t, &STREAM_CODES[stream], 1);
+    add_count(&t, " bytes=", held->bytes);
+    add_count(&t, " lines=", held->lines);
+    recuse_text_string(&t, " cause=");
+    recuse_text_string(&t, c->held_for);
+    close_event(&t);
+    if (emit(c, t.len, now))
+        *held = (struct recuse_held) { 0, 0 };
 }
 
 /*
@@ -341,6 +376,8 @@ is_working(struct recuse_cast *c, uint64_t now)
     c->fault = write_line(c);
     for (unsigned i = 0; i < RECUSE_STREAMS; i++)
         emit_gap(c, i, &c->streams[i].fault, "fault", now);
+    for (unsigned i = 0; i < RECUSE_STREAMS && !c->is_held; i++)
+        emit_held(c, i, now);
     if (c->fault)
         c->retry_ns = now + RETRY_NS;
     return c->fault == 0;
@@ -357,8 +394,125 @@ recuse_cast_begin(struct recuse_cast *c, int fd, uint64_t start_ns,
     for (unsigned i = 0; i < RECUSE_STREAMS; i++) {
         c->streams[i].left = capture_bytes;
         c->streams[i].limit.bytes = c->streams[i].fault.bytes = 0;
+        c->streams[i].held = (struct recuse_held) { 0, 0 };
+    }
+    c->is_held = c->is_over = false;
+    c->limits = (struct recuse_limits) { 0, 0, 0, RECUSE_SLOW };
+    c->written = 0;
+}
+
+/* ---------------------------------------------------------------- limits */
+
+void
+recuse_cast_limit(struct recuse_cast *c, const struct recuse_limits *limits)
+{
+    c->limits = *limits;
+    c->tokens = limits->burst;
+    c->tokens_ns = now_ns();
+}
+
+/* Let bytes be earned by the time that has passed. */
+static void
+earn(struct recuse_cast *c, uint64_t now)
+{
+    uint64_t passed = now > c->tokens_ns ? now - c->tokens_ns : 0;
+    uint64_t most = c->limits.burst > QUANTUM_MAX ? c->limits.burst
+        : QUANTUM_MAX;
+    double earned = (double) passed * (double) c->limits.rate / 1e9;
+
+    if (earned < 1)             /* keep the time until it makes a byte */
+        return;
+    c->tokens_ns = now;
+    if (earned >= (double) (most - (c->tokens < most ? c->tokens : most)))
+        c->tokens = most;
+    else
+        c->tokens += (uint64_t) earned;
+}
+
+static uint64_t
+quantum(const struct recuse_cast *c)
+{
+    uint64_t part = c->limits.rate / QUANTUM_PART;
+
+    return part == 0 ? 1 : part < QUANTUM_MAX ? part : QUANTUM_MAX;
+}
+
+static bool
+is_limited(const struct recuse_cast *c, enum recuse_stream stream)
+{
+    return c->limits.rate > 0 && !c->is_held && c->streams[stream].left > 0;
+}
+
+size_t
+recuse_cast_room(struct recuse_cast *c, enum recuse_stream stream,
+                 uint64_t *ret_ns)
+{
+    uint64_t now, least = quantum(c);
+
+    if (c->limits.action != RECUSE_SLOW || !is_limited(c, stream)
+        || c->is_over)
+        return SIZE_MAX;
+    now = now_ns();
+    earn(c, now);
+    if (c->tokens >= least)
+        return c->tokens < SIZE_MAX ? (size_t) c->tokens : SIZE_MAX;
+    *ret_ns = now + (least - c->tokens) * 1000000000 / c->limits.rate + 1;
+    return 0;
+}
+
+/*
+ * Whether limits keep `len` bytes out.  Once they do, by the rate, they do so
+ * until there is room for more than a moment; by the size, for good.
+ */
+static bool
+is_beyond(struct recuse_cast *c, enum recuse_stream stream, size_t len,
+          uint64_t now)
+{
+    uint64_t wanted = len;
+
+    if (c->limits.size_limit > 0 && c->written >= c->limits.size_limit)
+        return c->is_over = true;
+    if (c->limits.action == RECUSE_SLOW || !is_limited(c, stream))
+        return c->is_over = false;
+    earn(c, now);
+    if (c->is_over)
+        wanted += c->limits.rate / GAP_PART < c->limits.burst
+            ? c->limits.rate / GAP_PART : c->limits.burst / 2;
+    return c->is_over = c->tokens < wanted;
+}
+
+/* --------------------------------------------------------------- holding */
+
+static void
+count_held(struct recuse_held *held, const uint8_t *data, size_t len)
+{
+    const uint8_t *end = data + len;
+
+    held->bytes += len;
+    while ((data = memchr(data, '\n', (size_t) (end - data)))) {
+        held->lines++;
+        data++;
     }
 }
+
+void
+recuse_cast_hold(struct recuse_cast *c, const char *cause, const char *mark)
+{
+    recuse_cast_note(c, 'm', mark);
+    c->held_for = cause;
+    c->is_held = true;
+}
+
+void
+recuse_cast_release(struct recuse_cast *c, const char *mark)
+{
+    c->is_held = false;
+    for (unsigned i = 0; i < RECUSE_STREAMS; i++)
+        emit_held(c, i, now_ns());
+    recuse_cast_note(c, 'm', mark);
+}
+
+/* --------------------------------------------------------------- content */
 
 /* Record one event's worth of a stream; returns the number of bytes taken. */
 static size_t
@@ -368,7 +522,11 @@ put_event(struct recuse_cast *c, enum recuse_stream stream,
     uint64_t now = now_ns(), left = c->streams[stream].left;
     size_t taken, line_len;
 
-    if (left == 0) {
+    if (c->is_held) {
+        count_held(&c->streams[stream].held, data, len);
+        return len;
+    }
+    if (left == 0 || is_beyond(c, stream, len, now)) {
         count(&c->streams[stream].limit, data, len);
         return len;
     }
@@ -380,11 +538,17 @@ put_event(struct recuse_cast *c, enum recuse_stream stream,
         count(&c->streams[stream].fault, data, len);
         return len;
     }
+    emit_gap(c, stream, &c->streams[stream].limit, "limit", now);
+    if (c->fault) {             /* the line may hold what is still to write */
+        count(&c->streams[stream].fault, data, len);
+        return len;
+    }
     line_len = recuse_cast_encode(c->line, event_time(c, now),
                                   STREAM_CODES[stream], data, len, final,
                                   &taken);
     if (line_len == 0)
         return 0;
+    c->tokens -= c->tokens < taken ? c->tokens : taken;
     if (emit(c, line_len, now))
         c->streams[stream].left -= taken;
     else
@@ -431,8 +595,10 @@ recuse_cast_end(struct recuse_cast *c, int status)
 
     c->retry_ns = 0;            /* the last chance is not put off */
     if (is_working(c, now)) {
-        for (unsigned i = 0; i < RECUSE_STREAMS; i++)
+        for (unsigned i = 0; i < RECUSE_STREAMS; i++) {
             emit_gap(c, i, &c->streams[i].limit, "limit", now);
+            emit_held(c, i, now);
+        }
     }
     recuse_text_number(&t, (uint64_t) status);
     digits[t.len] = 0;

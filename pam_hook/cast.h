@@ -7,6 +7,9 @@
  *     [12.345678,"g","stream=o bytes=N sha256=HEX cause=limit"]
  *                                 bytes that were counted and not kept; cause
  *                                 `limit` or `fault`
+ *     [12.345678,"g","stream=o bytes=N lines=M cause=pause"]
+ *                                 bytes that were not to be kept, nor their
+ *                                 hash; cause `pause` or `exempt`
  *     r size, m mark, x exit status
  *
  * What could not be written is not lost silently: it is counted and hashed,
@@ -21,6 +24,7 @@
 #include <stdint.h>
 
 #include "sha256.h"
+#include "wire.h"
 
 /* Bytes of a stream in one event.  A larger read becomes several. */
 #define RECUSE_CAST_EVENT   8192u
@@ -48,6 +52,10 @@ struct recuse_gap {
     struct recuse_sha256 hash;
 };
 
+struct recuse_held {            /* of it not even a hash is kept */
+    uint64_t bytes, lines;
+};
+
 enum recuse_stream { RECUSE_OUTPUT, RECUSE_ERROR, RECUSE_INPUT, RECUSE_STREAMS };
 
 struct recuse_cast {
@@ -59,7 +67,15 @@ struct recuse_cast {
     struct {
         uint64_t left;          /* bytes still to be kept */
         struct recuse_gap limit, fault;
+        struct recuse_held held;
     } streams[RECUSE_STREAMS];
+    const char *held_for;       /* cause of what is held; NULL: none yet */
+    bool is_held;
+    struct recuse_limits limits;
+    uint64_t written;           /* bytes of the recording */
+    uint64_t tokens;            /* bytes that may still come at once */
+    uint64_t tokens_ns;         /* as of when */
+    bool is_over;               /* the limits are what keeps content out */
     char line[RECUSE_CAST_LINE];
 };
 
@@ -89,6 +105,24 @@ size_t recuse_cast_put(struct recuse_cast *c, enum recuse_stream stream,
 
 /* Record an event that is no stream's.  False if it could not be written. */
 bool recuse_cast_note(struct recuse_cast *c, char code, const char *text);
+
+/* What to do beyond limits; none at the beginning. */
+void recuse_cast_limit(struct recuse_cast *c,
+                       const struct recuse_limits *limits);
+
+/*
+ * How many bytes of a stream may be taken now.  If it is none, *ret_ns is when
+ * to look again (CLOCK_MONOTONIC).  Other actions than SLOW take everything.
+ */
+size_t recuse_cast_room(struct recuse_cast *c, enum recuse_stream stream,
+                        uint64_t *ret_ns);
+
+/* From here on count and do not write, for `cause` (a literal). */
+void recuse_cast_hold(struct recuse_cast *c, const char *cause,
+                      const char *mark);
+
+/* Say what was held, and write again. */
+void recuse_cast_release(struct recuse_cast *c, const char *mark);
 
 /* Record the gaps and the exit status. */
 void recuse_cast_end(struct recuse_cast *c, int status);

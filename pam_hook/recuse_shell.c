@@ -56,8 +56,13 @@
 #define GETENT_DEADLINE_MS  2000
 #define GETENT_ENTRY        4096u
 
-/* Without an agent nobody says how much of a stream to keep. */
+/* Without an agent nobody says how much of a stream to keep, and how much of a
+ * flood. */
 #define ORPHAN_CAPTURE      65536u
+static const struct recuse_limits ORPHAN_LIMITS = {
+    .rate = 8u << 20, .burst = 256u << 20, .size_limit = 1u << 30,
+    .action = RECUSE_SLOW,
+};
 /* Of the command, in the header of an orphan: escaped it must fit a line. */
 #define ORPHAN_COMMAND      8192u
 
@@ -634,6 +639,8 @@ carry_out(const struct caller *c, struct recuse_relay *r,
     r->capture_bytes = a->capture_bytes;
     r->input = a->flags & RECUSE_ANSWER_INPUT;
     r->end_on_fault = a->flags & RECUSE_ANSWER_END_ON_FAULT;
+    r->withhold = a->flags & RECUSE_ANSWER_WITHHOLD;
+    r->limits = a->limits;
     return record(c, r, &p);
 }
 
@@ -906,6 +913,7 @@ fall_back(struct caller *c, struct recuse_relay *r)
     clock_gettime(CLOCK_MONOTONIC, &now);
     r->start_ns = (uint64_t) now.tv_sec * 1000000000 + (uint64_t) now.tv_nsec;
     r->capture_bytes = ORPHAN_CAPTURE;
+    r->limits = ORPHAN_LIMITS;
     return record(c, r, &p);
 }
 

@@ -22,7 +22,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
-#include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -43,9 +42,6 @@
  * interrupted scroll on longer. */
 #define TERMINAL_READ       16384u
 
-/* Written to a device that said it has room, which may be little. */
-#define DEVICE_WRITE        256u
-
 #define INPUT   RECUSE_INPUT
 #define OUTPUT  RECUSE_OUTPUT
 #define ERROR   RECUSE_ERROR
@@ -57,91 +53,6 @@ now_ns(void)
 
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t) now.tv_sec * 1000000000 + (uint64_t) now.tv_nsec;
-}
-
-/* ------------------------------------------------------------ descriptors */
-
-static short
-poll_now(int fd, short events)
-{
-    struct pollfd p = { .fd = fd, .events = events };
-
-    return poll(&p, 1, 0) > 0 ? p.revents : 0;
-}
-
-/* read(2) that does not wait.  Returns bytes, 0 at the end, or -errno. */
-static ssize_t
-read_some(int fd, enum recuse_end kind, void *data, size_t len)
-{
-    struct iovec v = { data, len };
-    ssize_t n = -1;
-
-    switch (kind) {
-    case RECUSE_END_SOCKET:
-        n = recv(fd, data, len, MSG_DONTWAIT);
-        break;
-    case RECUSE_END_PIPE:
-    case RECUSE_END_DEVICE:
-        n = preadv2(fd, &v, 1, -1, RWF_NOWAIT);
-        if (n >= 0 || (errno != EOPNOTSUPP && errno != ENOSYS))
-            break;
-        if (!poll_now(fd, POLLIN))
-            return -EAGAIN;
-        /* fall through */
-    case RECUSE_END_OURS:
-    case RECUSE_END_FILE:
-        n = read(fd, data, len);
-        break;
-    }
-    return n < 0 ? -errno : n;
-}
-
-/* write(2) that does not wait.  Returns bytes or -errno. */
-static ssize_t
-write_some(int fd, enum recuse_end kind, const void *data, size_t len)
-{
-    struct iovec v = { (void *) data, len };
-    ssize_t n = -1;
-
-    switch (kind) {
-    case RECUSE_END_SOCKET:
-        n = send(fd, data, len, MSG_DONTWAIT | MSG_NOSIGNAL);
-        break;
-    case RECUSE_END_PIPE:
-    case RECUSE_END_DEVICE:
-        n = pwritev2(fd, &v, 1, -1, RWF_NOWAIT);
-        if (n >= 0 || (errno != EOPNOTSUPP && errno != ENOSYS))
-            break;
-        if (!poll_now(fd, POLLOUT))
-            return -EAGAIN;
-        /* A pipe that can be written takes PIPE_BUF bytes: pipe(7). */
-        if (len > (kind == RECUSE_END_PIPE ? PIPE_BUF : DEVICE_WRITE))
-            len = kind == RECUSE_END_PIPE ? PIPE_BUF : DEVICE_WRITE;
-        /* fall through */
-    case RECUSE_END_OURS:
-    case RECUSE_END_FILE:
-        n = write(fd, data, len);
-        break;
-    }
-    return n < 0 ? -errno : n;
-}
-
-static bool
-is_busy(ssize_t result)
-{
-    return result == -EAGAIN || result == -EINTR;
-}
-
-static enum recuse_end
-kind_of(const struct stat *st)
-{
-    if (S_ISSOCK(st->st_mode))
-        return RECUSE_END_SOCKET;
-    if (S_ISFIFO(st->st_mode))
-        return RECUSE_END_PIPE;
-    if (S_ISCHR(st->st_mode))
-        return RECUSE_END_DEVICE;
-    return RECUSE_END_FILE;
 }
 
 static bool
@@ -160,16 +71,6 @@ recuse_is_same_terminal(int a, int b)
         && ioctl(b, TIOCGDEV, &device_b) == 0 && device_a == device_b;
 }
 
-static int
-set_nonblocking(int fd)
-{
-    int flags = fcntl(fd, F_GETFL);
-
-    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
-        return -errno;
-    return 0;
-}
-
 /* ---------------------------------------------------------------- set-up */
 
 /* Make a channel of the kind of `outer`: some programs look (bash reads its
@@ -185,7 +86,7 @@ make_channel(const struct stat *outer, bool is_input, int *ret_child,
             return -errno;
     } else if (pipe2(ends, O_CLOEXEC) < 0)
         return -errno;
-    e = set_nonblocking(ends[is_input ? 1 : 0]);
+    e = recuse_set_nonblocking(ends[is_input ? 1 : 0]);
     if (e) {
         close(ends[0]);
         close(ends[1]);
@@ -247,9 +148,9 @@ prepare_stream(struct recuse_relay *r, const struct stat st[3], unsigned i)
             return e;
     }
     f->source = i == 0 ? 0 : ours;
-    f->source_kind = i == 0 ? kind_of(&st[i]) : RECUSE_END_OURS;
+    f->source_kind = i == 0 ? recuse_kind_of(&st[i]) : RECUSE_END_OURS;
     f->sink = i == 0 ? ours : (int) i;
-    f->sink_kind = i == 0 ? RECUSE_END_OURS : kind_of(&st[i]);
+    f->sink_kind = i == 0 ? RECUSE_END_OURS : recuse_kind_of(&st[i]);
     f->recorded = true;
     return 0;
 }
@@ -286,7 +187,7 @@ recuse_relay_prepare(struct recuse_relay *r)
             return -errno;
     }
     if (r->terminal) {
-        int e = set_nonblocking(r->master);
+        int e = recuse_set_nonblocking(r->master);
 
         if (e)
             return e;
@@ -456,7 +357,7 @@ hide_input(struct recuse_relay *r)
         r->is_hiding = false;
         return false;
     }
-    if (!r->is_hiding)
+    if (!r->is_hiding && !r->hold.held)
         r->is_hiding = recuse_cast_note(&r->cast, 'm', "recuse input hidden");
     return true;
 }
@@ -466,6 +367,7 @@ static void
 keep_flow(struct recuse_relay *r, struct recuse_flow *f, bool final)
 {
     enum recuse_stream stream = (enum recuse_stream) (f - r->flows);
+    const uint8_t *data = f->buffer + f->kept;
     size_t len = f->filled - f->kept;
 
     f->hold_ns = 0;
@@ -474,14 +376,17 @@ keep_flow(struct recuse_relay *r, struct recuse_flow *f, bool final)
     if (!f->recorded || (r->terminal && stream == INPUT && hide_input(r)))
         f->kept = f->filled;
     else
-        f->kept += recuse_cast_put(&r->cast, stream, f->buffer + f->kept, len,
-                                   final);
+        f->kept += recuse_cast_put(&r->cast, stream, data, len, final);
+    recuse_escape_feed(&f->escape, data,
+                       (size_t) (f->buffer + f->kept - data));
     if (f->kept < f->filled)
         f->hold_ns = now_ns()
             + (r->terminal ? HOLD_TERMINAL_NS : HOLD_STREAM_NS);
     /* A limit on the size of files is set by the user, or in his name: it
      * must not be a way to be rid of the recording. */
     if (r->cast.fault && (r->end_on_fault || r->cast.fault == -EFBIG))
+        r->failed = true;
+    if (r->cast.is_over && r->cast.limits.action == RECUSE_END)
         r->failed = true;
 }
 
@@ -516,10 +421,10 @@ static void
 send_flow(struct recuse_relay *r, struct recuse_flow *f)
 {
     while (f->sent < f->kept && !r->failed) {
-        ssize_t n = write_some(f->sink, f->sink_kind, f->buffer + f->sent,
+        ssize_t n = recuse_write_some(f->sink, f->sink_kind, f->buffer + f->sent,
                                f->kept - f->sent);
 
-        if (is_busy(n))
+        if (recuse_is_busy(n))
             return;
         if (n < 0) {
             if (r->terminal && f->sink == r->tty_out)
@@ -537,10 +442,28 @@ end_source(struct recuse_relay *r, struct recuse_flow *f)
 {
     f->is_half_closed = f->source_kind == RECUSE_END_OURS
         && f->sink_kind == RECUSE_END_SOCKET
-        && !(poll_now(f->source, 0) & POLLHUP);
+        && !(recuse_poll_now(f->source, 0) & POLLHUP);
     close_end(r, &f->source);
     keep_flow(r, f, true);
     send_flow(r, f);            /* finished by serve_flow when all is sent */
+}
+
+/*
+ * How much of a flow may be taken now, if its writer is to be slowed down.
+ * What is typed is not: an interrupt must get through a flood.
+ */
+static size_t
+may_take(struct recuse_relay *r, const struct recuse_flow *f)
+{
+    uint64_t again = 0;
+    size_t room = SIZE_MAX;
+
+    if (f->recorded && !(r->terminal && f == &r->flows[INPUT]))
+        room = recuse_cast_room(&r->cast, (enum recuse_stream) (f - r->flows),
+                                &again);
+    if (room == 0 && (r->room_ns == 0 || again < r->room_ns))
+        r->room_ns = again;
+    return room;
 }
 
 static void
@@ -556,8 +479,10 @@ fill_flow(struct recuse_relay *r, struct recuse_flow *f)
     room = sizeof f->buffer - f->filled;
     if (r->terminal && room > TERMINAL_READ)
         room = TERMINAL_READ;
-    n = read_some(f->source, f->source_kind, f->buffer + f->filled, room);
-    if (is_busy(n)) {
+    if (room > may_take(r, f))
+        room = may_take(r, f);
+    n = recuse_read_some(f->source, f->source_kind, f->buffer + f->filled, room);
+    if (recuse_is_busy(n)) {
         if (r->ended && r->terminal)
             end_source(r, f);
         return;
@@ -580,9 +505,10 @@ fill_flow(struct recuse_relay *r, struct recuse_flow *f)
 }
 
 static bool
-wants_source(const struct recuse_flow *f)
+wants_source(struct recuse_relay *r, const struct recuse_flow *f)
 {
-    return f->source >= 0 && f->sink >= 0 && f->sent == f->kept;
+    return f->source >= 0 && f->sink >= 0 && f->sent == f->kept
+        && may_take(r, f) > 0;
 }
 
 static bool
@@ -593,24 +519,31 @@ is_open(const struct recuse_flow *f)
 
 /* --------------------------------------------------------------- signals */
 
+static void
+note_size(struct recuse_relay *r)
+{
+    char digits[16];
+    struct recuse_text t = { digits, 0, sizeof digits - 1 };
+
+    recuse_text_number(&t, r->size.ws_col);
+    recuse_text_string(&t, "x");
+    recuse_text_number(&t, r->size.ws_row);
+    digits[t.len] = 0;
+    recuse_cast_note(&r->cast, 'r', digits);
+}
+
 /* Follow the size of the outer terminal. */
 static void
 follow_size(struct recuse_relay *r)
 {
     struct winsize size;
-    char digits[16];
-    struct recuse_text t = { digits, 0, sizeof digits - 1 };
 
     if (ioctl(r->tty_in, TIOCGWINSZ, &size) < 0
         || memcmp(&size, &r->size, sizeof size) == 0)
         return;
     r->size = size;
     keep_flow(r, &r->flows[OUTPUT], true);
-    recuse_text_number(&t, size.ws_col);
-    recuse_text_string(&t, "x");
-    recuse_text_number(&t, size.ws_row);
-    digits[t.len] = 0;
-    recuse_cast_note(&r->cast, 'r', digits);
+    note_size(r);
     ioctl(r->slave, TIOCSWINSZ, &size);
 }
 
@@ -740,8 +673,9 @@ enum { AT_SIGNALS, AT_AGENT, AT_FLOWS, AT_END = AT_FLOWS + 2 * RECUSE_STREAMS };
  * because a writer wants to know that its reader is gone.
  */
 static void
-fill_poll(const struct recuse_relay *r, struct pollfd fds[AT_END])
+fill_poll(struct recuse_relay *r, struct pollfd fds[AT_END])
 {
+    r->room_ns = 0;
     fds[AT_SIGNALS] = (struct pollfd) { .fd = r->signals, .events = POLLIN };
     fds[AT_AGENT] = (struct pollfd) { .fd = r->conn, .events = POLLIN };
     for (unsigned i = 0; i < RECUSE_STREAMS; i++) {
@@ -750,7 +684,7 @@ fill_poll(const struct recuse_relay *r, struct pollfd fds[AT_END])
         bool waiting = f->sent < f->kept;
 
         *source = (struct pollfd) {
-            .fd = wants_source(f) ? f->source : -1,
+            .fd = wants_source(r, f) ? f->source : -1,
             .events = POLLIN,
         };
         *sink = (struct pollfd) {
@@ -762,17 +696,22 @@ fill_poll(const struct recuse_relay *r, struct pollfd fds[AT_END])
 
 /* Whether there is still something to take from a child that has ended. */
 static bool
-is_draining(const struct recuse_relay *r, const struct recuse_flow *f)
+is_draining(struct recuse_relay *r, const struct recuse_flow *f)
 {
     return r->ended && r->terminal && f != &r->flows[INPUT]
-        && wants_source(f);
+        && wants_source(r, f);
 }
 
-/* Milliseconds until the rest of a character is not waited for any longer. */
+/* Milliseconds until something is to be done though nothing has happened: the
+ * rest of a character does not come, a pause is over, a writer may go on. */
 static int
-poll_timeout(const struct recuse_relay *r)
+poll_timeout(struct recuse_relay *r)
 {
     uint64_t first = UINT64_MAX, now;
+    const uint64_t others[] = {
+        r->room_ns, r->hold.is_due ? r->hold.by_ns : 0,
+        r->hold.held ? r->hold.until_ns : 0,
+    };
 
     for (unsigned i = 0; i < RECUSE_STREAMS; i++) {
         const struct recuse_flow *f = &r->flows[i];
@@ -781,6 +720,10 @@ poll_timeout(const struct recuse_relay *r)
             return 0;
         if (f->hold_ns > 0 && f->hold_ns < first)
             first = f->hold_ns;
+    }
+    for (unsigned i = 0; i < sizeof others / sizeof others[0]; i++) {
+        if (others[i] > 0 && others[i] < first)
+            first = others[i];
     }
     if (first == UINT64_MAX)
         return -1;
@@ -801,7 +744,7 @@ serve_flow(struct recuse_relay *r, struct recuse_flow *f, short source,
             break_flow(r, f);
         }
     }
-    if ((source || is_draining(r, f)) && wants_source(f))
+    if ((source || is_draining(r, f)) && wants_source(r, f))
         fill_flow(r, f);
     if (f->hold_ns > 0 && now_ns() >= f->hold_ns) {
         keep_flow(r, f, true);
@@ -811,17 +754,163 @@ serve_flow(struct recuse_relay *r, struct recuse_flow *f, short source,
         finish_flow(r, f);
 }
 
-/* Nothing that an agent says is known yet.  Its end means nothing. */
+/* --------------------------------------------------- withholding content */
+
+/* Tell the agent that a switch has been made. */
+static void
+say_held(struct recuse_relay *r)
+{
+    uint8_t packet[32];
+    ssize_t len = recuse_encode_state(packet, sizeof packet, RECUSE_HELD,
+                                      r->hold.held);
+
+    if (r->conn >= 0 && len > 0)
+        send(r->conn, packet, (size_t) len, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+static void
+copy_text(char *to, const struct recuse_str *text)
+{
+    memcpy(to, text->data, text->len);
+    to[text->len] = '\0';
+}
+
+/* Switch as soon as the stream is at a good place. */
+static void
+begin_switch(struct recuse_relay *r, bool to_held,
+             const struct recuse_hold *text)
+{
+    r->hold.next_until_ns = text->until_ns;
+    if (!r->hold.is_due && to_held == r->hold.held) {
+        r->hold.until_ns = text->until_ns;
+        say_held(r);
+        return;
+    }
+    r->hold.is_due = true;
+    r->hold.to_held = to_held;
+    r->hold.by_ns = now_ns() + RECUSE_SWITCH_MS * 1000000ull;
+    copy_text(r->hold.mark, &text->mark);
+    copy_text(r->hold.line, &text->line);
+}
+
+/* Whether every stream stands between characters and, on a terminal, between
+ * control sequences, with nothing on its way that could still be torn. */
+static bool
+is_good_place(const struct recuse_relay *r)
+{
+    for (unsigned i = 0; i < RECUSE_STREAMS; i++) {
+        const struct recuse_flow *f = &r->flows[i];
+
+        if (i == INPUT || f->sink < 0)
+            continue;
+        if (recuse_escape_in_character(&f->escape) || f->kept < f->filled)
+            return false;
+        if (r->terminal && (recuse_escape_in_sequence(&f->escape)
+                            || f->sent < f->kept))
+            return false;
+    }
+    return true;
+}
+
+/* Show the user a line, on the record if there is one, unless what he is shown
+ * already waits for his terminal. */
+static void
+show_line(struct recuse_relay *r)
+{
+    struct recuse_flow *f = &r->flows[OUTPUT];
+    struct recuse_text t = { (char *) f->buffer, 0, sizeof f->buffer };
+
+    if (!r->terminal || !r->hold.line[0] || f->sink < 0
+        || f->sent < f->filled)
+        return;
+    recuse_text_string(&t, "\r\n");
+    recuse_text_string(&t, r->hold.line);
+    recuse_text_string(&t, "\r\n");
+    f->sent = f->kept = 0;
+    f->filled = t.len;
+    keep_flow(r, f, true);
+    send_flow(r, f);
+}
+
+/* Begin a new screen in the recording, for what was on it is not there; the
+ * user's own is drawn anew by the program that drew it. */
+static void
+repaint(struct recuse_relay *r)
+{
+    char text[RECUSE_MAX_LINE + 64];
+    struct recuse_text t = { text, 0, sizeof text };
+    struct winsize other = r->size;
+
+    note_size(r);
+    recuse_text_string(&t, "\033c\033[7m ");
+    recuse_text_string(&t, r->hold.mark);
+    recuse_text_string(&t, " \033[0m\r\n");
+    recuse_cast_put(&r->cast, OUTPUT, (const uint8_t *) text, t.len, true);
+    /* The kernel tells of sizes that changed alone: let it be the pixels. */
+    other.ws_xpixel ^= 1;
+    ioctl(r->slave, TIOCSWINSZ, &other);
+    ioctl(r->slave, TIOCSWINSZ, &r->size);
+}
+
+static void
+make_switch(struct recuse_relay *r)
+{
+    r->hold.is_due = false;
+    if (r->hold.to_held) {
+        show_line(r);
+        recuse_cast_hold(&r->cast, "pause", r->hold.mark);
+    } else {
+        recuse_cast_release(&r->cast, r->hold.mark);
+        if (r->terminal)
+            repaint(r);
+        show_line(r);
+    }
+    r->hold.held = r->hold.to_held;
+    r->hold.until_ns = r->hold.held ? r->hold.next_until_ns : 0;
+    say_held(r);
+}
+
+/* The agent ends a pause in time; if it is not there, we do. */
+static void
+look_after_switch(struct recuse_relay *r)
+{
+    static const char mark[] = "recuse resumed by=relay";
+    static const char line[] = "recuse: recording resumed";
+    uint64_t now;
+
+    if (!r->hold.is_due && r->hold.until_ns == 0)
+        return;
+    now = now_ns();
+    if (!r->hold.is_due && r->hold.held && now >= r->hold.until_ns)
+        begin_switch(r, false, &(struct recuse_hold) {
+            0, { mark, sizeof mark - 1 }, { line, sizeof line - 1 },
+        });
+    if (r->hold.is_due && (is_good_place(r) || now >= r->hold.by_ns))
+        make_switch(r);
+}
+
+/* Do as the agent says.  What is not known is for later relays.  Its end means
+ * nothing. */
 static void
 hear_agent(struct recuse_relay *r)
 {
-    char packet[64];
+    uint8_t packet[RECUSE_MAX_LINE * 2 + 64], type;
     ssize_t n = recv(r->conn, packet, sizeof packet, MSG_DONTWAIT);
+    struct recuse_limits limits;
+    struct recuse_hold text;
 
-    if (n == 0 || (n < 0 && !is_busy(-errno))) {
+    if (n == 0 || (n < 0 && !recuse_is_busy(-errno))) {
         close(r->conn);
         r->conn = -1;
     }
+    if (n <= 0 || recuse_decode_type(packet, (size_t) n, &type) < 0)
+        return;
+    if ((type == RECUSE_HOLD || type == RECUSE_RELEASE)
+        && recuse_decode_hold(packet, (size_t) n, type, &text) == 0)
+        begin_switch(r, type == RECUSE_HOLD, &text);
+    else if (type == RECUSE_LIMITS
+             && recuse_decode_limits(packet, (size_t) n, &limits) == 0)
+        recuse_cast_limit(&r->cast, &limits);
 }
 
 /*
@@ -849,7 +938,7 @@ record_rest(struct recuse_relay *r)
         keep_flow(r, f, true);
         while (i != INPUT && f->source >= 0 && left > 0 && !r->failed) {
             size_t room = left < sizeof f->buffer ? left : sizeof f->buffer;
-            ssize_t n = read_some(f->source, f->source_kind, f->buffer, room);
+            ssize_t n = recuse_read_some(f->source, f->source_kind, f->buffer, room);
 
             if (n <= 0)
                 break;
@@ -864,17 +953,16 @@ record_rest(struct recuse_relay *r)
 static void
 say_failed(const struct recuse_relay *r)
 {
-    static const char before[] = "\r\nrecuse: error: recording failed (";
-    static const char after[] = "), the session ends\r\n";
-    const char *why = strerrordesc_np(-r->cast.fault);
+    const char *why = r->cast.fault ? strerrordesc_np(-r->cast.fault)
+        : "more than its limit";
     char text[256];
     struct recuse_text t = { text, 0, sizeof text };
 
-    recuse_text_string(&t, before);
+    recuse_text_string(&t, "\r\nrecuse: error: recording failed (");
     recuse_text_string(&t, why ? why : "unknown error");
-    recuse_text_string(&t, after);
+    recuse_text_string(&t, "), the session ends\r\n");
     if (r->terminal)
-        write_some(r->tty_out, r->tty_ours ? RECUSE_END_OURS
+        recuse_write_some(r->tty_out, r->tty_ours ? RECUSE_END_OURS
                    : RECUSE_END_DEVICE, text, t.len);
 }
 
@@ -895,6 +983,8 @@ close_session(struct recuse_relay *r)
         close(r->master);       /* the kernel hangs up whoever is inside */
         close(r->slave);
     }
+    if (r->hold.held)
+        recuse_cast_release(&r->cast, "recuse content withheld to the end");
     recuse_cast_end(&r->cast, WIFSIGNALED(status) ? 128 + WTERMSIG(status)
                     : WEXITSTATUS(status));
     if (r->terminal)
@@ -921,6 +1011,11 @@ recuse_relay_run(struct recuse_relay *r, pid_t child)
     recuse_cast_begin(&r->cast, r->recording, r->start_ns, r->capture_bytes);
     if (r->terminal)            /* whose streams are kept whole */
         r->cast.streams[INPUT].left = r->cast.streams[OUTPUT].left = UINT64_MAX;
+    recuse_cast_limit(&r->cast, &r->limits);
+    if (r->withhold) {
+        r->hold.held = true;
+        recuse_cast_hold(&r->cast, "exempt", "recuse content withheld");
+    }
     e = watch_signals(r);
     if (e)
         fail(r, e);
@@ -945,6 +1040,7 @@ recuse_relay_run(struct recuse_relay *r, pid_t child)
         for (unsigned i = 0; i < RECUSE_STREAMS && !is_over(r); i++)
             serve_flow(r, &r->flows[i], fds[AT_FLOWS + 2 * i].revents,
                        fds[AT_FLOWS + 2 * i + 1].revents);
+        look_after_switch(r);
     }
     return close_session(r);
 }

@@ -18,20 +18,15 @@
 #include <termios.h>
 
 #include "cast.h"
+#include "ends.h"
+#include "escape.h"
+#include "wire.h"
 
 /* What a recording is for: the exit status when it cannot go on and the
  * session must not go on without it (EX_IOERR of sysexits.h). */
 #define RECUSE_EXIT_FAULT   74
 
 #define RECUSE_RELAY_BUFFER 65536u
-
-enum recuse_end {               /* how to read and write without waiting */
-    RECUSE_END_OURS,            /* it is set non-blocking */
-    RECUSE_END_SOCKET,          /* MSG_DONTWAIT */
-    RECUSE_END_PIPE,            /* others share it, so it stays blocking */
-    RECUSE_END_DEVICE,          /* the same, and room for one byte is room */
-    RECUSE_END_FILE,            /* never waits */
-};
 
 /* One stream on its way from source to sink; -1: closed.  Of the buffer,
  * [sent, kept) is recorded and may go out; [kept, filled) is the beginning of
@@ -43,7 +38,18 @@ struct recuse_flow {
     size_t sent, kept, filled;
     bool is_half_closed;        /* the child shut down one direction only */
     uint64_t hold_ns;           /* CLOCK_MONOTONIC: how long to wait for it */
+    struct recuse_escape escape;
     uint8_t buffer[RECUSE_RELAY_BUFFER];
+};
+
+/* Whether content is written, and a change of that which is under way. */
+struct recuse_switch {
+    bool held;
+    uint64_t since_ns, until_ns;    /* CLOCK_MONOTONIC; until 0: for good */
+    bool is_due, to_held;
+    uint64_t by_ns;             /* when it is made wherever the stream stands */
+    uint64_t next_until_ns;
+    char mark[RECUSE_MAX_LINE + 1], line[RECUSE_MAX_LINE + 1];
 };
 
 struct recuse_relay {
@@ -59,12 +65,16 @@ struct recuse_relay {
     uint64_t start_ns, capture_bytes;
     bool input;                 /* record what is typed */
     bool end_on_fault;
+    bool withhold;              /* write no content until RELEASE */
+    struct recuse_limits limits;
 
     /* The relay's own. */
     int child_ends[3];          /* what becomes 0, 1, 2 of the child; or -1 */
     bool has_input_file;
     struct recuse_flow flows[RECUSE_STREAMS];
     struct recuse_cast cast;
+    struct recuse_switch hold;
+    uint64_t room_ns;           /* when a slowed writer may go on, or 0 */
     struct termios modes;       /* of the outer terminal as we found it */
     bool is_raw, is_hiding;
     int signals;                /* signalfd */

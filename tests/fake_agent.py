@@ -288,7 +288,10 @@ class FakeAgent:
         return packets[chosen]
 
     def _encode(self, verdict: wire.Verdict) -> bytes:
-        return wire.encode(wire.Answer(verdict, start_ns=time.monotonic_ns(), **self.answer))
+        answer = {"start_ns": time.monotonic_ns(), **self.answer}
+        if verdict != wire.Verdict.RECORD:
+            answer["flags"] = answer.get("flags", 0) & ~wire.ANSWER_WITHHOLD
+        return wire.encode(wire.Answer(verdict, **answer))
 
     def _open_recording(self) -> int:
         path = os.devnull if self.recording is None else self.recording

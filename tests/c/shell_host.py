@@ -271,6 +271,6 @@ def _build(variant: str, root: Path) -> Path:
         assert done.returncode == 0, done.stdout
         return build.path / "recuse-shell"
     build.path.mkdir()
-    names = ("recuse_shell", "relay", "cast", "sha256", "wire", "confirm")
+    names = ("recuse_shell", "relay", "cast", "sha256", "wire", "confirm", "ends", "escape")
     sources = [HOOK / f"{name}.c" for name in names] + [HERE / "sanitizer_options.c"]
     return build.compile("recuse-shell", sources, *(flag.replace("'", "") for flag in flags))

@@ -41,26 +41,6 @@ REFUSED, FAULT, OS_ERROR = 77, 74, 71
 EVERY_BYTE = bytes(range(256))
 
 
-@pytest.fixture(scope="module")
-def installed() -> Iterator[Host]:
-    host = Host("gcc")
-    yield host
-    host.close()
-
-
-@pytest.fixture
-def host(installed: Host) -> Host:
-    installed.reset()
-    return installed
-
-
-@pytest.fixture
-def terminal(host: Host) -> Iterator[Terminal]:
-    made = Terminal(host)
-    yield made
-    made.close()
-
-
 def codes(events: List[cast.Event]) -> str:
     return "".join(e.code for e in events)
 

@@ -1,0 +1,28 @@
+"""What every test of recuse-shell stands on."""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+import pytest
+from shell_host import Host, Terminal
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[Host]:
+    host = Host("gcc")
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def host(installed: Host) -> Host:
+    installed.reset()
+    return installed
+
+
+@pytest.fixture
+def terminal(host: Host) -> Iterator[Terminal]:
+    made = Terminal(host)
+    yield made
+    made.close()
