@@ -1,6 +1,6 @@
 """A policy engine that speaks Open Policy Agent's data API, as a process of its own.
 
-    python opa.py [--socket PATH] FILE.rego...
+    python opa.py [--socket PATH] [--data FILE.json] FILE.rego...
 
 prints its URL once it answers. Rego is evaluated by rego-cpp; the parts of the API that matter here
 are those of openpolicyagent.org/docs: POST /v1/data/PATH with {"input": …} gives {"result": …}, or
@@ -24,7 +24,8 @@ from regopy import Interpreter
 class Engine:
     """Rego modules, and who asked."""
 
-    def __init__(self, modules: Sequence[Path]) -> None:
+    def __init__(self, modules: Sequence[Path], data: Optional[Path]) -> None:
+        self.documents = json.loads(data.read_text()) if data else {}
         self.modules = [(path.stem, path.read_text()) for path in modules]
         self.asked: List[Any] = []
 
@@ -32,6 +33,7 @@ class Engine:
         interpreter = Interpreter()
         for name, text in self.modules:
             interpreter.add_module(name, text)
+        interpreter.add_data(self.documents)
         interpreter.set_input(value)
         # Bound to a name: as an expression, rego-cpp has one word for false and for undefined.
         output = str(interpreter.query(f"found = data.{path.replace('/', '.')}"))
@@ -90,8 +92,8 @@ class Engine:
         return web.Response(text=bodies[how])
 
 
-async def serve(modules: Sequence[Path], path: Optional[str]) -> None:
-    engine = Engine(modules)
+async def serve(modules: Sequence[Path], path: Optional[str], data: Optional[Path]) -> None:
+    engine = Engine(modules, data)
     app = web.Application(client_max_size=1 << 20)
     app.add_routes(
         [
@@ -115,9 +117,10 @@ async def serve(modules: Sequence[Path], path: Optional[str]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket")
+    parser.add_argument("--data", type=Path)
     parser.add_argument("modules", nargs="+", type=Path)
     options = parser.parse_args()
     try:
-        asyncio.run(serve(options.modules, options.socket))
+        asyncio.run(serve(options.modules, options.socket, options.data))
     except KeyboardInterrupt:
         sys.exit(0)

@@ -343,6 +343,12 @@ def show(call: Call) -> int:
     return 0
 
 
+def _answered(answer: Mapping[str, Any]) -> str:
+    said = {True: "match", False: "no match"}.get(answer.get("match"), word(answer.get("failure")))  # type: ignore[arg-type]
+    why = " (%s)" % word(answer["why"]) if answer.get("why") else ""
+    return said + why + (", kept from before" if answer.get("cached") is True else "")
+
+
 def describe(row: Mapping[str, Any]) -> Iterator[str]:
     """Say in words what a stub says."""
     is_session = "session" in row
@@ -378,6 +384,9 @@ def describe(row: Mapping[str, Any]) -> Iterator[str]:
     verdict = word(row.get("verdict"))
     rule = row.get("rule")
     yield line("verdict", verdict + (", by rule %s" % word(rule) if rule else ", by default"))
+    for name, answer in (row.get("answers") or {}).items():
+        if isinstance(answer, dict):
+            yield line("asked", "%s: %s" % (printable(name), _answered(answer)))
     for key, name in (
         ("reason", "reason"),
         ("owner", "owner"),

@@ -180,17 +180,15 @@ def lint_policy(call: Call) -> int:
     args, console = call.args, call.console
     parsed = parse_policy(policy_files(call))
     now = datetime.now(timezone.utc)
-    sessions, exempted = 0, {}
+    exempted = None
     if args.sessions or args.dir is not None:
         since = now - timedelta(days=MONTH_DAYS)
-        sessions, found = _replay(call, whatif.Replay(parsed, since)).exempt_by_rule()
-        exempted = dict(found)
+        exempted = _replay(call, whatif.Replay(parsed, since)).exempted()
     findings = lint.lint(
         parsed,
         now.date(),
         days=args.days,
         exempted=exempted,
-        sessions=sessions,
         percent=args.percent,
         is_user=_knows(pwd.getpwnam) if args.accounts else None,
         is_group=_knows(grp.getgrnam) if args.accounts else None,
@@ -201,7 +199,8 @@ def lint_policy(call: Call) -> int:
     if args.json:
         console.json(
             {
-                "ok": not findings, "rules": len(parsed.rules), "sessions": sessions,
+                "ok": not findings, "rules": len(parsed.rules),
+                "sessions": 0 if exempted is None else exempted.sessions,
                 "findings": [vars(one) for one in findings],
             }
         )  # fmt: skip

@@ -569,10 +569,28 @@ def _check_files(machine: Machine) -> list[Check]:
         parsed = policytoml.parse_policy(files)
         words = "policy is valid: %d files, %d rules" % (len(files), len(parsed.rules))
         found.append(Check("policy", "ok", words))
+        if parsed.asks:
+            found.append(_check_consult(machine))
     except PolicyError as e:
         words = "; ".join(str(f) for f in e.faults) or e.message
         found.append(Check("policy", "fail", words, "run: recuse policy check", blocks=True))
     return found
+
+
+def _check_consult(machine: Machine) -> Check:
+    """Look whether what rules ask can be asked; as anybody but root, whether it is listened for."""
+    path, name = "/run/recuse/consult.sock", "consult"
+    hint = "see: systemctl status recuse-consult.socket recuse-consult.service"
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(2.0)
+            connection.connect(machine.path(path))
+    except PermissionError:
+        return Check(name, "ok", "%s is for root alone" % path)
+    except OSError as e:
+        words = "rules ask, and %s cannot be reached: %s" % (path, (e.strerror or str(e)).lower())
+        return Check(name, "warn", words, hint)
+    return Check(name, "ok", "recuse-consult can be asked what rules ask")
 
 
 def _check_socket(machine: Machine, path: str, mode: int, gid: Optional[int]) -> Check:

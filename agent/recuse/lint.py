@@ -27,6 +27,7 @@ from recuse.matchers import (
 )
 from recuse.patterns import Network
 from recuse.policy import STRENGTH, Policy, Rule
+from recuse.whatif import Exempted
 
 CODES: Mapping[str, str] = {
     "expired": "its last day is over: it never matches",
@@ -35,6 +36,7 @@ CODES: Mapping[str, str] = {
     "unknown-account": "it names users or groups that are not known on this host",
     "shadowed": "a stronger rule matches whenever it does",
     "covered": "another rule of the same effect matches whenever it does",
+    "overlaps": "another rule exempts some of the same sessions",
     "broad": "it exempts without saying who or from where",
     "exempts-much": "it exempts a large part of the sessions that were",
     "exempt-unanswered": "it exempts although nobody answered what it asks",
@@ -66,17 +68,16 @@ def lint(
     policy: Policy,
     today: date,
     days: int = 30,
-    exempted: Mapping[str, int] = {},
-    sessions: int = 0,
+    exempted: Optional[Exempted] = None,
     percent: float = 10.0,
     is_user: Optional[Callable[[str], bool]] = None,
     is_group: Optional[Callable[[str], bool]] = None,
 ) -> List[Finding]:
     """Find what is hardly meant, by file and line.
 
-    `days` is how near an expiry is soon; `exempted` counts, of so many `sessions`, those that each
-    rule exempts, and `percent` is how many are too many. `is_user` and `is_group` know the accounts
-    of this host, if they are to be looked at.
+    `days` is how near an expiry is soon; `exempted` has what rules exempt of the sessions that
+    were, and `percent` is how many are too many. `is_user` and `is_group` know the accounts of this
+    host, if they are to be looked at.
     """
     found: List[Finding] = []
     for rule in policy.rules:
@@ -84,10 +85,8 @@ def lint(
         found += _alone(rule, policy.roles)
         if is_user is not None and is_group is not None:
             found += _accounts(rule, policy.roles, is_user, is_group)
-        count = exempted.get(rule.name, 0)
-        if sessions and count * 100 > percent * sessions:
-            share = f"{count} of {sessions} sessions ({count * 100 / sessions:.1f} %)"
-            found.append(_of(rule, "exempts-much", f"rule {rule.name!r} exempts {share}"))
+    if exempted is not None:
+        found += _of_sessions(policy.rules, exempted, percent)
     found += _pairs(policy.rules, today)
     found += _unused(policy)
     return sorted(found, key=lambda one: (one.file, one.line, one.code, one.message))
@@ -195,6 +194,21 @@ def _accounts(
             names = ", ".join(sorted(users | groups))
             message = f"rule {rule.name!r} has {matcher.key} that nobody here is: {names}"
             yield _of(rule, "unknown-account", message)
+
+
+def _of_sessions(
+    rules: "tuple[Rule, ...]", exempted: Exempted, percent: float
+) -> Iterator[Finding]:
+    by_name = {rule.name: rule for rule in rules}
+    for name, count in exempted.by_rule.items():
+        if count * 100 > percent * exempted.sessions:
+            share = f"{count} of {exempted.sessions} sessions"
+            rate = f"{count * 100 / exempted.sessions:.1f} %"
+            message = f"rule {name!r} exempts {share} ({rate})"
+            yield _of(by_name[name], "exempts-much", message)
+    for (name, other), count in exempted.by_pair.items():
+        message = f"rules {name!r} and {other!r} both exempt {count} sessions"
+        yield _of(by_name[name], "overlaps", message)
 
 
 # -----------------------------------------------------------------------------

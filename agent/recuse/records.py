@@ -1102,6 +1102,7 @@ class SessionRow:
     supervised: bool = False
     tags: List[str] = field(default_factory=list)
     claimed_tags: List[str] = field(default_factory=list)
+    answers: Json = field(default_factory=dict)
     closed_seq: Optional[int] = None
     boot_id: Optional[str] = None
     segments: List[SegmentRow] = field(default_factory=list)
@@ -1204,6 +1205,12 @@ def _strings(value: Any) -> List[str]:
     return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
 
 
+def _answers(ours: Json) -> Json:
+    facts = ours.get("facts")
+    answers = facts.get("answers") if isinstance(facts, dict) else None
+    return answers if isinstance(answers, dict) else {}
+
+
 def _float(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else 0.0
 
@@ -1276,6 +1283,7 @@ class View:
         row.supervised = row.supervised or ours.get("supervised") is True
         row.tags = _strings(ours.get("tags")) or row.tags
         row.claimed_tags = _strings(ours.get("claimed_tags")) or row.claimed_tags
+        row.answers = _answers(ours) or row.answers
         row.notes = _strings(ours.get("notes")) or row.notes
         row.notice_sha256 = entry.get("notice_sha256") or row.notice_sha256
         row.notice_language = entry.get("notice_language") or row.notice_language

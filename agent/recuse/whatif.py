@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
+from itertools import combinations
 from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
 
 from recuse.asks import Answer, answer_from_json
@@ -167,14 +168,24 @@ class Replay:
             )
         return report
 
-    def exempt_by_rule(self) -> Tuple[int, Mapping[str, int]]:
-        """Count the sessions, and how many of them each rule would exempt."""
-        counts: Counter[str] = Counter()
-        outcomes = self.outcomes()
-        for _, decision in outcomes:
-            if decision.effect == "exempt":
-                counts.update(decision.matched)
-        return len(outcomes), counts
+    def exempted(self) -> Exempted:
+        """Count what each rule would exempt."""
+        found = Exempted()
+        for _, decision in self.outcomes():
+            found.sessions += 1
+            if decision.verdict == "exempt":
+                found.by_rule.update(decision.matched)
+                found.by_pair.update(combinations(sorted(decision.matched), 2))
+        return found
+
+
+@dataclass
+class Exempted:
+    """How many sessions there were, and how many of them rules exempt."""
+
+    sessions: int = 0
+    by_rule: Counter[str] = field(default_factory=Counter)
+    by_pair: Counter[Tuple[str, str]] = field(default_factory=Counter)  # by both of two rules
 
 
 @dataclass

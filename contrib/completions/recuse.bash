@@ -38,7 +38,7 @@ _recuse() {
         --format) COMPREPLY=($(compgen -W 'cast cast3 text json' -- "$cur")); return ;;
         --ignore)
             COMPREPLY=($(compgen -W 'expired expires-soon never-matches unknown-account shadowed
-                covered broad exempts-much exempt-unanswered unused-role unused-ask program' \
+                covered overlaps broad exempts-much exempt-unanswered unused-role unused-ask program' \
                 -- "$cur"))
             return ;;
         --blobs) COMPREPLY=($(compgen -W 'require present skip' -- "$cur")); return ;;

@@ -88,8 +88,6 @@ def asking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
             engine_process.stdout.close()
 
 
-
-
 def test_program_exempts_as_the_user_it_runs_as(asking: Host) -> None:
     with watching(asking) as seen:
         assert asking.ssh("frank", "exit 4").returncode == 4
@@ -151,6 +149,35 @@ def test_dead_service_is_a_failure_and_comes_back(asking: Host) -> None:
     with watching(asking) as seen:
         assert asking.ssh("frank", "true").returncode == 0
     assert seen.session["outcome"] == "exempt"
+
+
+def test_replay_and_test_of_what_was_asked(asking: Host) -> None:
+    """The answers are in the entries: nobody has to be asked again."""
+    session = next(row for row in rows(asking) if row["rule"] == "ask-shift")
+    shown = asking.json("recuse", "show", session["session"], "--json")
+    assert isinstance(shown, dict) and shown["answers"]["shift"]["match"] is True
+    asking.run("systemctl", "stop", "recuse-consult.socket", "recuse-consult.service", check=True)
+    try:
+        same = asking.json("recuse", "policy", "replay", "--json")
+        assert isinstance(same, dict) and same["changes"] == [] and same["uncertain"] == 0
+        asking.write("/root/other/a.toml", RULES)
+        other = asking.json("recuse", "policy", "replay", "--policy", "/root/other", "--json")
+        assert isinstance(other, dict) and other["newly_exempt"]["count"] == 0
+        changed = {one["session"]: one["after"]["verdict"] for one in other["changes"]}
+        assert changed[session["session"]] == "record"
+    finally:
+        asking.run("systemctl", "start", "recuse-consult.socket", check=True)
+    found = asking.run("recuse", "policy", "lint", "--accounts", "--sessions", "--percent", "99")
+    codes = {line.split(": ")[1] for line in found.stdout.splitlines()}
+    assert found.returncode == 20 and codes == {"exempt-unanswered"}
+    asking.write(
+        "/root/t.toml",
+        '[[case]]\nname = "shift"\nfacts = { user = "frank", service = "sshd" }\n'
+        'answers = { shift = "match" }\nexpect = { verdict = "exempt", rule = "ask-shift" }\n',
+    )
+    assert asking.run("recuse", "policy", "test", "/root/t.toml").returncode == 0
+    told = asking.run("recuse", "doctor", "--json").stdout
+    assert '"consult"' in told
 
 
 def test_users_cannot_ask(asking: Host) -> None:

@@ -13,7 +13,7 @@ from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List
 import pytest
 from test_agent import ROOMY, World, run
 
-from recuse import asks, wire
+from recuse import asks, records, wire
 from recuse.config import Paths
 from recuse.consult import Consult
 from recuse.wire import Verdict
@@ -117,6 +117,8 @@ def test_program_decides_a_login_and_its_sessions(paths: Paths) -> None:
         wanted = {"oncall": {"match": True, "cached": False, "why": "until 18:00"}}
         assert answers(world, "login") == answers(world, "exempt") == wanted
         assert world.last("exempt").get("rule") == "oncall"
+        [row] = records.fold(world.entries()).sessions.values()
+        assert row.answers == wanted
 
     play(paths, scene)
     facts = [json.loads(one) for one in (paths.root / "facts").read_text().splitlines()]

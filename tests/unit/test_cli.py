@@ -731,6 +731,7 @@ def test_everything_works_on_a_store_too(recuse: Any, made: Made, tmp_path: Path
     where = ["--dir", str(central)]
     assert recuse("export", *where, "s-aaa").out.encode() == b"".join(PARTS)
     assert len(recuse("sessions", *where, "--json").json["sessions"]) == 4
+    assert recuse("policy", "replay", *where, "--json").json["sessions"] == 4
     pub = [
         str(made.root / "var/lib/recuse/host.pub"),
         "--collector-key",
@@ -814,6 +815,17 @@ def test_policy_check_reads_the_approval_policy_too(recuse: Any, made: Made) -> 
     for files in ((), (str(file),), (str(file.parent),)):
         ran = recuse("policy", "check", *files)
         assert ran.code == 4 and "approval.d/a.toml:2: unknown role 'dbo'" in ran.err
+
+
+def test_session_is_shown_with_what_was_answered() -> None:
+    answers = {
+        "on-call": {"match": True, "cached": True, "why": "until 18:00"},
+        "ticket": {"match": None, "cached": False, "failure": "timeout"},
+    }
+    shown = list(cli.describe({"session": "s-x", "answers": answers}))
+    assert "  asked        on-call: match (until 18:00), kept from before" in shown
+    assert "  asked        ticket: timeout" in shown
+    assert not any("asked" in line for line in cli.describe({"session": "s-x", "answers": {}}))
 
 
 def test_policy_explain(recuse: Any, made: Made) -> None:

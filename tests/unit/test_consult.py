@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Coroutine, Dict, Iterator, List, Tuple
 
@@ -19,6 +20,7 @@ import pytest
 from recuse import asks, consult
 from recuse.asks import Answer, Ask, Question
 from recuse.consult import Consult, seconds_of
+from recuse.policytoml import parse_policy
 
 TESTS = Path(__file__).resolve().parents[1]
 FACTS = {"user": "dave", "service": "sshd", "groups": ["ops"], "source": "192.0.2.7"}
@@ -308,8 +310,12 @@ def test_cache_control(control: str, age: str, seconds: Any) -> None:
 
 
 def start_engine(directory: Path, *options: str) -> Tuple["subprocess.Popen[bytes]", str]:
+    (directory / "recuse.rego").write_text(REGO)
+    return run_engine(directory, *options)
+
+
+def run_engine(directory: Path, *options: str) -> Tuple["subprocess.Popen[bytes]", str]:
     rego = directory / "recuse.rego"
-    rego.write_text(REGO)
     process = subprocess.Popen(
         [sys.executable, str(TESTS / "opa.py"), *options, str(rego)], stdout=subprocess.PIPE
     )
@@ -365,6 +371,28 @@ def test_engine_over_a_socket(tmp_path: Path) -> None:
         assert found == Answer(True)
     finally:
         stop_engine(process)
+
+
+def test_example_of_an_engine_knows_who_is_on_call(tmp_path: Path) -> None:
+    policies = TESTS.parent / "contrib/policies"
+    ask = parse_policy([("a.toml", (policies / "on-call.toml").read_bytes())]).asks["on-call"]
+    (tmp_path / "shifts.json").write_text('{"shifts": [{"user": "dave", "from": 0, "to": 1e11}]}')
+    (tmp_path / "recuse.rego").write_text((policies / "rego/on-call.rego").read_text())
+    process, url = run_engine(tmp_path, "--data", str(tmp_path / "shifts.json"))
+    ask = replace(ask, url=ask.url.replace("http://127.0.0.1:8181", url))
+
+    async def work(service: Consult) -> List[Answer]:
+        return [
+            (await service.answer(question(ask, {**FACTS, "user": user})))[0]
+            for user in ("dave", "dave", "erin")
+        ]
+
+    try:
+        first, again, other = run(work)
+    finally:
+        stop_engine(process)
+    assert first == Answer(True, why="on call") and again == replace(first, cached=True)
+    assert other == Answer(False)
 
 
 @pytest.mark.parametrize("path", ["nobody", "no/such/document"])

@@ -439,6 +439,28 @@ def test_listed_shell_is_warned_of_unless_pam_shells_asks_for_it(host: FakeHost)
 # doctor
 
 
+def test_doctor_looks_for_recuse_consult_if_rules_ask(host: FakeHost) -> None:
+    hostsetup.enable(host.machine())
+    assert "consult" not in {check.name for check in hostsetup.doctor(host.machine())}
+    host.write(
+        "etc/recuse/policy.d/ask.toml",
+        '[ask.x]\nprogram = ["/x"]\non_failure = "match"\non_timeout = "match"\n',
+    )
+    found = named(hostsetup.doctor(host.machine()), "consult")
+    assert (found.state, found.blocks) == ("warn", False) and "no such file" in found.words
+    with socket.socket(socket.AF_UNIX) as listener:
+        here = os.open(".", os.O_RDONLY)
+        os.chdir(host.root / "run/recuse")  # the name of a socket is short
+        try:
+            listener.bind("consult.sock")
+        finally:
+            os.chdir(here)
+            os.close(here)
+        listener.listen()
+        found = named(hostsetup.doctor(host.machine()), "consult")
+        assert found.state == "ok"
+
+
 def test_doctor_on_a_sound_host_has_nothing_to_say(host: FakeHost) -> None:
     hostsetup.enable(host.machine())
     checks = hostsetup.doctor(host.machine())

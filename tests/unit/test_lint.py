@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import date, datetime, timezone
 from typing import List
 
@@ -13,6 +14,7 @@ from recuse.facts import Facts
 from recuse.lint import CODES, Finding, _covers, lint
 from recuse.policy import Policy, decide
 from recuse.policytoml import parse_policy
+from recuse.whatif import Exempted
 
 TODAY = date(2026, 3, 2)
 NOW = datetime(2026, 3, 2, 12, tzinfo=timezone.utc)
@@ -183,10 +185,17 @@ def test_covered_rules_match_nothing_that_the_wide_one_does_not(
 
 def test_exempts_much_counts_what_it_is_given() -> None:
     text = rule("r", "exempt", DAVE)
-    assert found(text, exempted={"r": 11}, sessions=100) == ["exempts-much r"]
-    assert found(text, exempted={"r": 10}, sessions=100) == []
-    assert found(text, exempted={"r": 10}, sessions=100, percent=5) == ["exempts-much r"]
-    assert found(text, exempted={}, sessions=0, percent=0) == []
+    assert found(text, exempted=Exempted(100, Counter(r=11))) == ["exempts-much r"]
+    assert found(text, exempted=Exempted(100, Counter(r=10))) == []
+    assert found(text, exempted=Exempted(100, Counter(r=10)), percent=5) == ["exempts-much r"]
+    assert found(text, exempted=Exempted(), percent=0) == []
+
+
+def test_exempt_rules_that_met_in_a_session_overlap() -> None:
+    text = rule("r", "exempt", DAVE) + rule("s", "exempt", 'groups = ["staff"]')
+    exempted = Exempted(100, Counter(r=3, s=4), Counter({("r", "s"): 2}))
+    [finding] = lint(policy(text), TODAY, exempted=exempted)
+    assert str(finding) == "a.toml:1: overlaps: rules 'r' and 's' both exempt 2 sessions"
 
 
 def test_asks_that_exempt_unanswered_or_are_asked_by_nobody() -> None:

@@ -263,7 +263,7 @@ def test_counts_come_most_first() -> None:
     assert list(by_host_tag(report.changes).items()) == [("b", 3), ("bob", 2), ("ann", 1)]
 
 
-def test_exempt_by_rule_counts_every_rule_that_exempts() -> None:
+def test_exempted_counts_every_rule_that_exempts() -> None:
     past = Past()
     for n, user in enumerate(("ann", "bob", "bob", "eve")):
         past.session(str(n), past.login(str(n), user))
@@ -275,4 +275,6 @@ def test_exempt_by_rule_counts_every_rule_that_exempts() -> None:
     )
     for entry in past.entries:
         again.apply(entry)
-    assert again.exempt_by_rule() == (4, {"all": 3, "bob": 2})
+    exempted = again.exempted()
+    assert (exempted.sessions, exempted.by_rule) == (4, {"all": 3, "bob": 2})
+    assert exempted.by_pair == {("all", "bob"): 2}
