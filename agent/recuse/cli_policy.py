@@ -11,14 +11,17 @@ from recuse import cli_whatif, config, policy
 from recuse.approvaltoml import parse_approval
 from recuse.asks import FAILURES, Answer
 from recuse.cast import printable
-from recuse.console import Add, Call, Parser, as_json, moment, policy_files
+from recuse.console import Add, Call, Parser, as_json, moment, policy_files, table, word
 from recuse.errors import NotFound, PolicyError
+from recuse.facts import PURPOSE
 from recuse.policytoml import parse_policy
+from recuse.reasons import Texts
 from recuse.tomlfile import did_you_mean
 
 
 def add_commands(add: Add, commands: Any) -> None:
-    """Add `policy` and what is below it."""
+    """Add `policy` and what is below it, and `tags`."""
+    as_json(add("tags", tags, "say what your sessions are tagged with, and what you may claim"))
     group = commands.add_parser("policy", help="check and explain the policy")
     inner = group.add_subparsers(dest="subcommand", metavar="COMMAND", parser_class=Parser)
     group.set_defaults(run=None, group=group)
@@ -63,6 +66,37 @@ def _answer(text: str) -> Tuple[str, Answer]:
 
 def _is_approval(name: str) -> bool:
     return os.path.basename(os.path.dirname(os.path.abspath(name))) == "approval.d"
+
+
+def tags(call: Call) -> int:
+    """List the caller's live sessions with their tags, and what may be claimed."""
+    known = call.control("tags")
+    rows = [
+        {key: row.get(key) for key in ("session", "tags", "claimed_tags")}
+        for row in call.control("sessions", mine=True).get("sessions", [])
+    ]
+    purposes = known.get("purposes") or {}
+    if call.args.json:
+        claimable = known.get("claimable") or []
+        call.console.json({"sessions": rows, "claimable": claimable, "purposes": purposes})
+        return 0
+    shown = [["SESSION", "TAGS", "CLAIMED"]]
+    for row in rows:
+        listed = [", ".join(map(word, row[key] or ())) or "-" for key in ("tags", "claimed_tags")]
+        shown.append([word(row["session"]), *listed])
+    for line in table(shown) if rows else ("no session of yours is live",):
+        call.console.print(line)
+    if not known.get("claimable"):
+        call.console.print("no rule of this host asks for what users claim")
+        return 0
+    call.console.print("you may claim:")
+    language = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG")
+    for tag in known["claimable"]:
+        texts = purposes.get(tag[len(PURPOSE) :]) if tag.startswith(PURPOSE) else None
+        text = f"  {printable(Texts(texts).choose(language or ''))}" if texts else ""
+        call.console.print(f"  {word(tag)}{text}")
+    call.console.hint("claim with: ssh -o SetEnv=LC_RECUSE_TAGS=%s …" % known["claimable"][0])
+    return 0
 
 
 def check(call: Call) -> int:

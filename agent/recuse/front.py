@@ -39,6 +39,7 @@ VERBS: Mapping[str, str] = {
     "status": "all",
     "sessions": "all",
     "proofs": "all",
+    "tags": "all",
     "reload": "root",
     "sync": "root",
     "look": "root",
@@ -172,6 +173,8 @@ class Front:
             return {"ok": True, "sessions": await self._sessions(request, uid)}
         if verb == "proofs":
             return {"ok": True, **await self._proofs(uid)}
+        if verb == "tags":
+            return {"ok": True, **self._claimable()}
         if verb == "reload":
             faults = await agent.upkeep.reload()
             return {"ok": not faults, "error": "; ".join(faults), "exit": 3} if faults else {
@@ -197,6 +200,16 @@ class Front:
         if verb == "undelivered":
             return {"ok": True, "seq": await self._enter_undelivered(request)}
         return {"ok": True, "removed": await self._receipts.check()}
+
+    def _claimable(self) -> Dict[str, Any]:
+        """Say what users may claim for a session; the rules that ask for it are not told."""
+        policy = self._agent.policy
+        return {
+            "claimable": list(policy.claimable),
+            "purposes": {
+                code: dict(purpose.texts.by_language) for code, purpose in policy.purposes.items()
+            },
+        }
 
     async def _enter_undelivered(self, request: Mapping[str, Any]) -> int:
         """Enter that notices were given up; a recuse-notify gone mad cannot flood with it."""

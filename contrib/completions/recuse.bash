@@ -50,9 +50,9 @@ _recuse() {
     esac
     case $command in
         '')
-            options='status sync sessions show play export verify notify policy report doctor enable disable
+            options='status sync sessions show play export verify notify policy tags report doctor enable disable
                 enroll --debug --version --help' ;;
-        status | sync) options='--json' ;;
+        status | sync | tags) options='--json' ;;
         report)
             options='--since --until --html --works-council --smallest-group --pseudonym-key --dir
                 --json' ;;

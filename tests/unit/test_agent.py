@@ -508,6 +508,41 @@ def test_agent_keeps_of_an_exempt_command_what_its_level_says(paths: Paths, leve
     run(paths, scene)
 
 
+def test_agent_assigns_tags_and_says_what_may_be_claimed(paths: Paths) -> None:
+    more = """
+[[rule]]
+name = "tagged"
+effect = "record"
+users = ["alice"]
+assign = ["staff"]
+[[rule]]
+name = "lab"
+effect = "deny"
+claimed_tags = ["lab"]
+tags = ["staff"]
+[purposes.drill]
+text.en = "An exercise"
+"""
+    (paths.policy_dir / "20-tags.toml").write_text(more)
+
+    async def scene(world: World) -> None:
+        sshd = await world.login("alice")
+        await world.session(sshd, "alice")
+        opened = world.last("open")
+        assert opened.ours["tags"] == ["staff"] and "claimed_tags" not in opened.ours
+        shell = world.child(USERS["alice"], RECUSE, sshd)
+        fields = 0, 0, 0, b"-bash", b"", b"xterm", b"C.UTF-8", b"lab,x"
+        answer = await world.ask(shell, wire.SessionRequest(*fields))
+        assert answer is not None and answer.verdict == Verdict.REFUSE
+        refused = world.last("refused")
+        assert refused.ours["claimed_tags"] == ["lab", "x"] and refused.ours["tags"] == ["staff"]
+        told = await world.control(verb="tags")
+        assert told["claimable"] == ["lab", "purpose=drill"]
+        assert told["purposes"] == {"drill": {"en": "An exercise"}}
+
+    run(paths, scene)
+
+
 @pytest.mark.parametrize("configured", ["", "[session]\ninput = true\n"])
 @pytest.mark.parametrize("said", [None, "output", "full"])
 def test_agent_keeps_input_if_a_rule_or_else_the_configuration_says_so(

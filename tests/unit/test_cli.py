@@ -944,6 +944,33 @@ def test_status(agent: Any) -> None:
     assert "  record:            2\n" in run("status").out
 
 
+def test_tags(agent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    rows = [
+        {"session": "s-a", "tags": ["night", "lab"], "claimed_tags": ["purpose=drill\x1b[2J"]},
+        {"session": "s-b", "tags": [], "claimed_tags": None},
+    ]
+    purposes = {"drill": {"en": "An exercise", "de": "Eine Übung"}}
+    run = agent(
+        sessions={"ok": True, "sessions": rows},
+        tags={"ok": True, "claimable": ["lab", "purpose=drill"], "purposes": purposes},
+    )
+    told = run("tags", "--json").json
+    assert told == {"sessions": rows, "claimable": ["lab", "purpose=drill"], "purposes": purposes}
+    assert run.asked == [{"verb": "tags"}, {"verb": "sessions", "mine": True}]
+    ran = run("tags")
+    assert re.search(r"^s-a +night, lab +purpose=drill", ran.out, re.M) and "\x1b" not in ran.out
+    assert re.search(r"^s-b +- +-$", ran.out, re.M)
+    assert "you may claim:\n  lab\n  purpose=drill  Eine Übung\n" in ran.out
+    assert "SetEnv=LC_RECUSE_TAGS=lab" in ran.err
+
+
+def test_tags_where_nothing_is_claimed(agent: Any) -> None:
+    run = agent(sessions={"ok": True}, tags={"ok": True, "claimable": [], "purposes": {}})
+    said = "no session of yours is live\nno rule of this host asks for what users claim\n"
+    assert run("tags").out == said
+
+
 def test_sync_and_its_refusal(agent: Any) -> None:
     run = agent(sync={"ok": False, "error": "uid 1 may not ask for sync", "hint": "h", "exit": 7})
     ran = run("sync")
