@@ -55,6 +55,12 @@ def test_catalog_compiles(tmp_path: Path) -> None:
     assert EVENTS["exempt"].message_id.encode() in listed.stdout
 
 
+def test_queries_of_the_page_ask_for_events_there_are() -> None:
+    page = (Path(__file__).parents[2] / "docs/journal.md").read_text()
+    asked = set(re.findall(r"MESSAGE_ID=(\w+)", page))
+    assert asked and asked <= {event.message_id for event in EVENTS.values()}
+
+
 @pytest.mark.parametrize("kind", sorted(EVENTS))
 def test_compose_leaves_no_placeholder_open(kind: str) -> None:
     entry = compose(kind, {})
