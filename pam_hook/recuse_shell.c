@@ -32,6 +32,7 @@
 #include <unistd.h>
 
 #include "confirm.h"
+#include "filter.h"
 #include "relay.h"
 #include "wire.h"
 
@@ -608,6 +609,7 @@ record(const struct caller *c, struct recuse_relay *r, struct program *p)
     }
     if (!become_recorder(c))
         return fail("cannot become the recorder: ", -EPERM);
+    recuse_filter_calls();      /* where there are filters; it is in vain else */
     if (write(go[1], "", 1) != 1)
         return fail("cannot start the session: ", -errno);
     return end_like(recuse_relay_run(r, child));

@@ -41,6 +41,7 @@ class Host:
     """Where recuse-shell is installed, with its agent's socket and its directories."""
 
     def __init__(self, variant: str) -> None:
+        self.sanitized = variant == "sanitized"
         self.root = _make_directory()
         self.shell = self.root / "recuse-shell"
         self.orphans = self.root / "orphan"
@@ -271,6 +272,8 @@ def _build(variant: str, root: Path) -> Path:
         assert done.returncode == 0, done.stdout
         return build.path / "recuse-shell"
     build.path.mkdir()
-    names = ("recuse_shell", "relay", "cast", "sha256", "wire", "confirm", "ends", "escape")
+    names = (
+        "recuse_shell", "filter", "relay", "cast", "sha256", "wire", "confirm", "ends", "escape",
+    )  # fmt: skip
     sources = [HOOK / f"{name}.c" for name in names] + [HERE / "sanitizer_options.c"]
     return build.compile("recuse-shell", sources, *(flag.replace("'", "") for flag in flags))

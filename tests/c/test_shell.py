@@ -890,6 +890,18 @@ def test_recorder_of_root_has_no_capability(host: Host, terminal: Terminal) -> N
         assert terminal.end() == 0
 
 
+def test_recorder_may_make_few_system_calls_and_the_user_any(
+    host: Host, terminal: Terminal
+) -> None:
+    with host.agent():
+        terminal.start(host.command("grep Seccomp: /proc/$$/status; echo up; cat"))
+        assert b"0" in terminal.wait_for(b"up")
+        # The sanitizers make calls of their own: there is no filter then.
+        assert status_of(terminal.process.pid)["Seccomp"] == ("0" if host.sanitized else "2")
+        terminal.type(b"\x04")
+        assert terminal.end() == 0
+
+
 def test_recorder_outlives_the_users_timer_and_limits(host: Host) -> None:
     def limit() -> None:
         signal.setitimer(signal.ITIMER_REAL, 1)  # enough to start in
