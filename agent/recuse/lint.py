@@ -229,16 +229,43 @@ def _pairs(rules: "tuple[Rule, ...]", today: date) -> Iterator[Finding]:
             filed[place].append(rule)
     for rule in live:
         near = {other.name: other for other in always}
-        for matcher in rule.matchers:
-            if matcher.key in _FILED:
-                for place in matcher.index_keys() or ():
-                    near.update((other.name, other) for other in filed[place])
+        for place in _sought(rule):
+            near.update((other.name, other) for other in filed[place])
         wider = [
             other
             for name, other in sorted(near.items())
             if other is not rule and keys[name] <= keys[rule.name] and _covers(other, rule)
         ]
         yield from _beaten(rule, wider)
+
+
+def _places(rule: Rule) -> Optional[List[Hashable]]:
+    """Give keys of which every rule that this one covers seeks at least one; None: any rule."""
+    for matcher in rule.matchers:
+        found = matcher.index_keys() if matcher.key in _FILED else None
+        if found is not None:
+            return found
+    for matcher in rule.matchers:
+        globs = _globs(matcher)
+        if globs and "*" not in globs:
+            found = [("glob", matcher.key, glob) for glob in globs]
+            return [*found, ("globs", matcher.key)] if any(map(_is_glob, globs)) else found
+    return None
+
+
+def _sought(rule: Rule) -> Iterator[Hashable]:
+    for matcher in rule.matchers:
+        if matcher.key in _FILED:
+            yield from matcher.index_keys() or ()
+        globs = _globs(matcher)
+        for glob in globs:
+            yield "glob", matcher.key, glob
+        if not all(map(_is_glob, globs)):  # a plain one may fit any glob
+            yield "globs", matcher.key
+
+
+def _globs(matcher: object) -> FrozenSet[str]:
+    return matcher.any_of if isinstance(matcher, Globs) else frozenset()
 
 
 def _beaten(rule: Rule, wider: List[Rule]) -> Iterator[Finding]:
@@ -258,16 +285,6 @@ def _beaten(rule: Rule, wider: List[Rule]) -> Iterator[Finding]:
         where = f"rule {other.name!r} ({other.file}:{other.line})"
         yield _of(rule, "covered", f"rule {rule.name!r} adds nothing: {where} matches as well")
         return
-
-
-def _places(rule: Rule) -> Optional[List[Hashable]]:
-    """Give keys of which a rule that is covered by this one has at least one."""
-    for matcher in rule.matchers:
-        if matcher.key in _FILED:
-            found = matcher.index_keys()
-            if found is not None:
-                return found
-    return None
 
 
 def _covers(wide: Rule, narrow: Rule) -> bool:

@@ -446,7 +446,7 @@ def unsettled(
     """Say what was not known and could have given another decision, each with its rule."""
     subject = policy.subject(facts, now, answers)
     found: List[str] = []
-    for rule in policy.rules:
+    for rule in policy.candidates(subject):
         if decision.effect == "grant" and STRENGTH[rule.effect] > STRENGTH["require-record"]:
             break
         if decision.effect != "grant" and STRENGTH[rule.effect] > STRENGTH[decision.effect]:

@@ -115,6 +115,10 @@ PAIRS = [
     ('sources = ["192.0.2.0/28"]', 'sources = ["!198.51.100.0/24"]', True),
     ('sources = ["192.0.2.0/24"]', 'sources = ["!192.0.2.0/28"]', False),
     ('sources = ["local"]', 'sources = ["192.0.2.0/24"]', False),
+    ('commands = ["ls"]', 'commands = ["l?"]', True),
+    ('commands = ["l?"]', 'commands = ["l?", "x"]', True),
+    ('commands = ["l?", "id"]', 'commands = ["l?", "i*"]', True),
+    ('commands = ["l?", "id"]', 'commands = ["l?"]', False),
     ("tty = true", "tty = true", True),
     ("tty = true", "tty = false", False),
     ('times = [{ days = ["fri"] }]', 'times = [{ days = ["fri"] }, { days = ["sat"] }]', True),
@@ -233,3 +237,5 @@ def test_big_policy_is_linted_in_reasonable_time() -> None:
     more = [f'users = ["u{n}"]\nhosts = ["*.example.org"]' for n in range(1000)]
     text = "".join(rule(f"r{n}", "exempt", one) for n, one in enumerate(more))
     assert found(text + rule("s", "require-record", 'users = ["u7"]')) == ["shadowed r7"]
+    globs = "".join(rule(f"r{n}", "deny", f'hosts = ["web{n}-*"]') for n in range(1000))
+    assert found(globs + rule("s", "deny", 'hosts = ["web7-1"]')) == ["covered s"]
