@@ -18,6 +18,7 @@ from recuse import (
     audit,
     cast,
     catalog,
+    cli_grant,
     cli_notify,
     cli_own,
     cli_policy,
@@ -102,7 +103,7 @@ def make_parser() -> Parser:
     as_json(one)
 
     one = add("show", show, "show all that is known of a session or login")
-    one.add_argument("id", metavar="ID", help="session or login, or the beginning of its id")
+    one.add_argument("id", metavar="ID", help="session, login or grant, or the beginning of its id")
     archive(one)
     as_json(one)
 
@@ -160,6 +161,7 @@ def make_parser() -> Parser:
     cli_notify.add_commands(add, commands)
     cli_policy.add_commands(add, commands)
     cli_report.add_commands(add, commands)
+    cli_grant.add_commands(add, commands)
 
     one = add("doctor", doctor, "look for whatever would break logins or recording")
     one.add_argument(
@@ -322,6 +324,8 @@ def _what(row: Mapping[str, Any]) -> str:
 
 
 def show(call: Call) -> int:
+    if call.args.id.startswith("g-") and call.args.dir is None:
+        return cli_grant.show_grant(call)
     row: dict[str, Any]
     try:
         row = call.catalog().find(call.args.id).to_json()

@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterator, Mapping, NoReturn, Optional, Protoco
 
 from recuse import catalog, config, hostsetup, records
 from recuse.cast import printable
-from recuse.control import ask
+from recuse.control import TIMEOUT_SECONDS, ask
 from recuse.errors import NotFound, RecuseError
 
 USAGE = 2
@@ -182,8 +182,10 @@ class Call:
     console: Console
     paths: config.Paths
 
-    def control(self, verb: str, **more: Any) -> dict[str, Any]:
-        return ask({"verb": verb, **more}, str(self.paths.control_socket))
+    def control(
+        self, verb: str, wait_seconds: float = TIMEOUT_SECONDS, **more: Any
+    ) -> dict[str, Any]:
+        return ask({"verb": verb, **more}, str(self.paths.control_socket), wait_seconds)
 
     def catalog(self, view: Optional[records.View] = None) -> catalog.Catalog:
         return catalog.open_catalog(self.paths, getattr(self.args, "dir", None), view)

@@ -281,34 +281,35 @@ class Desk:
     async def approve(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
         """Take an approval: a signature, whoever brings it, or the password of who asks."""
         row = self._pending(_text(told, "grant") or "")
-        request = row.request
-        if told.get("signature") is not None:
-            armored = _text(told, "signature", grantrecords.MAX_SIGNATURE_BYTES) or ""
-            try:
-                signed = self.approvers.check(request.raw, armored, self._now(), self._org())
-                self._check_signed(row, signed)
-            except RecuseError as error:
-                self._tell("approval-refused", request, fault=error.message, by=caller.name)
-                raise
-            approval = Approval(
-                request.id, request.digest, signed.principal, "signature", signed.key,
-                signed.key_type, armored, caller.uid,
-            )  # fmt: skip
-        else:
-            principal = self._local_principal(row, caller)
-            try:
-                await self._check_password(caller, _text(told, "password") or "")
-            except RecuseError as error:
-                self._tell("approval-refused", request, fault=error.message, by=caller.name)
-                raise
-            approval = Approval(request.id, request.digest, principal, "pam", uid=caller.uid)
-        async with self._granting:
-            self._pending(row.id)  # still: others approve at the same time
-            self._check_new(row, approval)
-            await self._book.enter(grantrecords.approval_entry, approval)
-            self._tell("approval", request, by=approval.principal, method=approval.method)
+        try:
+            approval = await self._read_approval(row, caller, told)
+            async with self._granting:
+                self._pending(row.id)  # still: others approve at the same time
+                self._check_new(row, approval)
+                await self._book.enter(grantrecords.approval_entry, approval)
+        except RecuseError as error:
+            self._tell("approval-refused", row.request, fault=error.message, by=caller.name)
+            raise
+        self._tell("approval", row.request, by=approval.principal, method=approval.method)
         await self._grant_if_complete(row)
         return self._answer(row)
+
+    async def _read_approval(
+        self, row: GrantRow, caller: Caller, told: Mapping[str, Any]
+    ) -> Approval:
+        """Check what somebody brings as an approval. Raises: RecuseError"""
+        request = row.request
+        if told.get("signature") is None:
+            principal = self._local_principal(row, caller)
+            await self._check_password(caller, _text(told, "password") or "")
+            return Approval(request.id, request.digest, principal, "pam", uid=caller.uid)
+        armored = _text(told, "signature", grantrecords.MAX_SIGNATURE_BYTES) or ""
+        signed = self.approvers.check(request.raw, armored, self._now(), self._org())
+        self._check_signed(row, signed)
+        return Approval(
+            request.id, request.digest, signed.principal, "signature", signed.key,
+            signed.key_type, armored, caller.uid,
+        )  # fmt: skip
 
     def _org(self) -> str:
         return self._agent.config.host.org

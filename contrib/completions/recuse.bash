@@ -4,6 +4,10 @@ _recuse_ids() {
     recuse sessions --json 2>/dev/null | sed -n 's/^ *"session": "\([sl]-[a-z2-7]*\)",\{0,1\}$/\1/p'
 }
 
+_recuse_grants() {
+    recuse grants --all --json 2>/dev/null | sed -n 's/^ *"grant": "\(g-[a-z2-7]*\)",\{0,1\}$/\1/p'
+}
+
 _recuse() {
     local cur prev words cword command='' i
     _init_completion -s 2>/dev/null || {
@@ -16,7 +20,7 @@ _recuse() {
             -*) ;;
             *)
                 command=${words[i]}
-                [[ $command == @(policy|notify) && $((i + 1)) -lt $cword ]] && command+=-${words[i + 1]}
+                [[ $command == @(policy|notify|grant) && $((i + 1)) -lt $cword ]] && command+=-${words[i + 1]}
                 break
                 ;;
         esac
@@ -25,7 +29,7 @@ _recuse() {
     local options=''
     case $prev in
         --dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
-        -o | --output | --key | --host-key | --collector-key | --ca | --html | --pseudonym-key | --policy)
+        -o | --output | --key | --host-key | --collector-key | --ca | --html | --pseudonym-key | --policy | --signature)
             COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --user) COMPREPLY=($(compgen -u -- "$cur")); return ;;
         --group) COMPREPLY=($(compgen -g -- "$cur")); return ;;
@@ -33,6 +37,7 @@ _recuse() {
         --outcome)
             COMPREPLY=($(compgen -W 'recorded partial exempt refused failed lost live' -- "$cur"))
             return ;;
+        --level) COMPREPLY=($(compgen -W 'metadata commands output' -- "$cur")); return ;;
         --outer) COMPREPLY=($(compgen -W 'record exempt' -- "$cur")); return ;;
         --tty) COMPREPLY=($(compgen -W 'yes no' -- "$cur")); return ;;
         --format) COMPREPLY=($(compgen -W 'cast cast3 text json' -- "$cur")); return ;;
@@ -45,12 +50,14 @@ _recuse() {
         --since | --until | --at) COMPREPLY=($(compgen -W 'now today yesterday' -- "$cur")); return ;;
         -s | --speed | -k | --smallest-group | --settle | -i | --idle-limit | --start | --seek | --min-size | --url | --token | \
             --service | --uid | --source | --claimed-source | --ruser | --command | --host | \
-            --host-tag | --tag | --claimed-tag | --answer | --days | --percent)
+            --host-tag | --tag | --claimed-tag | --answer | --days | --percent | --reason | --why | --ticket | --for | --begin | \
+            --uses | --max | --from | --words)
             return ;;
     esac
     case $command in
         '')
-            options='status sync sessions show play export verify notify policy tags report doctor enable disable
+            options='status sync sessions show play export verify notify policy tags report request requests grants approve review
+                reject revoke break-glass grant doctor enable disable
                 enroll --debug --version --help' ;;
         status | sync | tags) options='--json' ;;
         report)
@@ -63,6 +70,18 @@ _recuse() {
         export) options='--format --output --merge-stderr --plain --dir' ;;
         verify)
             options='--mine --key --host-key --collector-key --blobs --min-size --dir --json' ;;
+        request)
+            options='--reason --why --ticket --for --begin --uses --level --max --supervised --host
+                --from --user --json' ;;
+        requests) options='--json' ;;
+        grants) options='--all --debts --json' ;;
+        approve) options='--key --signature --password --yes --json' ;;
+        review) options='--key --signature --words --yes --json' ;;
+        reject | revoke) options='--why --json' ;;
+        break-glass) options='--why --ticket --json' ;;
+        grant) options='export import' ;;
+        grant-export) options='--request' ;;
+        grant-import) options='--json' ;;
         notify) options='check status test' ;;
         notify-check | notify-status) options='--json' ;;
         policy) options='check explain replay lint test' ;;
@@ -85,7 +104,10 @@ _recuse() {
                 [[ $command == play || $command == export ]] &&
                     COMPREPLY+=($(compgen -f -X '!*.cast' -- "$cur"))
                 return ;;
-            policy-check | policy-lint | policy-test) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+            approve | review | reject | revoke | grant-export)
+                COMPREPLY=($(compgen -W "$(_recuse_grants)" -- "$cur"))
+                return ;;
+            policy-check | policy-lint | policy-test | grant-import) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         esac
     fi
     COMPREPLY=($(compgen -W "$options" -- "$cur"))

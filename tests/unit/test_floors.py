@@ -26,7 +26,6 @@ FLOORS: Dict[int, Set[str]] = {
         "ruleindex",
         "reasons",
         "when",
-        "patterns",
         "policy",
         "tomlfile",
         "matchertoml",
@@ -87,7 +86,9 @@ PARTS = {
         "wording",
     },
     "notify": {"channel"},
-    "cli": {"console", "cli_notify", "cli_own", "cli_policy", "cli_whatif", "cli_report"},
+    "cli": {
+        "console", "cli_grant", "cli_notify", "cli_own", "cli_policy", "cli_whatif", "cli_report",
+    },
 }
 PURE_BANNED_IMPORTS = {
     "asyncio",

@@ -1,0 +1,313 @@
+"""Exemptions that somebody asks for and others approve, on a booted host."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+from accounts import RULES, event, rows, verify, watching
+from host import Host
+
+NAMESPACE = "recuse-grant@local"
+PASSWORD = "open sesame"
+REASONS = """
+[reasons.maintenance]
+text.en = "maintenance of a database"
+needs_ticket = "CHG-[0-9]+"
+[reasons.private]
+text.en = "private data on the screen"
+"""
+APPROVAL = """
+[approvers]
+leads = ["frank@example.org", "heidi@example.org", "alice@example.org"]
+
+[[allow]]
+name = "dba"
+users = ["alice", "bob"]
+reasons = ["maintenance"]
+levels = ["metadata", "commands"]
+longest = "4h"
+uses = 5
+approvers = 2
+from = ["leads"]
+
+[[allow]]
+name = "private"
+users = ["bob"]
+reasons = ["private"]
+longest = "1h"
+approvers = 1
+from = ["leads"]
+local = true
+
+[break_glass]
+users = ["carol"]
+longest = "1h"
+review_within = "1h"
+reviewers = ["leads"]
+"""
+APPROVERS = ("frank", "heidi")
+
+
+@pytest.fixture(scope="module")
+def office(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """The host, with two approvers who have keys of their own in their homes."""
+    allowed = []
+    for name in (*APPROVERS, "alice"):
+        host.run(
+            f"id {name} >/dev/null 2>&1 || useradd --create-home --shell /bin/bash {name};"
+            f"install -d -m 700 -o {name} -g {name} /home/{name}/.ssh", check=True,
+        )  # fmt: skip
+        host.run(
+            "setpriv", f"--reuid={name}", f"--regid={name}", "--init-groups", "ssh-keygen",
+            "-q", "-t", "ed25519", "-N", "", "-f", f"/home/{name}/.ssh/id_ed25519", check=True,
+        )  # fmt: skip
+        public = host.read(f"/home/{name}/.ssh/id_ed25519.pub").split()
+        allowed.append(f'{name}@example.org namespaces="{NAMESPACE}" {public[0]} {public[1]}\n')
+    host.write("/etc/recuse/approvers", "".join(allowed))
+    rules = RULES.replace("handles patient data", "private")
+    host.write("/etc/recuse/policy.d/10-test.toml", REASONS + rules)
+    host.write("/etc/recuse/approval.d/10-test.toml", APPROVAL)
+    host.run("chpasswd", input=f"frank:{PASSWORD}\n", check=True)
+    host.run("recuse", "policy", "check", check=True)
+    host.run("systemctl", "reload", "recuse-agent.service", check=True)
+    yield host
+
+
+def by(host: Host, user: str, *command: str, input: str = "") -> "subprocess.CompletedProcess[str]":
+    """Run a command as a user who is logged in nowhere."""
+    home = ["env", f"HOME=/home/{user}", f"USER={user}", f"LOGNAME={user}"]
+    who = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"]
+    return host.run(*who, *home, *command, input=input)
+
+
+def ask(host: Host, user: str, *more: str) -> Dict[str, Any]:
+    """Ask for an exemption as a user would, in a session of theirs."""
+    words = ["recuse", "request", "--json", "--for", "1h", "--why", "'index rebuild'", *more]
+    if "--reason" not in more:
+        words += ["--reason", "maintenance", "--ticket", "CHG-7"]
+    ran = host.ssh(user, " ".join(words))
+    assert ran.returncode == 0, ran.stderr
+    told: Dict[str, Any] = json.loads(ran.stdout)
+    return told
+
+
+def approve(host: Host, user: str, grant: Dict[str, Any]) -> Dict[str, Any]:
+    ran = by(host, user, "recuse", "approve", grant["grant"], "--yes", "--json")
+    assert ran.returncode == 0, ran.stderr
+    told: Dict[str, Any] = json.loads(ran.stdout)
+    return told
+
+
+def granted(host: Host, user: str, *more: str) -> Dict[str, Any]:
+    asked = ask(host, user, *more)
+    assert approve(host, "frank", asked)["state"] == "pending"
+    told = approve(host, "heidi", asked)
+    assert told["state"] == "granted"
+    return told
+
+
+def entries(host: Host, kind: str) -> List[Dict[str, Any]]:
+    """Read the entries of a kind out of the bundles of the ledger itself."""
+    found = []
+    for file in sorted(host.path("/var/lib/recuse/ledger/tile/entries").glob("**/*")):
+        data = file.read_bytes() if file.is_file() else b""
+        at = 0
+        while at < len(data):
+            size = int.from_bytes(data[at : at + 2], "big")
+            entry = json.loads(data[at + 2 : at + 2 + size])
+            if entry["metadata"]["event_code"] == kind:
+                found.append(entry)
+            at += 2 + size
+    return found
+
+
+def test_two_sign_one_login_is_exempt_and_the_next_is_not(office: Host, tmp_path: Path) -> None:
+    asked = ask(office, "alice")
+    listed = by(office, "frank", "recuse", "requests").stdout
+    assert asked["grant"] in listed and "0 of 2" in listed
+    shown = by(office, "frank", "recuse", "approve", asked["grant"])
+    assert "1 sessions of alice" in shown.stdout and "index rebuild" in shown.stdout
+    assert shown.returncode == 2 and "no terminal to ask on" in shown.stderr
+    assert approve(office, "frank", asked)["missing"] == 1
+    # The other one signs by hand, elsewhere.
+    office.run("recuse", "grant", "export", "--request", asked["grant"], "/root/req", check=True)
+    assert office.read("/root/req") == asked["request"]
+    shutil.copyfile(office.path("/home/heidi/.ssh/id_ed25519"), tmp_path / "key")
+    (tmp_path / "key").chmod(0o600)
+    (tmp_path / "req").write_text(asked["request"])
+    subprocess.run(
+        ["ssh-keygen", "-Y", "sign", "-f", tmp_path / "key", "-n", NAMESPACE, tmp_path / "req"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    office.write("/tmp/req.sig", (tmp_path / "req.sig").read_text())
+    ran = office.run("recuse", "approve", asked["grant"], "--signature", "/tmp/req.sig")
+    assert ran.returncode == 0 and "granted" in ran.stdout, ran.stderr
+
+    with watching(office) as seen:
+        assert office.ssh("alice", "echo done").stdout == b"done\n"
+    assert (seen.session["outcome"], seen.session["grant"]) == ("exempt", asked["grant"])
+    assert office.wait_journal(event("grant-used"), RECUSE_GRANT=asked["grant"])
+    with watching(office) as seen:
+        office.ssh("alice", "echo again")
+    assert seen.session["outcome"] == "recorded"
+    verify(office)
+
+    # On another machine, with the file of approvers alone.
+    stub = [one for one in entries(office, "exempt") if one["unmapped"]["recuse"]["grant"]][-1]
+    use = stub["unmapped"]["recuse"]["grant_use"]
+    by_uid = {
+        one["metadata"]["uid"]: one["unmapped"]["recuse"]
+        for kind in ("request", "approval")
+        for one in entries(office, kind)
+    }
+    signers = tmp_path / "approvers"
+    signers.write_text(office.read("/etc/recuse/approvers"))
+    assert len(use["approval_entries"]) == 2
+    for uid in use["approval_entries"]:
+        (tmp_path / "sig").write_text(by_uid[uid]["signature"])
+        subprocess.run(
+            ["ssh-keygen", "-Y", "verify", "-f", signers, "-I", by_uid[uid]["principal"],
+             "-n", NAMESPACE, "-s", tmp_path / "sig"],
+            input=by_uid[use["request_entry"]]["request"].encode(), check=True, capture_output=True,
+        )  # fmt: skip
+
+
+REFUSED = [
+    pytest.param(["--reason", "boredom"], "is no reason here", id="reason"),
+    pytest.param(["--reason", "maintenance"], "needs a ticket", id="ticket"),
+    pytest.param(["--for", "9h"], "9h is longer than 4h", id="longest"),
+    pytest.param(["--user", "dave"], "no exemption can be asked for dave", id="for-others"),
+    pytest.param(["--host", "elsewhere"], "it is for host elsewhere", id="host"),
+]
+
+
+@pytest.mark.parametrize(("more", "words"), REFUSED)
+def test_who_may_not_ask_reads_why(office: Host, more: List[str], words: str) -> None:
+    line = ["recuse", "request", "--for", "1h", "--why", "'some work'", *more]
+    if "--reason" not in more:
+        line += ["--reason", "maintenance", "--ticket", "CHG-7"]
+    ran = office.ssh("alice", " ".join(line))
+    assert ran.returncode == 16
+    assert words in ran.stderr.decode()
+
+
+def test_approvals_that_do_not_count(office: Host) -> None:
+    asked = ask(office, "alice")
+    own = by(office, "alice", "recuse", "approve", asked["grant"], "--yes")
+    assert own.returncode == 16 and "nobody approves their own" in own.stderr
+    approve(office, "frank", asked)
+    twice = by(office, "frank", "recuse", "approve", asked["grant"], "--yes")
+    assert twice.returncode == 16 and "has approved already" in twice.stderr
+    office.write("/tmp/git", asked["request"])
+    key = "/home/heidi/.ssh/id_ed25519"
+    office.run(f"ssh-keygen -Y sign -q -f {key} -n git /tmp/git", check=True)
+    git = office.run("recuse", "approve", asked["grant"], "--signature", "/tmp/git.sig")
+    assert git.returncode == 14 and "namespace" in git.stderr
+    office.write("/tmp/req2", asked["request"].replace('"uses": 1', '"uses": 5'))
+    office.run(f"ssh-keygen -Y sign -q -f {key} -n {NAMESPACE} /tmp/req2", check=True)
+    altered = office.run("recuse", "approve", asked["grant"], "--signature", "/tmp/req2.sig")
+    assert altered.returncode == 14 and "signature" in altered.stderr
+    office.wait_journal(event("approval-refused"), RECUSE_GRANT=asked["grant"], count=4)
+    ran = by(office, "alice", "recuse", "reject", asked["grant"], "--why", "a mistake")
+    assert ran.returncode == 0 and "rejected" in ran.stdout
+
+
+def test_ten_logins_at_once_share_three_uses(office: Host) -> None:
+    grant = granted(office, "bob", "--uses", "3")
+    with watching(office, sessions=10, logins=10) as seen:
+        running = [
+            subprocess.Popen(office.ssh_command("bob", "true"), stdin=subprocess.DEVNULL)
+            for _ in range(10)
+        ]
+        assert [one.wait(60) for one in running] == [0] * 10
+    outcomes = sorted(row["outcome"] for row in seen.sessions)
+    assert outcomes == ["exempt"] * 3 + ["recorded"] * 7
+    told = office.json("recuse", "show", grant["grant"], "--json")
+    assert isinstance(told, dict)
+    assert (told["state"], told["left"], len(told["sessions"])) == ("used", 0, 3)
+
+
+def test_revoking_ends_the_session_within_a_second(office: Host) -> None:
+    grant = granted(office, "alice")
+    with watching(office) as seen, office.login("alice") as terminal:
+        terminal.run("trap '' HUP; setsid sleep 4444 & sleep 5555 & echo started")
+        began = time.monotonic()
+        ran = by(office, "heidi", "recuse", "revoke", grant["grant"], "--why", "enough")
+        assert ran.returncode == 0 and "is no longer exempt" in ran.stdout, ran.stderr
+        terminal.wait(5)
+        assert time.monotonic() - began < 3  # with what starting the command itself takes
+    assert seen.session["outcome"] == "exempt" and "grant-revoked" in seen.session["flags"]
+    assert office.run("pgrep", "-f", "sleep 4444|sleep 5555").returncode == 1
+    ended = office.wait_journal(event("exemption-ended"), RECUSE_GRANT=grant["grant"])[0]
+    closed = office.wait_journal(event("closed"), RECUSE_SESSION=seen.session["session"])[0]
+    apart = int(closed["__REALTIME_TIMESTAMP"]) - int(ended["__REALTIME_TIMESTAMP"])
+    assert apart < 1_000_000
+
+
+def test_a_password_approves_where_it_may(office: Host) -> None:
+    asked = ask(office, "bob", "--reason", "private")
+    request = {"verb": "approve", "grant": asked["grant"], "password": "wrong"}
+    script = (
+        "import json,sys; from recuse.control import ask\n"
+        "from recuse.errors import RecuseError\n"
+        "try: print(json.dumps(ask(json.load(sys.stdin), timeout_seconds=30)))\n"
+        "except RecuseError as e: print(e.message)"
+    )
+    wrong = by(office, "frank", "python3", "-c", script, input=json.dumps(request))
+    assert "is not the password of frank" in wrong.stdout, wrong.stdout + wrong.stderr
+    request["password"] = PASSWORD
+    right = by(office, "frank", "python3", "-c", script, input=json.dumps(request))
+    assert json.loads(right.stdout)["grant"]["method"] == "pam", right.stdout
+    assert PASSWORD not in json.dumps(entries(office, "approval"))
+    with watching(office) as seen:
+        office.ssh("bob", "true")
+    assert seen.session["outcome"] == "exempt"
+
+
+def test_broken_glass_has_to_be_reviewed(office: Host) -> None:
+    ran = office.ssh("carol", "recuse break-glass --why 'it burns'")
+    assert ran.returncode == 0 and b"has to review it" in ran.stdout, ran.stderr
+    with watching(office) as seen:
+        office.ssh("carol", "true")
+    assert seen.session["outcome"] == "exempt"
+    grant = seen.session["grant"]
+    assert "it burns" in by(office, "frank", "recuse", "grants", "--debts").stdout
+    own = office.ssh("alice", "recuse break-glass --why 'me too'")
+    assert own.returncode == 16 and b"may not break the glass" in own.stderr
+    reviewed = by(office, "frank", "recuse", "review", grant, "--yes", "--words", "it did burn")
+    assert reviewed.returncode == 0, reviewed.stderr
+    assert "reviewed by frank@example.org" in reviewed.stdout
+    assert office.wait_journal(event("review"), RECUSE_GRANT=grant)
+
+
+def test_an_agent_that_restarts_forgets_nothing(office: Host) -> None:
+    granted(office, "bob", "--uses", "2")
+    with watching(office) as seen:
+        office.ssh("bob", "true")
+    assert seen.session["outcome"] == "exempt"
+    office.run("kill -9 $(systemctl show -P MainPID recuse-agent.service)", check=True)
+    with watching(office, sessions=2, logins=2) as seen:
+        office.ssh("bob", "true")
+        office.ssh("bob", "true")
+    assert sorted(row["outcome"] for row in seen.sessions) == ["exempt", "recorded"]
+    assert rows(office)
+    verify(office)
+
+
+def test_a_grant_is_carried_by_file(office: Host) -> None:
+    grant = granted(office, "alice")
+    office.run("recuse", "grant", "export", grant["grant"], "/root/grant.json", check=True)
+    again = office.run("recuse", "grant", "import", "/root/grant.json")
+    assert again.returncode == 16 and "is here already" in again.stderr
+    altered = office.read("/root/grant.json").replace(grant["grant"], "g-" + "a" * 16)
+    office.write("/root/altered.json", altered)
+    forged = office.run("recuse", "grant", "import", "/root/altered.json")
+    assert forged.returncode == 14, forged.stderr
+    assert office.run("recuse", "grant", "import", "/etc/passwd").returncode == 16
