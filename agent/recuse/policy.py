@@ -305,6 +305,9 @@ def decide(
         elif rule.effect == "record" and rule.matches(subject):
             also.append(rule)
     first = matched[0] if matched else None
+    for rule in matched:
+        if rule.refuses(subject):  # also who has a grant: at login nobody knows of it
+            return _unanswered(rule, matched, facts, policy, tags, answers)
     if first is None or STRENGTH[first.effect] > STRENGTH["require-record"]:
         in_force = [grant for grant in grants if grant.not_before <= now < grant.expires]
         if in_force:
@@ -315,9 +318,6 @@ def decide(
             "record", None, "record", None, None, None, None, policy.digest, (), facts,
             level=level, tags=tags, answers=answers,
         )  # fmt: skip
-    for rule in matched:
-        if rule.refuses(subject):
-            return _unanswered(rule, matched, facts, policy, tags, answers)
     verdict = _VERDICTS[first.effect]
     terms = _sum_up([rule.terms for rule in (*matched, *also)])
     usual = {"exempt": "metadata", "record": level, "refuse": None}[verdict]
@@ -401,9 +401,7 @@ def _granted(
     )
 
 
-def questions(
-    facts: Facts, policy: Policy, now: datetime, grants: Sequence[Grant] = ()
-) -> Tuple[Ask, ...]:
+def questions(facts: Facts, policy: Policy, now: datetime) -> Tuple[Ask, ...]:
     """Give what has to be asked before decide() can know all that it could look at.
 
     That is what rules ask that match but for that, unless a stronger one matches anyway.
@@ -411,11 +409,10 @@ def questions(
     if not policy.asks:
         return ()
     subject = policy.subject(facts, now)
-    granted = any(grant.not_before <= now < grant.expires for grant in grants)
     needed: Dict[str, Ask] = {}
     settled: Optional[str] = None  # effect of the strongest rule that matches anyway
     for rule in policy.candidates(subject):
-        if not _can_count(rule.effect, settled, granted):
+        if not _can_count(rule.effect, settled):
             continue
         if rule.asked is not None:
             if rule.hangs_on_answer(subject):
@@ -425,12 +422,12 @@ def questions(
     return tuple(needed.values())
 
 
-def _can_count(effect: str, settled: Optional[str], granted: bool) -> bool:
+def _can_count(effect: str, settled: Optional[str]) -> bool:
     """Say whether a rule of that effect can have a part in the decision."""
-    if settled is None:
-        return not granted or STRENGTH[effect] <= STRENGTH["require-record"]
+    if settled is None or effect == settled:
+        return True
     # Record rules under one that requires it have a say in what is kept.
-    return effect == settled or (settled == "require-record" and effect == "record")
+    return settled == "require-record" and effect == "record"
 
 
 def unsettled(

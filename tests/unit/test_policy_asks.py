@@ -88,6 +88,8 @@ def test_refusal_stands_at_the_strength_of_its_rule() -> None:
     assert verdict(text + rule("a", "exempt", 'hosts = ["*"]\n'), {"x": FAILED}) == "refuse"
     grant = Grant("g", "why", "who", NOW, NOW + timedelta(hours=1))
     decision = decide(DAVE, policy(text), NOW, [grant], {"x": FAILED})
+    assert (decision.verdict, decision.grant) == ("refuse", None)
+    decision = decide(DAVE, policy(text), NOW, [grant], {"x": NO})
     assert (decision.verdict, decision.grant) == ("exempt", "g")
 
 
@@ -102,8 +104,8 @@ def test_refused_for_want_of_an_answer_says_so() -> None:
 # -- what is asked -----------------------------------------------------------------------
 
 
-def asked(text: str, facts: Facts = DAVE, grants: Any = ()) -> List[str]:
-    return sorted(one.name for one in questions(facts, policy(text), NOW, grants))
+def asked(text: str, facts: Facts = DAVE) -> List[str]:
+    return sorted(one.name for one in questions(facts, policy(text), NOW))
 
 
 ASKS = ask("a") + ask("b") + ask("c")
@@ -134,13 +136,6 @@ def test_record_rules_under_one_that_requires_it_ask_for_their_level() -> None:
     assert asked(text) == ["c"]
     decided = [decide(DAVE, policy(text), NOW, answers={"c": one}).level for one in (YES, NO)]
     assert decided == ["full", "output"]
-
-
-def test_grant_makes_weaker_rules_not_ask() -> None:
-    text = ASKS + rule("r1", "exempt", asks="a") + rule("r2", "require-record", asks="b")
-    grant = Grant("g", "why", "who", NOW, NOW + timedelta(hours=1))
-    assert asked(text, grants=[grant]) == ["b"]
-    assert asked(text, grants=[dataclasses.replace(grant, expires=NOW)]) == ["a", "b"]
 
 
 def test_expired_rules_do_not_ask() -> None:
