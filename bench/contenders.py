@@ -27,6 +27,8 @@ from recuse import wire
 
 HOST_SOCKET = "/run/recuse/host.sock"
 SHELL = "/usr/lib/recuse/recuse-shell"
+# A user whose shell is the dash that all others run too: what is compared are the recorders.
+RECORDED = "frank"
 PLACE = Path("/var/bench")
 SUDO_LOGS = PLACE / "sudo-io"
 SERVER_LOGS = PLACE / "sudo-server"
@@ -71,14 +73,14 @@ def contenders() -> dict[str, Contender]:
     log = str(PLACE / "log")
     recuse = ("recuse-agent", "recuse-ship")
     found = (
-        Contender("bare", "alice", lambda c: ("/bin/sh", "-c", c), needs_terminal=False),
-        Contender("floor", "alice", lambda c: (str(PLACE / "floor"), log, c), plain, (log,)),
+        Contender("bare", RECORDED, lambda c: ("/bin/sh", "-c", c), needs_terminal=False),
+        Contender("floor", RECORDED, lambda c: (str(PLACE / "floor"), log, c), plain, (log,)),
         Contender(
-            "recuse", "alice", lambda c: (SHELL, "-c", c), recuse_kept, (),
+            "recuse", RECORDED, lambda c: (SHELL, "-c", c), recuse_kept, (),
             needs_terminal=False, services=recuse,
         ),
         Contender(
-            "recuse-login", "alice", lambda c: (SHELL, "-c", c), login=True, needs_terminal=False,
+            "recuse-login", RECORDED, lambda c: (SHELL, "-c", c), login=True, needs_terminal=False,
             services=recuse,
         ),
         Contender("exempt", "dave", lambda c: (SHELL, "-c", c), needs_terminal=False),
@@ -86,7 +88,7 @@ def contenders() -> dict[str, Contender]:
             "exempt-login", "dave", lambda c: (SHELL, "-c", c), login=True, needs_terminal=False
         ),
         Contender(
-            "tlog", "alice", lambda c: ("/usr/bin/tlog-rec-session", "-c", c), tlog_kept,
+            "tlog", RECORDED, lambda c: ("/usr/bin/tlog-rec-session", "-c", c), tlog_kept,
             (str(PLACE / "tlog"),), needs_terminal=False,
         ),
         Contender(
@@ -99,14 +101,14 @@ def contenders() -> dict[str, Contender]:
             services=("sudo_logsrvd",),
         ),
         Contender(
-            "script", "alice", lambda c: ("/usr/bin/script", "-q", "-e", "-c", c, log),
+            "script", RECORDED, lambda c: ("/usr/bin/script", "-q", "-e", "-c", c, log),
             script_kept, (log,),
         ),
         Contender(
-            "ttyrec", "alice", lambda c: ("/usr/bin/ttyrec", "-e", c, log), ttyrec_kept, (log,)
+            "ttyrec", RECORDED, lambda c: ("/usr/bin/ttyrec", "-e", c, log), ttyrec_kept, (log,)
         ),
         Contender(
-            "asciinema", "alice",
+            "asciinema", RECORDED,
             lambda c: ("/usr/bin/asciinema", "rec", "-q", "--overwrite", "-c", c, log),
             asciinema_kept, (log,),
         ),
@@ -168,9 +170,9 @@ def sudo_kept(place: Path) -> bytes:
 
 
 def newest_session() -> str:
-    """Give the id of the newest session of alice."""
+    """Give the id of the newest recorded session."""
     out = subprocess.run(
-        ["recuse", "sessions", "--user", "alice", "--json"], check=True, capture_output=True
+        ["recuse", "sessions", "--user", RECORDED, "--json"], check=True, capture_output=True
     ).stdout
     rows: list[dict[str, object]] = json.loads(out)["sessions"]
     return str(max(rows, key=lambda row: int(str(row["seq"])))["session"])
@@ -200,7 +202,7 @@ def set_up() -> None:
     Path("/etc/sudo_logsrvd.conf").write_text(LOGSRVD)
     subprocess.run(["sudo_logsrvd"], check=True)
     # The login that the sessions without one of their own belong to.
-    answer = wire.decode(log_in(login_packet("alice")))
+    answer = wire.decode(log_in(login_packet(RECORDED)))
     if not isinstance(answer, wire.Answer) or answer.verdict != wire.Verdict.ALLOW:
         raise SystemExit(f"the login was answered with {answer!r}")
 
