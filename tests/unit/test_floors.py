@@ -33,6 +33,8 @@ FLOORS: Dict[int, Set[str]] = {
         "approval",
         "approvaltoml",
         "grantrecords",
+        "grant",
+        "grantaudit",
         "cast",
         "httpsig",
         "sshsig",

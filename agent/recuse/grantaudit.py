@@ -1,0 +1,254 @@
+"""Whether the exemptions of a ledger are covered by the grants that it names.
+
+Pure. Entries come in order; of each, what is wrong with it by what was entered before. Nothing of
+what the host concluded is taken over: requests are read anew, signatures checked, uses counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Dict, List, Optional, Set, Tuple
+
+from recuse.approval import LEVELS, Asked
+from recuse.errors import CryptoError, LedgerError
+from recuse.grant import GrantFault, Terms, Wanted, check_grant, is_from, namespace_of, read_request
+from recuse.grantrecords import KINDS, GrantRow, GrantState
+from recuse.records import Entry, parse_time
+from recuse.sshsig import AllowedSigners, RevokedKeys
+
+LEEWAY_NS = 60 * 10**9
+"""How much longer than granted a session may last until it is ended."""
+
+
+@dataclass(frozen=True)
+class _Session:
+    """A session that a grant exempts."""
+
+    grant: str
+    started_ns: int
+
+
+class GrantAudit:
+    """Grants as the entries so far tell them, and what is wrong with their use."""
+
+    def __init__(
+        self, signers: Optional[AllowedSigners] = None, revoked: Optional[RevokedKeys] = None
+    ) -> None:
+        self._signers = signers
+        self._revoked = revoked
+        self._state = GrantState()
+        self._sessions: Dict[str, _Session] = {}
+        self._revoked_ns: Dict[str, int] = {}
+        self.checked = 0  # uses
+        self.unchecked: Set[str] = set()
+        """Grants that rest on signatures, which could not be checked without signers."""
+        self.unsigned: Dict[str, str] = {}
+        """Grants of whose approval there is just the host's word, and how they came about."""
+
+    def read(self, entry: Entry) -> List[GrantFault]:
+        """Take in the next entry; say what is wrong with it."""
+        found: List[GrantFault] = []
+        if entry.kind in ("exempt", "open"):
+            found = self._read_use(entry)
+        elif entry.kind == "close":
+            found = self._read_close(entry)
+        self._state.apply(entry)
+        if entry.kind in KINDS and "carried" not in entry.ours:
+            found = self._read_step(entry)
+        return found
+
+    # Steps towards a grant
+
+    def _read_step(self, entry: Entry) -> List[GrantFault]:
+        grant, uid = entry.get("grant") or "", f"{entry.origin}:{entry.index}"
+        row, kind = self._state.rows.get(grant), entry.kind
+        if kind in ("debt", "review"):
+            known = grant in self._state.debts
+            return [] if known else [GrantFault("grant-entry", f"{kind} of nothing that is known")]
+        if row is None:
+            return [GrantFault("grant-entry", f"{kind} of no request that can be read")]
+        if kind == "request":
+            return self._read_request(entry, row)
+        if kind == "approval" and uid not in row.approval_entries:
+            return [GrantFault("grant-entry", "approval of another request, or of none")]
+        if kind == "grant" and row.grant_entry != uid:
+            return [GrantFault("grant-entry", "grant of another request, or granted before")]
+        if kind in ("revocation", "rejection"):
+            self._revoked_ns.setdefault(grant, entry.time_ns)
+        return []
+
+    def _read_request(self, entry: Entry, row: GrantRow) -> List[GrantFault]:
+        if row.seq != entry.index:
+            return [GrantFault("grant-entry", "there was a request of that id before")]
+        fault = _compare(row, entry.origin)
+        return [] if fault is None else [GrantFault("grant-request", fault)]
+
+    # Uses
+
+    def _read_use(self, entry: Entry) -> List[GrantFault]:
+        grant, session = entry.get("grant"), entry.get("session") or ""
+        use = entry.ours.get("grant_use")
+        if grant is None and use is None:
+            return []
+        before = self._sessions.get(session)
+        if before is not None and before.grant == grant:
+            return []  # entered anew, in a later epoch
+        if not isinstance(use, dict) or grant is None:
+            return [GrantFault("grant-uses", "the use of a grant, and it is not counted")]
+        try:
+            started_ns = parse_time(entry.get("started") or "")
+        except LedgerError:
+            return [GrantFault("grant-window", "it is not known when it began")]
+        self._sessions[session] = _Session(grant, started_ns)
+        self.checked += 1
+        row = self._state.rows.get(grant)
+        if row is None:
+            return [GrantFault("grant-unknown", f"no entry has a request {grant!r:.60}")]
+        found = self._check_state(row, use, session)
+        found += self._check_fit(row, entry, started_ns)
+        found += self._check_approvals(row, entry.origin, started_ns)
+        return found
+
+    def _check_state(
+        self, row: GrantRow, use: Dict[str, object], session: str
+    ) -> List[GrantFault]:
+        found: List[GrantFault] = []
+
+        def fault(code: str, message: str) -> None:
+            found.append(GrantFault(code, message))
+
+        n, uses = use.get("n"), row.request.asked.uses
+        if type(n) is not int or n < 1:
+            fault("grant-uses", "it does not say which use of the grant it is")
+        elif n in row.uses and row.uses[n].session != session:
+            fault("grant-uses", f"use {n} of {row.id} was that of {row.uses[n].session} before")
+        elif n > uses or len(row.uses) >= uses:
+            fault("grant-uses", f"use {max(n, len(row.uses) + 1)} of a grant for {uses}")
+        for key, wanted in (
+            ("digest", row.request.digest),
+            ("request_entry", row.entry),
+            ("grant_entry", row.grant_entry),
+            ("approval_entries", row.approval_entries),
+        ):
+            if use.get(key) != wanted:
+                fault("grant-request", f"it names another {key} than the entries of {row.id}")
+        if row.granted_ns is None:
+            fault("grant-quorum", f"{row.id} had not been granted")
+        if row.revoked_by is not None or row.rejected_by is not None:
+            who = row.revoked_by or row.rejected_by
+            fault("grant-revoked", f"{row.id} had been ended by {who} before")
+        if row.void:
+            fault("grant-void", f"{row.id} was made before this ledger followed another")
+        return found
+
+    def _check_fit(self, row: GrantRow, entry: Entry, started_ns: int) -> List[GrantFault]:
+        found: List[GrantFault] = []
+
+        def fault(code: str, message: str) -> None:
+            found.append(GrantFault(code, message))
+
+        asked = row.request.asked
+        device = entry.data.get("device")
+        host = device.get("hostname") if isinstance(device, dict) else None
+        if not isinstance(host, str) or host.lower() != asked.host.lower():
+            fault("grant-host", f"on host {host!r:.60}, and {row.id} is for {asked.host}")
+        user, uid = entry.get("user"), entry.number("uid")
+        if (user, uid) != (asked.user, row.request.uid):
+            fault("grant-user", f"of {user} (uid {uid}), and {row.id} is for {asked.user}")
+        wanted = row.request.source
+        if wanted is not None and not is_from(entry.get("source"), wanted):
+            fault("grant-source", f"from {entry.get('source')}, and {row.id} is for {wanted}")
+        if not _ns(asked.not_before) <= started_ns < _ns(asked.expires):
+            fault("grant-window", f"at another time than {row.id} is for")
+        level = entry.get("level")
+        if _keeps(level) < _keeps(asked.level):
+            fault("grant-level", f"keeps {level}, and {row.id} asks for {asked.level}")
+        if asked.supervised and entry.ours.get("supervised") is not True:
+            fault("grant-level", f"not supervised, and {row.id} is only for supervised sessions")
+        return found
+
+    def _check_approvals(self, row: GrantRow, origin: str, at_ns: int) -> List[GrantFault]:
+        fault = _compare(row, origin)
+        if fault is not None:
+            return [GrantFault("grant-request", fault)]
+        if row.method == "break-glass":
+            self.unsigned[row.id] = "broken glass"
+            if row.id not in self._state.debts:
+                return [GrantFault("grant-debt", f"{row.id} broke the glass and owes no review")]
+            return []
+        if row.method == "automatic":
+            self.unsigned[row.id] = "approved automatically"
+            if row.request.approvers:
+                many = row.request.approvers
+                return [GrantFault("grant-quorum", f"automatic, and {many} approvers were needed")]
+            return []
+        signed = [one for one in row.approvals if one.method == "signature"]
+        local = any(one.method == "pam" for one in row.approvals)
+        if local:
+            self.unsigned[row.id] = "approved by password"
+        if self._signers is None and signed:
+            self.unchecked.add(row.id)
+            return []
+        at = datetime.fromtimestamp(at_ns // 10**9, timezone.utc)
+        terms = Terms(max(1, row.request.approvers), local=local)
+        checked = check_grant(
+            row.request, row.approvals, self._signers, terms, _namespace(origin), at, self._revoked
+        )
+        if checked.enough:
+            return []
+        return [GrantFault("grant-quorum", f"{row.id} has {checked.shortfall}")]
+
+    def _read_close(self, entry: Entry) -> List[GrantFault]:
+        known = self._sessions.get(entry.get("session") or "")
+        row = None if known is None else self._state.rows.get(known.grant)
+        if known is None or row is None or entry.get("outcome") != "exempt":
+            return []
+        try:
+            ended_ns = parse_time(entry.get("ended") or "")
+        except LedgerError:
+            return []
+        asked, ends = row.request.asked, []
+        if asked.max_seconds is not None:
+            ends.append((known.started_ns + asked.max_seconds * 10**9, "its longest"))
+        if row.request.end_sessions:
+            ends.append((_ns(asked.expires), "its end"))
+        if row.id in self._revoked_ns:
+            ends.append((self._revoked_ns[row.id], "its revocation"))
+        return [
+            GrantFault("grant-overrun", f"exempt {(ended_ns - end) // 10**9} s beyond {what}")
+            for end, what in ends
+            if ended_ns > end + LEEWAY_NS
+        ]
+
+
+def _compare(row: GrantRow, origin: str) -> Optional[str]:
+    """Say in what an entry differs from the request that stands in it; None if it does not."""
+    try:
+        wanted: Wanted = read_request(row.request.raw)
+    except CryptoError as error:
+        return f"the request of {row.id} is none: {error.message}"
+    if namespace_of(wanted.org) != _namespace(origin):
+        return f"{row.id} is for organisation {wanted.org!r:.60}"
+    entered: Tuple[str, Asked, int, Optional[str]] = (
+        row.id, row.request.asked, row.request.uid, row.request.source,
+    )  # fmt: skip
+    if entered != (wanted.id, wanted.asked, wanted.uid, wanted.source):
+        return f"the entry of {row.id} says something else than its request"
+    return None
+
+
+def _namespace(origin: str) -> str:
+    """Name what approvals count for on a host: its organisation begins the name of its ledger."""
+    return namespace_of(origin.partition("/recuse/host/")[0])
+
+
+def _keeps(level: Optional[str]) -> int:
+    """Order levels by how much they keep; more than can be asked for comes last."""
+    if level == "full":
+        return len(LEVELS)
+    return LEVELS.index(level) if level in LEVELS else -1
+
+
+def _ns(time: datetime) -> int:
+    return round(time.timestamp()) * 10**9
