@@ -10,16 +10,16 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Tuple, TypeVar
+from typing import Any, Callable, Dict, FrozenSet, Optional, Sequence, Tuple, TypeVar
 
-from . import sshsig
+from . import grant, sshsig
 from .approval import Asked
 from .config import Paths, read_trusted
-from .errors import GrantError, RecuseError
-from .grantrecords import MAX_REQUEST_BYTES, Request
-from .records import format_time, parse_time
+from .errors import CryptoError, GrantError, RecuseError
+from .grant import Wanted
+from .grantrecords import Approval, Request
 from .sshsig import AllowedSigners, RevokedKeys
 
 SERVICE = "recuse-approve"
@@ -41,7 +41,8 @@ class Signed:
     key: str  # fingerprint
     key_type: str
     verified: bool  # by PIN or finger
-    also: Tuple[str, ...] = ()  # other names that the same key goes by
+    also: Tuple[str, ...] = ()
+    """Other names that the key goes by: in its certificate, or without it."""
 
 
 class Approvers:
@@ -55,7 +56,7 @@ class Approvers:
 
     @staticmethod
     def namespace(org: str) -> str:
-        return f"recuse-grant@{org}"
+        return grant.namespace_of(org)
 
     @staticmethod
     def digest(raw: bytes) -> str:
@@ -94,6 +95,37 @@ class Approvers:
 
         Raises: RecuseError that says why the signature does not count
         """
+        signers, revoked = self._read_files(now)
+        namespace = self.namespace(org)
+        found = sshsig.verify(raw, armored.encode(), signers, namespace, now, revoked)
+        also = {*found.principals[1:], *signers.holders(found.key)} - {found.principals[0]}
+        return Signed(
+            found.principals[0], found.key.fingerprint, found.key.type,
+            bool(found.user_verified), tuple(sorted(also)),
+        )  # fmt: skip
+
+    def check_grant(
+        self,
+        request: Request,
+        approvals: Sequence[Approval],
+        terms: grant.Terms,
+        now: datetime,
+        org: str,
+        accounts_of: Callable[[str], FrozenSet[str]],
+    ) -> grant.Checked:
+        """Say how many people have approved a request, by the files as they are now.
+
+        Raises: Unusable
+        """
+        signers: Optional[AllowedSigners] = None
+        revoked: Optional[RevokedKeys] = None
+        if any(one.method == "signature" for one in approvals):
+            signers, revoked = self._read_files(now)
+        return grant.check_grant(
+            request, approvals, signers, terms, self.namespace(org), now, revoked, accounts_of
+        )
+
+    def _read_files(self, now: datetime) -> Tuple[AllowedSigners, Optional[RevokedKeys]]:
         signers = self._load(self._paths.approvers, AllowedSigners.parse)
         if signers is None:
             raise Unusable(
@@ -102,12 +134,7 @@ class Approvers:
             )
         revoked = self._load(self._paths.revoked_keys, RevokedKeys.parse)
         self._check_age(revoked, now)
-        namespace = self.namespace(org)
-        found = sshsig.verify(raw, armored.encode(), signers, namespace, now, revoked)
-        return Signed(
-            found.principals[0], found.key.fingerprint, found.key.type,
-            bool(found.user_verified), found.principals[1:],
-        )  # fmt: skip
+        return signers, revoked
 
     def _check_age(self, revoked: Optional[RevokedKeys], now: datetime) -> None:
         max_age = self._max_age()
@@ -142,57 +169,21 @@ class Approvers:
     ) -> Request:
         """Write down what somebody asks for, in the bytes that approvers sign.
 
-        Raises: GrantError if it is too long
+        Raises: CryptoError if it is too long
         """
-        fields = {
-            "recuse": "request/1",
-            "id": name,
-            "org": org,
-            "host": asked.host,
-            "user": asked.user,
-            "uid": uid,
-            "requester": asked.requester,
-            "level": asked.level,
-            "supervised": asked.supervised,
-            "source": source,
-            "issued": _written(issued),
-            "not_before": _written(asked.not_before),
-            "expires": _written(asked.expires),
-            "uses": asked.uses,
-            "max_seconds": asked.max_seconds,
-            "reason": asked.reason,
-            "ticket": asked.ticket,
-            "why": asked.why,
-        }
-        present = {key: value for key, value in fields.items() if value is not None}
-        raw = json.dumps(present, ensure_ascii=False, indent=1).encode() + b"\n"
-        if len(raw) > MAX_REQUEST_BYTES:
-            raise GrantError(f"a request of {len(raw)} bytes is too long", "say it in fewer words")
-        return Request(name, raw, asked, uid, -1, source)
+        wanted = Wanted(name, org, asked, uid, source, issued)
+        return Request(name, grant.write_request(wanted), asked, uid, -1, source)
 
     def read_request(self, raw: bytes, org: str) -> Tuple[Request, datetime]:
         """Read what make_request() wrote. Raises: GrantError"""
         try:
-            told = json.loads(raw.decode("utf-8"))
-            if told["recuse"] != "request/1":
-                raise ValueError
-            asked = Asked(
-                user=told["user"], requester=told["requester"], host=told["host"],
-                level=told["level"], not_before=_read(told["not_before"]),
-                expires=_read(told["expires"]), uses=told["uses"], reason=told["reason"],
-                ticket=told.get("ticket"), why=told["why"], max_seconds=told.get("max_seconds"),
-                supervised=told["supervised"],
-            )  # fmt: skip
-            issued, name, uid = _read(told["issued"]), told["id"], told["uid"]
-            source = told.get("source")
-        except (ValueError, KeyError, TypeError, RecursionError, RecuseError):
-            raise GrantError("that is no request of recuse") from None
-        if told.get("org") != org:
-            raise GrantError(f"it is for organisation {told.get('org')!r}, and this is {org}")
-        again = self.make_request(name, asked, uid, source, issued, org)
-        if again.raw != raw:
-            raise GrantError("that is no request of recuse: it is not written as one")
-        return again, issued
+            wanted = grant.read_request(raw)
+        except CryptoError as error:
+            raise GrantError(f"that is no request of recuse: {error.message}") from None
+        if wanted.org != org:
+            raise GrantError(f"it is for organisation {wanted.org!r}, and this is {org}")
+        request = Request(wanted.id, raw, wanted.asked, wanted.uid, -1, wanted.source)
+        return request, wanted.issued
 
     def make_statement(self, request: Request, org: str) -> bytes:
         """Write down what the reviewer of a debt signs."""
@@ -206,11 +197,3 @@ class Approvers:
             "why": request.asked.why,
         }
         return json.dumps(fields, ensure_ascii=False, indent=1).encode() + b"\n"
-
-
-def _written(time: datetime) -> str:
-    return format_time(round(time.timestamp()) * 10**9)[:19] + "Z"
-
-
-def _read(written: str) -> datetime:
-    return datetime.fromtimestamp(parse_time(written) // 10**9, timezone.utc)

@@ -42,7 +42,9 @@ from .checkpoint import (
     tree_root,
 )
 from .errors import CryptoError, LedgerError, RecuseError
+from .grantaudit import GrantAudit
 from .records import OUTCOMES, Entry, LoginRow, SessionRow, View, format_time, parse
+from .sshsig import AllowedSigners, RevokedKeys
 
 OVERDUE_PERIODS = 2.5
 """Heartbeat periods without any entry from which silence is worth a warning."""
@@ -96,6 +98,9 @@ class Trusted:
     collectors: Tuple[Verifier, ...] = ()
     min_size: int = 0
     """The ledger was at least that long when it was last seen."""
+    approvers: Optional[AllowedSigners] = None
+    """Whose signatures count for exemptions."""
+    revoked: Optional[RevokedKeys] = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,8 @@ class Report:
     refused: int = 0
     failed: int = 0
     lost: int = 0
+    grant_uses: int = 0
+    """Sessions that were exempt by a grant."""
     segments: int = 0
     blobs_checked: int = 0
     blobs_elsewhere: int = 0
@@ -186,6 +193,8 @@ class Report:
             f"  {self.logins} logins, {self.sessions} sessions"
             + (f": {', '.join(counts)}" if counts else "")
         )
+        if self.grant_uses:
+            found.append(f"  {self.grant_uses} uses of grants checked")
         if self.segments:
             found.append(
                 f"  {self.segments} segments: {self.blobs_checked} checked, "
@@ -498,6 +507,9 @@ class _Audit:
         self.report = Report(source.origin)
         self.heads: List[_Head] = []
         self.view: View = earlier.view if earlier else View()
+        self.grants: GrantAudit = (
+            earlier.grants if earlier else GrantAudit(trusted.approvers, trusted.revoked)
+        )
         self._source = source
         self._trusted = trusted
         self._blobs = blobs
@@ -565,6 +577,7 @@ class _Audit:
         self._judge_silence(now_ns)
         if self._newest:
             self._judge_ends()
+            self._judge_grants()
         self._count(logins, sessions, ended)
 
     def _count(self, logins: Set[str], sessions: Set[str], ended: Set[str]) -> None:
@@ -862,6 +875,8 @@ class _Audit:
 
     def _read_entry(self, entry: Entry) -> None:
         self._read_time(entry)
+        for fault in self.grants.read(entry):
+            self._entry_fault(fault.code, entry, fault.message)
         if entry.kind == "start" and entry.index == 0:
             self._read_first(entry)
         elif entry.kind == "login":
@@ -1155,6 +1170,16 @@ class _Audit:
             return
         if digest != recording.digest.hexdigest():
             self._entry_fault("digest-mismatch", entry, "its digest is not that of the segments")
+
+    def _judge_grants(self) -> None:
+        """Say which exemptions rest on something that could not be checked here."""
+        self.report.grant_uses = self.grants.checked
+        for name in sorted(self.grants.unchecked):
+            self.warn(
+                "grant-unchecked", f"grant {name}", "its signatures were not checked: no approvers"
+            )
+        for name, how in sorted(self.grants.unsigned.items()):
+            self.warn("grant-unsigned", f"grant {name}", f"{how}: there is just the host's word")
 
     def _judge_ends(self) -> None:
         for row in self.view.abandoned():

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Sequence, TypeVar
 
 from recuse import (
     __version__,
@@ -58,10 +58,12 @@ from recuse.errors import (
     PolicyError,
     RecuseError,
 )
+from recuse.sshsig import MAX_REVOKED_BYTES, AllowedSigners, RevokedKeys, SignersError
 
 INTERRUPTED = 130
 TELL_SECONDS = 2.0  # a host whose agent hangs can be disabled without long waits
 _MISSING = ("failed", "lost", "partial")
+_T = TypeVar("_T")
 
 
 def _speed(text: str) -> float:
@@ -155,6 +157,10 @@ def make_parser() -> Parser:
         help="an absent segment is a fault (require), is fine (present); or look at none (skip)",
     )
     one.add_argument("--min-size", type=int, default=0, metavar="N", help="entries there must be")
+    one.add_argument(
+        "--approvers", metavar="FILE", help="whose signatures count for grants; an allowed-signers"
+    )
+    one.add_argument("--revoked", metavar="FILE", help="keys that do not: a list of keys, or a KRL")
     archive(one)
     as_json(one)
 
@@ -594,6 +600,22 @@ def _key(given: str) -> Verifier:
     return Verifier.parse(given)
 
 
+def _file_of_keys(path: Optional[str], parse: Callable[[bytes, str], _T]) -> Optional[_T]:
+    """Read a file of approvers or of revoked keys. Raises: NotFound, CryptoError"""
+    if path is None:
+        return None
+    try:
+        with open(path, "rb") as file:
+            return parse(file.read(MAX_REVOKED_BYTES + 1), path)
+    except FileNotFoundError:
+        raise NotFound("%s does not exist" % printable(path)) from None
+    except OSError as e:
+        raise RecuseError("%s: %s" % (printable(path), (e.strerror or str(e)).lower())) from None
+    except SignersError as error:
+        faults = "; ".join(map(str, error.faults[:3]))
+        raise CryptoError(f"{error.message}: {faults}" if faults else error.message) from None
+
+
 def _trusted(call: Call, sources: Sequence[audit.Source]) -> dict[str, audit.Trusted]:
     """Find the keys to check each host's ledger with: those given, else those of this host."""
     args, paths = call.args, call.paths
@@ -618,6 +640,10 @@ def _trusted(call: Call, sources: Sequence[audit.Source]) -> dict[str, audit.Tru
                 "keys were taken from %s itself, proceeding: this shows that nothing was damaged, "
                 "not who signed it; give --key" % printable(args.dir)
             )
+    approvers = _file_of_keys(args.approvers, AllowedSigners.parse)
+    revoked = _file_of_keys(args.revoked, RevokedKeys.parse)
+    if args.approvers is None and args.dir is None and paths.approvers.exists():
+        approvers = _file_of_keys(str(paths.approvers), AllowedSigners.parse)
     trusted = {}
     for prefix in audit.group_by_host(sources):
         if prefix not in hosts:
@@ -625,7 +651,9 @@ def _trusted(call: Call, sources: Sequence[audit.Source]) -> dict[str, audit.Tru
                 "no trusted key for host %s" % printable(prefix),
                 "give its host.pub, from a place you trust: --key FILE",
             )
-        trusted[prefix] = audit.Trusted(hosts[prefix], tuple(collectors), args.min_size)
+        trusted[prefix] = audit.Trusted(
+            hosts[prefix], tuple(collectors), args.min_size, approvers, revoked
+        )
     return trusted
 
 

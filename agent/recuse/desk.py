@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Dict, FrozenSet, List, Mapping, Optional,
 from . import grantrecords, records
 from .approval import (
     LEEWAY,
+    Allowance,
     ApprovalPolicy,
     Asked,
     Refusal,
@@ -26,6 +27,8 @@ from .approval import (
 )
 from .approvers import Approvers, Signed, Unusable
 from .errors import AccessDenied, GrantError, LedgerError, NotFound, RecuseError, WireError
+from .grant import Checked
+from .grant import Terms as TermsOfApproval
 from .grantrecords import Approval, GrantRow, GrantState, Request
 from .host import Account
 from .ledger import LedgerReader
@@ -320,9 +323,7 @@ class Desk:
     def _check_signed(self, row: GrantRow, signed: Signed) -> None:
         """Refuse a signature that holds but counts for nothing."""
         request = row.request
-        allowance = next(
-            (one for one in self.policy.allowances if one.name == request.allowance), None
-        )
+        allowance = self._allowance(request)
         if allowance is None:
             told = f"allowance {request.allowance} is gone from the approval policy"
             raise GrantError(told, "ask anew: recuse request")
@@ -356,9 +357,7 @@ class Desk:
     def _local_principal(self, row: GrantRow, caller: Caller) -> str:
         """Say as whom somebody approves without a key. Raises: GrantError, AccessDenied"""
         request = row.request
-        allowance = next(
-            (one for one in self.policy.allowances if one.name == request.allowance), None
-        )
+        allowance = self._allowance(request)
         if allowance is None or not allowance.local:
             raise GrantError(
                 "approval by password is not allowed here", f"sign: recuse approve {request.id}"
@@ -399,10 +398,11 @@ class Desk:
             if row.state(self._now()) != "pending" or row.granted_ns is not None:
                 return
             try:
-                good = self._good_approvals(row)
+                checked = self._check_approvals(row)
             except Unusable:
                 return
-            if len(good) < row.request.approvers:
+            good = checked.counted
+            if not checked.enough:
                 return
             method = "automatic"
             if row.request.approvers:
@@ -423,28 +423,30 @@ class Desk:
         )  # fmt: skip
         self.keep_floor()
 
-    def _good_approvals(self, row: GrantRow) -> List[Approval]:
-        """Give the approvals that hold now: keys may have been revoked, or have expired, since.
+    def _check_approvals(self, row: GrantRow) -> Checked:
+        """Count the approvals that hold now: keys may have been revoked, or have expired, since.
 
         Raises: Unusable if the files that say so are
         """
-        good: List[Approval] = []
-        for one in row.approvals:
-            if one.method == "signature":
-                try:
-                    signed = self.approvers.check(
-                        row.request.raw, one.signature or "", self._now(), self._org()
-                    )
-                    self._check_signed(row, signed)
-                    self._check_new(replace_approvals(row, good), one)
-                except Unusable:
-                    raise
-                except RecuseError:
-                    continue
-                if signed.principal != one.principal:
-                    continue
-            good.append(one)
-        return good
+        request = row.request
+        allowance = self._allowance(request)
+        if allowance is None:
+            return Checked(0, (), (), max(1, request.approvers))
+        terms = TermsOfApproval(
+            approvers=request.approvers,
+            principals=self.policy.principals(request.groups),
+            key_types=allowance.key_types,
+            verification=allowance.verification,
+            local=allowance.local,
+        )
+        return self.approvers.check_grant(
+            request, row.approvals, terms, self._now(), self._org(), self.policy.accounts_of
+        )
+
+    def _allowance(self, request: Request) -> Optional[Allowance]:
+        """Find what a request was allowed by, if the approval policy still has it."""
+        named = (one for one in self.policy.allowances if one.name == request.allowance)
+        return next(named, None)
 
     # -- undoing ---------------------------------------------------------------------
 
@@ -542,11 +544,11 @@ class Desk:
                 return f"{matcher.key} {matcher.wanted()} are never exempt"
         if row.method in ("signature", "pam"):
             try:
-                good = self._good_approvals(row)
+                checked = self._check_approvals(row)
             except Unusable as error:
                 return error.message
-            if len(good) < max(1, request.approvers):
-                return f"only {len(good)} of {request.approvers} approvals hold now"
+            if not checked.enough or not checked.people:
+                return checked.shortfall
         return None
 
     def _left(self, row: GrantRow) -> int:
@@ -847,11 +849,6 @@ class Desk:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def replace_approvals(row: GrantRow, approvals: Sequence[Approval]) -> GrantRow:
-    """Give the row of a request as if only those had approved."""
-    return replace(row, approvals=list(approvals))
 
 
 def _epoch_of(name: str) -> int:

@@ -140,7 +140,7 @@ def read_request(raw: bytes) -> Wanted:
     if asked.level not in LEVELS:
         raise CryptoError(f"its level is {asked.level!r:.40}, none of {', '.join(LEVELS)}")
     if write_request(wanted) != raw:
-        raise CryptoError("it is not written as requests are: one field a line, in order")
+        raise CryptoError("it is not written as one: a field a line, in order")
     return wanted
 
 
@@ -202,9 +202,10 @@ class Checked:
 
     @property
     def shortfall(self) -> str:
-        """Say what is missing, and why what is there does not count."""
-        people = f"{self.people} of {self.needed} approvers"
-        return "; ".join([people, *(one.message for one in self.faults)])
+        """Say how many hold, and why what else is there does not count."""
+        why = "; ".join(one.message for one in self.faults)
+        told = f"only {self.people} of {self.needed} approvals hold"
+        return f"{told}: {why}" if why else told
 
 
 def account_of(principal: str) -> FrozenSet[str]:

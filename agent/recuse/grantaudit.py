@@ -197,7 +197,7 @@ class GrantAudit:
         )
         if checked.enough:
             return []
-        return [GrantFault("grant-quorum", f"{row.id} has {checked.shortfall}")]
+        return [GrantFault("grant-quorum", f"of {row.id} {checked.shortfall}")]
 
     def _read_close(self, entry: Entry) -> List[GrantFault]:
         known = self._sessions.get(entry.get("session") or "")

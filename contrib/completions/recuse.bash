@@ -69,7 +69,8 @@ _recuse() {
         play) options='--speed --idle-limit --start --seek --follow --raw --dir' ;;
         export) options='--format --output --merge-stderr --plain --dir' ;;
         verify)
-            options='--mine --key --host-key --collector-key --blobs --min-size --dir --json' ;;
+            options='--mine --key --host-key --collector-key --blobs --min-size --approvers'
+            options+=' --revoked --dir --json' ;;
         request)
             options='--reason --why --ticket --for --begin --uses --level --max --supervised --host
                 --from --user --json' ;;
