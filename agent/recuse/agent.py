@@ -418,7 +418,7 @@ class Agent:
         decision = await self._decide(facts, began_ns)
         on_record = self._recording_on(peer, place.tty, fds) is not None
         if decision.verdict == "record" and not on_record:
-            decision = self._look_for_grant(decision, identity.ruid)
+            decision = self._look_for_grant(decision, identity)
         label = self._how(decision, request, command, cut, on_record)
         kind = "shell" if command is None else "command"
         session = records.Session(
@@ -474,10 +474,10 @@ class Agent:
             if use is not None:
                 self.desk.release(use)
 
-    def _look_for_grant(self, decision: Decision, uid: int) -> Decision:
+    def _look_for_grant(self, decision: Decision, identity: Identity) -> Decision:
         """Decide again for a session that would be recorded, with the grants that are in force."""
         facts = decision.facts
-        offers = self.desk.offers(facts.user, uid, facts)
+        offers = self.desk.offers(facts.user, identity, facts)
         if decision.level != "full":
             offers = [one for one in offers if one.terms.level != "output"]  # no less than it is
         if not offers:

@@ -30,7 +30,7 @@ from .errors import AccessDenied, GrantError, LedgerError, NotFound, RecuseError
 from .grant import Checked
 from .grant import Terms as TermsOfApproval
 from .grantrecords import Approval, GrantRow, GrantState, Request
-from .host import Account
+from .host import Account, Identity
 from .ledger import LedgerReader
 from .live import LiveSession
 from .policy import Facts, Grant, Terms
@@ -42,6 +42,8 @@ CLOCK_TOLERANCE_NS = 60 * 10**9  # that time synchronisation may set the clock b
 NEWEST_READ = 512  # entries at the end of the ledger whose times are looked at
 MAX_TEXT = 512  # characters of what people write
 MAX_ROWS = 500
+MAX_ASKED = 60  # by one user, of what is entered or told to the journal
+ASKED_SPELL_NS = 600 * 10**9
 PASSWORD_TRIES = 3
 PASSWORD_SPELL_NS = 600 * 10**9  # in which so many may fail
 CHECK_SECONDS = 60.0  # timers look at the clock this often: it may be set
@@ -51,9 +53,10 @@ CHECK_SECONDS = 60.0  # timers look at the clock this often: it may be set
 class Caller:
     """Who asks, by the kernel."""
 
-    uid: int
+    uid: int  # of who became root, that of who they are
     account: Account
     groups: tuple  # type: ignore[type-arg]
+    is_root: bool = False
 
     @property
     def name(self) -> str:
@@ -79,6 +82,7 @@ class Desk:
         self.state = GrantState()
         self.approvers = Approvers(agent.paths, lambda: self.policy.revoked_max_age_seconds)
         self._taken: Set[Taken] = set()
+        self._asked: Dict[int, List[int]] = {}  # uid -> when
         self._failed: Dict[int, List[int]] = {}  # uid -> when passwords were wrong
         self._asking_password = asyncio.Lock()
         self._granting = asyncio.Lock()
@@ -157,15 +161,29 @@ class Desk:
     # -- who asks --------------------------------------------------------------------
 
     async def caller(self, uid: int, pid: int) -> Caller:
-        """Say who a client is: for root who logged in as whom, if that is known."""
-        if uid == 0:
+        """Say who a client is: of root, as whom they logged in, if that is known."""
+        is_root = uid == 0
+        if is_root:
             with contextlib.suppress(OSError):
                 auid = self._kernel.identity(pid).auid
                 uid = uid if auid is None else auid
         account, groups = await self._agent.accounts.find(uid)
         if account is None:
             raise AccessDenied(f"uid {uid} is no user of this host")
-        return Caller(uid, account, groups or ())
+        return Caller(uid, account, groups or (), is_root)
+
+    def limit(self, caller: Caller) -> None:
+        """Keep anybody but root from filling ledger and journal. Raises: AccessDenied"""
+        if caller.is_root:
+            return
+        since = self._kernel.mono_ns() - ASKED_SPELL_NS
+        asked = [one for one in self._asked.get(caller.uid, []) if one > since]
+        self._asked[caller.uid] = asked
+        if len(asked) >= MAX_ASKED:
+            raise AccessDenied(
+                f"{caller.name} has asked {len(asked)} times within ten minutes", "try again later"
+            )
+        asked.append(self._kernel.mono_ns())
 
     def _facts(self, account: Account, groups: Sequence[str]) -> Facts:
         return Facts(
@@ -369,7 +387,7 @@ class Desk:
             for one in self.policy.principals(request.groups)
             if caller.name in self.policy.accounts_of(one)
         )
-        if not mine or caller.uid == 0:
+        if not mine or caller.is_root:  # who could be anybody
             groups = ", ".join(request.groups)
             raise AccessDenied(f"{caller.name} is in none of the groups that approve: {groups}")
         self._check_self(request, mine[:1])
@@ -473,7 +491,7 @@ class Desk:
         return {**self._answer(row), "ended": ended}
 
     def _may_end(self, caller: Caller, row: GrantRow) -> None:
-        if caller.uid == 0 or caller.name in self._people(row.request):
+        if caller.is_root or caller.name in self._people(row.request):
             return
         if self.policy.may_approve(caller.name):
             return
@@ -490,15 +508,18 @@ class Desk:
 
     # -- using -----------------------------------------------------------------------
 
-    def offers(self, user: str, uid: int, facts: Facts) -> List[Grant]:
-        """Give the grants that are in force for a session of somebody, from somewhere, now."""
+    def offers(self, user: str, identity: Identity, facts: Facts) -> List[Grant]:
+        """Give the grants that are in force for a session of somebody, from somewhere, now.
+
+        `identity` is the kernel's word on whose session it is.
+        """
         rows = [row for row in self.state.rows.values() if row.request.asked.user == user]
         now = self._now()
         found: List[Grant] = []
         for row in rows:
             if row.state(now) != "granted":
                 continue
-            fault = self._fault(row, uid, facts, now)
+            fault = self._fault(row, identity, facts, now)
             if fault is not None:
                 self._tell("grant-unused", row.request, fault=fault)
                 continue
@@ -520,7 +541,9 @@ class Desk:
         reason = self.policy.reasons.get(asked.reason)
         return reason.texts.choose() if reason is not None else asked.reason
 
-    def _fault(self, row: GrantRow, uid: int, facts: Facts, now: datetime) -> Optional[str]:
+    def _fault(
+        self, row: GrantRow, identity: Identity, facts: Facts, now: datetime
+    ) -> Optional[str]:
         """Say why a grant is not to be used here and now; None if nothing is against it."""
         request, asked = row.request, row.request.asked
         behind = self.state.newest_ns - self._kernel.now_ns()
@@ -528,8 +551,10 @@ class Desk:
             return f"the clock was set back by {behind // 10**9} s"
         if asked.host.lower() != self._book.host.hostname.lower():
             return f"it is for host {asked.host}"
-        if request.uid != uid:
-            return f"it is for uid {request.uid}, and {asked.user} has uid {uid} now"
+        if request.uid != identity.ruid:
+            return f"it is for uid {request.uid}, and {asked.user} has uid {identity.ruid} now"
+        if identity.auid not in (None, request.uid):
+            return f"it is for {asked.user}, and uid {identity.auid} logged in and became them"
         if request.source is not None and not _is_from(facts.source, request.source):
             return f"it is for sessions from {request.source}"
         if now < asked.not_before:
@@ -744,7 +769,7 @@ class Desk:
 
     def grants(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
         """List what somebody may see: their own; approvers and root, everything."""
-        sees_all = caller.uid == 0 or self.policy.may_approve(caller.name)
+        sees_all = caller.is_root or self.policy.may_approve(caller.name)
         rows = [
             self._json(row)
             for row in self.state.rows.values()

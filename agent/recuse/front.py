@@ -236,6 +236,7 @@ class Front:
         caller = await desk.caller(uid, self.peer_pid(writer))
         if verb == "grants":
             return desk.grants(caller, request)
+        desk.limit(caller)
         answer = await {
             "request": desk.request, "approve": desk.approve, "reject": desk.reject,
             "revoke": desk.revoke, "grant-import": desk.take_file,

@@ -279,6 +279,33 @@ def test_root_is_who_became_root(paths: Paths) -> None:
         world.kernel.identity = lambda pid: records.dataclasses.replace(known(pid), auid=1004)  # type: ignore[method-assign, attr-defined]
         told = await world.as_("root", "request", user="alice", **ASKED)
         assert "carol may not ask for alice" in told["error"]
+        asked = (await world.ask_for())["grant"]
+        assert len((await world.as_("root", "grants"))["grants"]) == 1
+        told = await world.as_("root", "reject", grant=asked["grant"])
+        assert told["grant"]["rejected_by"] == "carol"
+
+    play(paths, scene)
+
+
+def test_who_became_the_user_does_not_use_their_grant(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        await world.granted(uses=2)
+        known = world.kernel.identity
+        world.kernel.identity = lambda pid: records.dataclasses.replace(known(pid), auid=1002)  # type: ignore[method-assign, attr-defined]
+        assert await world.verdict() == "open"
+        assert "uid 1002 logged in and became them" in world.told("grant-unused")[-1]
+        world.kernel.identity = known  # type: ignore[method-assign]
+        assert await world.verdict() == "exempt"
+
+    play(paths, scene)
+
+
+def test_nobody_fills_the_ledger_with_requests(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        answers = [await world.ask_for("robot") for _ in range(62)]
+        refused = [one for one in answers if "has asked 60 times" in one["error"]]
+        assert len(refused) == 2 and len(world.told("request-refused")) == 60
+        assert (await world.ask_for())["ok"]
 
     play(paths, scene)
 
