@@ -622,7 +622,22 @@ def _check_agent(machine: Machine, groups: Mapping[str, int]) -> list[Check]:
         found.append(Check("agent", "fail" if booted else "warn", e.message, e.hint, blocks=booted))
     else:
         found.append(Check("agent", "ok", "agent answers"))
+        found += _check_debts(machine)
     return found
+
+
+def _check_debts(machine: Machine) -> list[Check]:
+    """Look for reviews of broken glass that are overdue."""
+    try:
+        debts = machine.ask({"verb": "grants"}).get("debts", [])
+    except RecuseError as e:
+        return [Check("reviews", "warn", e.message, e.hint)]
+    late = [one for one in debts if one["overdue"]]
+    if not late:
+        return []
+    who = ", ".join(sorted({printable(str(one["user"])) for one in late}))
+    words = "%d reviews of broken glass are overdue, of: %s" % (len(late), who)
+    return [Check("reviews", "warn", words, "see: recuse grants --debts; recuse review ID")]
 
 
 def _check_rehearsal(machine: Machine) -> Check:

@@ -46,6 +46,7 @@ class FakeHost:
         self.pam_fails = False
         self.pam_half = False
         self.agent_error: Optional[Exception] = None
+        self.debts: list[dict[str, Any]] = []
         self.sshd = "usepam yes\nsubsystem sftp /usr/lib/openssh/sftp-server\n"
         self.unreachable: Optional[str] = None
         uid, gid = os.getuid(), os.getgid()
@@ -131,6 +132,8 @@ class FakeHost:
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         if self.agent_error:
             raise self.agent_error
+        if request["verb"] == "grants":
+            return {"ok": True, "grants": [], "debts": self.debts}
         return {"ok": True}
 
     def machine(self, **more: Any) -> Machine:
@@ -425,6 +428,13 @@ def test_agent_is_not_needed_where_nothing_is_booted(host: FakeHost) -> None:
     _no_agent(host)
     (host.root / "run/systemd/system").rmdir()
     assert hostsetup.enable(host.machine()).done
+
+
+def test_overdue_reviews_are_warned_of(host: FakeHost) -> None:
+    host.debts = [{"user": "bob", "overdue": True}, {"user": "eve", "overdue": False}]
+    found = named(hostsetup.prerequisites(host.machine()), "reviews")
+    assert (found.state, found.blocks) == ("warn", False)
+    assert found.words == "1 reviews of broken glass are overdue, of: bob"
 
 
 def test_listed_shell_is_warned_of_unless_pam_shells_asks_for_it(host: FakeHost) -> None:
