@@ -1,6 +1,6 @@
 """A policy engine that speaks Open Policy Agent's data API, as a process of its own.
 
-    python opa.py [--socket PATH] [--data FILE.json] FILE.rego...
+    python opa.py [--socket PATH | --tls CERT KEY] [--data FILE.json] FILE.rego...
 
 prints its URL once it answers. Rego is evaluated by rego-cpp; the parts of the API that matter here
 are those of openpolicyagent.org/docs: POST /v1/data/PATH with {"input": …} gives {"result": …}, or
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import ssl
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
@@ -92,7 +93,12 @@ class Engine:
         return web.Response(text=bodies[how])
 
 
-async def serve(modules: Sequence[Path], path: Optional[str], data: Optional[Path]) -> None:
+async def serve(
+    modules: Sequence[Path],
+    path: Optional[str],
+    data: Optional[Path],
+    tls: Optional[Sequence[str]],
+) -> None:
     engine = Engine(modules, data)
     app = web.Application(client_max_size=1 << 20)
     app.add_routes(
@@ -109,8 +115,13 @@ async def serve(modules: Sequence[Path], path: Optional[str], data: Optional[Pat
         await web.UnixSite(runner, path).start()
         print("http://localhost", flush=True)
     else:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        print("http://%s:%d" % runner.addresses[0][:2], flush=True)
+        context = None
+        if tls is not None:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(*tls)
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+        scheme = "http" if context is None else "https"
+        print("%s://%s:%d" % (scheme, *runner.addresses[0][:2]), flush=True)
     await asyncio.Event().wait()
 
 
@@ -118,9 +129,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket")
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--tls", nargs=2, metavar=("CERT", "KEY"))
     parser.add_argument("modules", nargs="+", type=Path)
     options = parser.parse_args()
     try:
-        asyncio.run(serve(options.modules, options.socket, options.data))
+        asyncio.run(serve(options.modules, options.socket, options.data, options.tls))
     except KeyboardInterrupt:
         sys.exit(0)

@@ -305,7 +305,7 @@ def decide(
         elif rule.effect == "record" and rule.matches(subject):
             also.append(rule)
     first = matched[0] if matched else None
-    for rule in matched:
+    for rule in matched if answers else ():
         if rule.refuses(subject):  # also who has a grant: at login nobody knows of it
             return _unanswered(rule, matched, facts, policy, tags, answers)
     if first is None or STRENGTH[first.effect] > STRENGTH["require-record"]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import urllib.request
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Coroutine, Dict, Iterator, List, Tuple
 
@@ -19,6 +20,7 @@ import pytest
 
 from recuse import asks, consult
 from recuse.asks import Answer, Ask, Question
+from recuse.collector import make_certificate
 from recuse.consult import Consult, seconds_of
 from recuse.policytoml import parse_policy
 
@@ -369,6 +371,20 @@ def test_engine_over_a_socket(tmp_path: Path) -> None:
     try:
         found, _ = answer(engine_ask(url, "/v1/data/recuse/everybody", socket=path))
         assert found == Answer(True)
+    finally:
+        stop_engine(process)
+
+
+def test_engine_over_tls_is_who_vouches_for_it_says(tmp_path: Path) -> None:
+    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    make_certificate(cert, key, ["127.0.0.1"], datetime.now(timezone.utc))
+    process, url = start_engine(tmp_path, "--tls", str(cert), str(key))
+    path = "/v1/data/recuse/everybody"
+    try:
+        assert answer(engine_ask(url, path, ca=str(cert)))[0] == Answer(True)
+        for ca, why in (("", "certificate verify failed"), ("/nowhere", "No such file")):
+            found, _ = answer(engine_ask(url, path, ca=ca))
+            assert found.failure == "failed" and why in str(found.why), found
     finally:
         stop_engine(process)
 
