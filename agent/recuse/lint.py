@@ -17,7 +17,6 @@ from recuse.matchers import (
     Groups,
     Listed,
     Matcher,
-    Network,
     Outer,
     Role,
     Roles,
@@ -26,6 +25,7 @@ from recuse.matchers import (
     Times,
     Users,
 )
+from recuse.patterns import Network
 from recuse.policy import STRENGTH, Policy, Rule
 from recuse.whatif import Exempted
 

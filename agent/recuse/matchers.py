@@ -24,7 +24,8 @@ from typing import (
 )
 
 from recuse.asks import Ask
-from recuse.facts import Address, Subject
+from recuse.facts import Subject
+from recuse.patterns import Network
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
@@ -142,9 +143,11 @@ class _Derived(Listed):
     def _doubtful(self, has: FrozenSet[str], maybe: FrozenSet[str]) -> bool:
         if not self.none_of.isdisjoint(has):
             return False
+        if self.any_of and self.any_of.isdisjoint(has) and self.any_of.isdisjoint(maybe):
+            return False
         if not self.none_of.isdisjoint(maybe):
             return True
-        return self.any_of.isdisjoint(has) and not self.any_of.isdisjoint(maybe)
+        return bool(self.any_of) and self.any_of.isdisjoint(has)
 
 
 @dataclass(frozen=True)
@@ -345,16 +348,6 @@ class Flag:
 
     def if_not_known(self, answer: bool) -> Matcher:
         return replace(self, if_unknown=answer)
-
-
-@dataclass(frozen=True)
-class Network:
-    version: int
-    shift: int  # bits of an address that are not looked at
-    prefix: int
-
-    def __contains__(self, address: Address) -> bool:
-        return address[0] == self.version and address[1] >> self.shift == self.prefix
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fnmatch
-import ipaddress
 import re
 import zoneinfo
 from datetime import date, datetime, timezone, tzinfo
-from typing import Callable, FrozenSet, Iterable, List, Mapping, Optional, Tuple, Union
+from typing import Callable, FrozenSet, Iterable, List, Mapping, Optional, Tuple
 
 from recuse.facts import PURPOSE
 from recuse.matchers import (
@@ -20,7 +18,6 @@ from recuse.matchers import (
     Hosts,
     HostTags,
     Matcher,
-    Network,
     Outer,
     Roles,
     Services,
@@ -30,7 +27,9 @@ from recuse.matchers import (
     Users,
     Window,
 )
+from recuse.patterns import Network, compile_glob, parse_network
 from recuse.tomlfile import Key, TomlFile, did_you_mean
+from recuse.when import BadExpression, compile_when
 
 
 class Values:
@@ -215,32 +214,12 @@ def _networks(
             words.add(text)
             continue
         try:
-            network = _parse_network(text)
+            network = parse_network(text)
         except ValueError as error:
             file.fault(key, str(error))
         else:
             networks.append(network)
     return frozenset(words), tuple(networks)
-
-
-def _parse_network(text: str) -> Network:
-    try:
-        if "%" in text:
-            raise ValueError
-        network: Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
-        network = ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        raise ValueError(
-            f"{text!r} is neither an address, nor a network such as 192.0.2.0/24, nor local"
-        ) from None
-    written = ipaddress.ip_address(text.partition("/")[0])
-    if written != network.network_address:
-        raise ValueError(f"{text!r} has bits set beyond its prefix; did you mean {network}?")
-    number, length = int(network.network_address), network.prefixlen
-    if network.version == 6 and length >= 96 and number >> 32 == 0xFFFF:
-        return Network(4, 128 - length, (number & 0xFFFFFFFF) >> (128 - length))
-    shift = network.max_prefixlen - length
-    return Network(network.version, shift, number >> shift)
 
 
 def _compile_globs(
@@ -249,38 +228,21 @@ def _compile_globs(
     tests = []
     for key, text in values:
         try:
-            tests.append(_compile_glob(text))
+            tests.append(compile_glob(text))
         except ValueError as error:
             file.fault(key, str(error))
     return tuple(tests)
 
 
-def _compile_glob(glob: str) -> Callable[[str], bool]:
-    """Make a test of a whole string; the plain shapes need no regular expression."""
-    middle = glob.strip("*")
-    if not any(mark in middle for mark in "*?["):
-        if middle == glob:
-            return glob.__eq__
-        if not glob.endswith("*"):
-            return lambda text: text.endswith(middle)
-        if not glob.startswith("*"):
-            return lambda text: text.startswith(middle)
-        return lambda text: middle in text
-    at = 0
-    while True:
-        at = glob.find("[", at)
-        if at < 0:
-            break
-        start = at + 1 + glob.startswith("!", at + 1)
-        end = glob.find("]", start + 1)
-        if end < 0:
-            raise ValueError(f"bad glob {glob!r}: '[' is never closed (a plain one is '[[]')")
-        for low, high in re.findall("(.)-(.)", glob[start:end], re.DOTALL):
-            if low > high:
-                raise ValueError(f"bad glob {glob!r}: the range {low}-{high} is empty")
-        at = end + 1
-    match = re.compile(fnmatch.translate(glob)).match
-    return lambda text: match(text) is not None
+def _when(file: TomlFile, key: Key, value: object, effect: str) -> Optional[Matcher]:
+    source = file.string(key, value)
+    if source is None:
+        return None
+    try:
+        return compile_when(source, effect)
+    except BadExpression as error:
+        file.fault(key, f"when: {error}")
+        return None
 
 
 def _times(file: TomlFile, key: Key, value: object, effect: str) -> Optional[Matcher]:
@@ -393,4 +355,5 @@ MATCHERS: Mapping[str, Callable[[TomlFile, Key, object, str], Optional[Matcher]]
     "sources": _sources,
     "commands": _commands,
     "times": _times,
+    "when": _when,
 }

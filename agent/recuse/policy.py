@@ -27,6 +27,7 @@ from recuse.facts import NO_ANSWERS, PURPOSE, UNKNOWN_SOURCE, Facts, Subject, fa
 from recuse.matchers import Asked, ClaimedTags, Matcher, Role
 from recuse.reasons import Purpose, Reason
 from recuse.ruleindex import Index, RoleIndex
+from recuse.when import When
 
 __all__ = (
     "EFFECTS",
@@ -214,6 +215,8 @@ class Policy:
             for matcher in rule.matchers:
                 if isinstance(matcher, ClaimedTags):
                     tags |= matcher.any_of
+                elif isinstance(matcher, When):
+                    tags |= matcher.claims
         return tuple(sorted(tags))
 
 

@@ -24,6 +24,7 @@ from recuse.matchertoml import MATCHERS, Values, accounts, check_tag, if_unknown
 from recuse.policy import EFFECTS, LEVELS, STRENGTH, Assignment, Policy, Rule, Terms
 from recuse.reasons import Purpose, Reason, read_purpose, read_reason
 from recuse.tomlfile import Key, TomlFile, did_you_mean, parse_duration
+from recuse.when import UNASSIGNABLE, When
 
 MAX_NAME = 128  # characters of a rule's name: it goes into every entry and journal line
 MAX_MESSAGE = 8192  # bytes: what one answer to the host module can carry
@@ -276,6 +277,9 @@ def _assignment(
     for matcher in matchers:
         if isinstance(matcher, (Tags, ClaimedTags, ClaimedPurpose, Asked)):
             file.fault(key, f"a rule that assigns tags may not look at {matcher.key!r}")
+        elif isinstance(matcher, When) and matcher.names & UNASSIGNABLE:
+            names = ", ".join(sorted(matcher.names & UNASSIGNABLE))
+            file.fault(key, f"a rule that assigns tags may not look at {names} in 'when'")
     return Assignment(
         tuple(tags),
         tuple(matcher.if_not_known(False) for matcher in matchers),

@@ -26,6 +26,7 @@ FLOORS: Dict[int, Set[str]] = {
         "ruleindex",
         "reasons",
         "when",
+        "patterns",
         "policy",
         "tomlfile",
         "matchertoml",
