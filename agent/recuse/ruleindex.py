@@ -10,7 +10,7 @@ from recuse.facts import NO_ANSWERS, Facts, Subject
 from recuse.matchers import Matcher, Role
 
 # The matcher that a rule is looked up by, if it has several: the one that fewest subjects pass.
-_LOOKUP_ORDER = ("users", "hosts", "sources", "roles", "groups", "host_tags", "services")
+_LOOKUP_ORDER = ("users", "hosts", "sources", "roles", "groups", "host_tags", "services", "when")
 
 
 def _identity(subject: Subject) -> List[Hashable]:

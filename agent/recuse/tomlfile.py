@@ -24,15 +24,15 @@ Key = Tuple[Union[str, int], ...]
 
 _TOKEN = re.compile(
     r'''
-      (?P<space>[ \t\r]+)
-    | (?P<newline>\n)
-    | (?P<comment>\#[^\n]*)
+    (?: [ \t\r] | \#[^\n]*(?=\n|\Z) )*
+    (?: (?P<newline>\n)
     | (?P<string> """ (?: [^"\\] | \\. | "(?!"") )* """ "{0,2}
                 | \'\'\' (?: [^'] | '(?!'') )* \'\'\' '{0,2}
                 | " (?: [^"\\\n] | \\. )* "
                 | ' [^'\n]* ' )
     | (?P<mark>[][{}=,.])
     | (?P<bare>[^][{}=,."'\#\s]+)
+    | (?P<end>\Z) )
     ''',
     re.VERBOSE | re.DOTALL,
 )
@@ -47,10 +47,12 @@ class _Scanner:
         self._tokens: List[Tuple[str, str, int]] = []
         line = 1
         for match in _TOKEN.finditer(text):
-            kind, token = match.lastgroup or "", match.group()
-            if kind not in ("space", "comment"):
-                self._tokens.append((kind, token, line))
-            if kind in ("newline", "string"):
+            kind = match.lastgroup or ""
+            token = match[kind]
+            self._tokens.append((kind, token, line))
+            if kind == "newline":
+                line += 1
+            elif kind == "string":
                 line += token.count("\n")
         self._tokens.append(("end", "", line))
         self._at = 0

@@ -118,6 +118,7 @@ class When:
     claims: FrozenSet[str]  # claimed tags that it asks for by name
     if_unknown: Optional[bool]  # None: the unknown is none of what is asked for
     truth: _Truth = field(repr=False, compare=False)
+    keys: Tuple[Hashable, ...] = ()  # a subject for whom it holds has one of these; none: any
     key: str = "when"
 
     def test(self, subject: Subject) -> bool:
@@ -147,7 +148,7 @@ class When:
         return f"not known: {', '.join(unknown)}"
 
     def index_keys(self) -> Optional[List[Hashable]]:
-        return None
+        return list(self.keys) or None
 
     def of_session(self) -> bool:
         return not SESSION_FACTS.isdisjoint(self.names)
@@ -185,7 +186,7 @@ def compile_when(source: str, effect: str) -> When:
         raise BadExpression(f"the expression is {found.kind}, not true or false")
     unknown = {"exempt": False, "require-record": True}.get(effect)
     return When(
-        source, frozenset(reader.names), frozenset(reader.claims), unknown, found.truth
+        source, frozenset(reader.names), frozenset(reader.claims), unknown, found.truth, found.keys
     )  # fmt: skip
 
 
@@ -221,6 +222,8 @@ class _Part:
     value: Optional[_Value] = None
     truth: Optional[_Truth] = None
     const: Any = None  # if it is a constant
+    fact: str = ""  # if it is a fact
+    keys: Tuple[Hashable, ...] = ()  # of a truth: those of which a subject has one if it holds
 
 
 class _Reader:
@@ -247,11 +250,11 @@ class _Reader:
         self._depth -= 1
         return found
 
-    def _truth(self, node: nodes.Node) -> _Truth:
+    def _truth(self, node: nodes.Node) -> _Part:
         found = self.read(node)
         if found.truth is None:
             raise BadExpression(f"'and', 'or' and 'not' take true or false, not {found.kind}")
-        return found.truth
+        return found
 
     # -- what there is to start from
 
@@ -262,7 +265,7 @@ class _Reader:
         self.names.add(node.name)
         kind, value = fact
         if kind != BOOL:
-            return _Part(kind, value)
+            return _Part(kind, value, fact=node.name)
 
         def truth(subject: Subject, unknown: Optional[bool]) -> Optional[bool]:
             found: Optional[bool] = value(subject)
@@ -296,7 +299,7 @@ class _Reader:
 
     # -- and, or, not
 
-    def _operands(self, node: nodes.Node) -> List[_Truth]:
+    def _operands(self, node: nodes.Node) -> List[_Part]:
         """Read the operands of a row of the same operator, which is parsed as a long stair."""
         kind, found = type(node), []
         while isinstance(node, kind):
@@ -305,24 +308,31 @@ class _Reader:
         return [self._truth(one) for one in (node, *reversed(found))]
 
     def _and(self, node: nodes.And) -> _Part:
-        return _Part(BOOL, truth=_all(self._operands(node)))
+        parts = self._operands(node)
+        keys = next((part.keys for part in parts if part.keys), ())
+        return _Part(BOOL, truth=_all([_truth_of(part) for part in parts]), keys=keys)
 
     def _or(self, node: nodes.Or) -> _Part:
-        operands = [_not(one) for one in self._operands(node)]
-        return _Part(BOOL, truth=_not(_all(operands)))
+        parts = self._operands(node)
+        keys: Tuple[Hashable, ...] = ()
+        if all(part.keys for part in parts):
+            keys = tuple(key for part in parts for key in part.keys)
+        return _Part(BOOL, truth=_not(_all([_not(_truth_of(one)) for one in parts])), keys=keys)
 
     def _negation(self, node: nodes.Not) -> _Part:
-        return _Part(BOOL, truth=_not(self._truth(node.node)))
+        return _Part(BOOL, truth=_not(_truth_of(self._truth(node.node))))
 
     # -- comparisons
 
     def _compare(self, node: nodes.Compare) -> _Part:
         left, found = self.read(node.expr), []
+        keys: Tuple[Hashable, ...] = ()
         for operand in node.ops:
             right = self.read(operand.expr)
             found.append(self._pair(left, operand.op, right))
+            keys = keys or _index_keys(left, operand.op, right)
             left = right
-        return _Part(BOOL, truth=found[0] if len(found) == 1 else _all(found))
+        return _Part(BOOL, truth=found[0] if len(found) == 1 else _all(found), keys=keys)
 
     def _pair(self, left: _Part, op: str, right: _Part) -> _Truth:
         if op == "notin":
@@ -454,6 +464,28 @@ _COMPARED: Dict[str, Callable[[Any, Any], bool]] = {
     "gt": lambda one, other: one > other,
     "gteq": lambda one, other: one >= other,
 }
+
+
+# Facts by which rules are filed, and the matcher that they are filed under.
+_FILED_TEXT = {"user": "users", "service": "services", "host": "hosts"}
+_FILED_SETS = ("groups", "roles", "host_tags")
+
+
+def _index_keys(left: _Part, op: str, right: _Part) -> Tuple[Hashable, ...]:
+    """Give the keys of which a subject has one if this comparison holds for it."""
+    name = _FILED_TEXT.get(left.fact)
+    if op == "eq" and name and isinstance(right.const, str):
+        return ((name, right.const),)
+    if op == "in" and name and isinstance(right.const, frozenset):
+        return tuple((name, one) for one in sorted(right.const))
+    if op == "in" and right.fact in _FILED_SETS and isinstance(left.const, str):
+        return ((right.fact, left.const),)
+    return ()
+
+
+def _truth_of(part: _Part) -> _Truth:
+    assert part.truth is not None
+    return part.truth
 
 
 def _plain(kind: str) -> str:

@@ -1467,6 +1467,10 @@ def test_nobody_known_is_never_exempt(
         'services = ["s{n}"]',
         'sources = ["10.{n}.0.0/16"]\nservices = ["sshd"]',
         'sources = ["198.51.100.{n}", "2001:db8:{n}::/48", "10.{n}.0.0/16"]',
+        "when = \"tty and user == 'u{n}'\"",
+        "when = \"user in ['u{n}', 'v{n}'] or 't{n}' in host_tags\"",
+        "when = \"host == 'h{n}.example.org' and 'staff' in groups\"",
+        "when = \"'r{n}' in roles and not 'x' in groups\"",
     ],
 )
 def test_a_decision_looks_at_few_of_many_rules(line: str) -> None:

@@ -254,3 +254,9 @@ def test_suggestions_and_names_of_types() -> None:
         "a date and time",
         "a time",
     ]
+
+
+@pytest.mark.parametrize("end", ["", "\n", " ", "\r\n"])
+@pytest.mark.parametrize("comment", ["# b = 2", "#" * 200, "# " * 20000, '# "', "# [x] = ' #", "#"])
+def test_a_comment_at_the_end_is_no_more_than_that(comment: str, end: str) -> None:
+    assert lines_of(f"\na = 1 {comment}{end}") == {(): 1, ("a",): 2}
