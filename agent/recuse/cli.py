@@ -10,12 +10,14 @@ import signal
 import sys
 import time
 import traceback
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Sequence, TypeVar
 
 from recuse import (
     __version__,
     audit,
+    bundle,
     cast,
     catalog,
     cli_grant,
@@ -128,6 +130,8 @@ def make_parser() -> Parser:
         "--merge-stderr", action="store_true", help="cast, cast3: make stderr output, for players"
     )
     one.add_argument("--plain", action="store_true", help="cast, cast3: only what the standard has")
+    one.add_argument("--bundle", metavar="DIR", help="all evidence, to check without recuse")
+    one.add_argument("--approvers", metavar="FILE", help="of --bundle: whose signatures count")
     archive(one)
 
     one = add("verify", verify, "check signatures, order and content; name every fault")
@@ -532,6 +536,10 @@ def export(call: Call) -> int:
     args = call.args
     if (args.merge_stderr or args.plain) and args.format not in ("cast", "cast3"):
         raise UsageError("--merge-stderr and --plain are for --format cast and cast3")
+    if args.bundle is not None:
+        return export_bundle(call)
+    if args.approvers is not None:
+        raise UsageError("--approvers is for --bundle")
     recording = _recording(call)
     header, events = recording.read()
     blocks: Iterable[bytes]
@@ -550,6 +558,41 @@ def export(call: Call) -> int:
     else:
         _write_file(args.output, blocks)
     _tell_missing(call, recording, events)
+    return 0
+
+
+def export_bundle(call: Call) -> int:
+    """Write all evidence of a session as a folder of its own."""
+    args, paths = call.args, call.paths
+    if args.output is not None or args.format != "cast":
+        raise UsageError("--bundle takes neither --output nor --format")
+    found = call.catalog()
+    near = paths.approvers if args.dir is None and paths.approvers.exists() else None
+    approvers = Path(args.approvers) if args.approvers is not None else near
+    row = found.session(args.id)
+    offered = [getattr(source, "offered_vkey", None) for source in found.sources]
+    try:
+        host_key = paths.host_pub.read_text() if args.dir is None else None
+        files = bundle.make_bundle(
+            row,
+            found.sources,
+            found.blob,
+            datetime.now(timezone.utc),
+            approvers=approvers.read_bytes() if approvers is not None else None,
+            host_key=host_key or next(filter(None, offered), None),
+        )
+        os.mkdir(args.bundle, 0o700)
+        for name, data in files.items():
+            path = os.path.join(args.bundle, name)
+            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+            _write_file(path, [data])
+    except FileExistsError:
+        raise RecuseError(
+            "%s is there already" % printable(args.bundle), "name a folder that is not"
+        ) from None
+    except OSError as e:
+        raise RecuseError("%s: %s" % (e.filename, (e.strerror or str(e)).lower())) from None
+    call.console.print("%s: %d files; README.md says how to check them" % (args.bundle, len(files)))
     return 0
 
 

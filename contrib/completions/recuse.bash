@@ -67,7 +67,7 @@ _recuse() {
         sessions) options='--user --mine --verdict --outcome --since --until --dir --json' ;;
         show) options='--dir --json' ;;
         play) options='--speed --idle-limit --start --seek --follow --raw --dir' ;;
-        export) options='--format --output --merge-stderr --plain --dir' ;;
+        export) options='--format --output --merge-stderr --plain --bundle --approvers --dir' ;;
         verify)
             options='--mine --key --host-key --collector-key --blobs --min-size --approvers'
             options+=' --revoked --dir --json' ;;

@@ -36,6 +36,7 @@ FLOORS: Dict[int, Set[str]] = {
         "grantrecords",
         "grant",
         "grantaudit",
+        "bundle",
         "cast",
         "httpsig",
         "sshsig",
