@@ -10,6 +10,8 @@ from typing import Any, Awaitable, Callable, Dict, List, Sequence
 
 import pytest
 import test_agent
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_agent import ROOMY, World, run
 
 from recuse import records
@@ -158,6 +160,11 @@ class Office(World):
 
 @pytest.fixture
 def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
+    return make_office(tmp_path, monkeypatch)
+
+
+def make_office(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
+    """Make a host with an approval policy and approvers who have keys."""
     monkeypatch.setattr(test_agent, "USERS", USERS)
     found = Paths(tmp_path / "root")
     for directory in (found.state, found.spool / "orphan", found.policy_dir, found.approval_dir):
@@ -751,3 +758,43 @@ def test_a_bad_approval_policy_grants_nothing_and_is_told(paths: Paths) -> None:
         assert (await world.ask_for())["ok"]
 
     play(paths, scene)
+
+
+STEPS = st.sampled_from(["bob", "carol", "alice", "erin", "use", "use", "revoke", "crash"])
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps=st.lists(STEPS, min_size=4, max_size=14), uses=st.integers(1, 3))
+def test_never_exempt_without_quorum_nor_beyond_the_uses(
+    tmp_path_factory: pytest.TempPathFactory, steps: List[str], uses: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        found = make_office(tmp_path_factory.mktemp("office"), patch)
+
+        async def scene(world: Office) -> None:
+            asked = (await world.ask_for(uses=uses))["grant"]
+            signed, used, revoked = set(), 0, False
+            for step in steps:
+                if step == "crash":
+                    await world.crash()
+                    await world.start()
+                elif step == "use":
+                    good = len(signed) >= 2 and used < uses and not revoked
+                    assert (await world.verdict() == "exempt") is good
+                    used += good
+                elif step == "revoke":
+                    told = await world.as_("carol", "revoke", grant=asked["grant"])
+                    revoked = revoked or told["ok"]
+                else:
+                    answer = await world.approve(step, asked)
+                    assert answer["ok"] is (
+                        step != "alice" and len(signed) < 2 and step not in signed
+                    )
+                    signed |= {step} if answer["ok"] else set()
+                row = world.agent.desk.row(asked["grant"])
+                assert row.taken == used <= uses
+                folded = fold_grants(world.entries()).rows[row.id]
+                now = world.agent._now()
+                assert folded.to_json(now) == row.to_json(now)
+
+        play(found, scene)
