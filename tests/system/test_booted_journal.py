@@ -134,6 +134,9 @@ def situation(title: str) -> Callable[[Situation], Situation]:
 def asked() -> Iterator[Host]:
     """A host of its own: some of what is brought about does not go away."""
     with Host() as host:
+        # A user who is back in the moment when systemd stops what was left of them waits for it.
+        host.write("/etc/systemd/logind.conf.d/test.conf", "[Login]\nUserStopDelaySec=infinity\n")
+        host.run("systemctl", "restart", "systemd-logind", check=True)
         enable(host)
         yield host
 
@@ -156,7 +159,9 @@ def test_query_of_the_page_answers_its_question(asked: Host, title: str) -> None
 def reload_with(host: Host, *changes: "tuple[str, str]") -> None:
     for name, text in changes:
         host.write(name, text)
-    host.run("systemctl", "reload", "recuse-agent.service")
+    cursor = host.cursor()
+    host.run("systemctl", "reload", "recuse-agent.service", check=True)
+    host.wait_journal(event("reloaded"), after=cursor)
 
 
 @situation("1. Who was not recorded, and why?")
