@@ -21,14 +21,14 @@ from email.policy import SMTP
 from email.utils import format_datetime
 from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
 
-from . import grantrecords
+from . import grantrecords, pauserecords
 from .checkpoint import leaf_hash
 from .records import KINDS, Entry, Json, format_time, parse
 
 SEVERITIES = ("informational", "low", "medium", "high", "critical", "fatal")
 """Of OCSF, from 1."""
 HIGH = 4
-KNOWN_KINDS = tuple(dict.fromkeys((*KINDS, *grantrecords.KINDS, "pause", "resume")))
+KNOWN_KINDS = tuple(dict.fromkeys((*KINDS, *grantrecords.KINDS, *pauserecords.KINDS)))
 """What a route may name without a glob."""
 MINUTE_NS = 60 * 10**9
 MAX_GROUPS = 1000

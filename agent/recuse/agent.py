@@ -33,6 +33,7 @@ from .host import Account, Identity, Kernel, Peer, Stat
 from .journal import Journal
 from .live import Live, LiveLog, LiveLogin, LiveSession
 from .orphan import adopt_orphans
+from .pausing import Pauses
 from .policy import UNKNOWN_SOURCE, Decision, Facts, Policy, decide, questions
 from .sealing import Sealed, Sealer
 from .spool import Spool
@@ -95,6 +96,8 @@ class Agent:
         self.live = LiveLog(paths.sessions / "log")
         self.logins: Dict[str, LiveLogin] = {}
         self.sessions: Dict[str, LiveSession] = {}
+        self.pauses = Pauses(self)
+        self.door.on_held = self.pauses.heard
         self._refused: Dict[Tuple[Peer, wire.Login], Tuple[int, wire.Answer]] = {}
         self._sources: Dict[int, str] = {}  # by audit session, also of logins that ended
         self._tasks: Set["asyncio.Task[Any]"] = set()
@@ -380,7 +383,7 @@ class Agent:
             live.pidfd = -1
         self.notifier.drop(f"l-{live.id}")
         outcome, gap = live.outcome()
-        seq = await self._enter_for_sure(
+        seq = await self.enter_for_sure(
             records.logout_entry, live.login, outcome, live.sessions, gap
         )
         self.logins.pop(live.id, None)
@@ -463,7 +466,8 @@ class Agent:
             if decision.confirm and has_tty and label in ("record", "exempt"):
                 if not await self._agrees(connection, live, decision):
                     return
-            if label == "record":
+            live.withheld = label == "exempt" and relays(decision)
+            if label == "record" or live.withheld:
                 await self._start_recording(connection, live, decision, fds, place, identity)
             else:
                 await self._start_plain(connection, live, decision)
@@ -654,17 +658,26 @@ class Agent:
             header = cast_header(session, self.book.host.origin)
             live.recording, relay_fd = self.spool.create(session.id, header)
         except (OSError, SpoolError) as error:
+            if live.withheld:  # it would not be recorded anyhow
+                live.withheld = False
+                live.flags.append("not-relayed")
+                self.journal.write("fault", fault=str(error), session=live.id)
+                await self._start_plain(connection, live, decision)
+                return
             await self._start_unrecorded(connection, live, decision, str(error))
             return
         told = self._notice(live, decision)
         session = live.session
         try:
-            await self._enter_start(live, records.open_entry, decision)
+            start = records.exempt_entry if live.withheld else records.open_entry
+            await self._enter_start(live, start, decision)
             if fds:
                 self._take_terminal(live, fds[0], place, identity)
             self._take_pidfd(connection, live)
             connection.relay = live
             flags = wire.ANSWER_INPUT if decision.level == "full" else 0
+            if live.withheld:
+                flags |= wire.ANSWER_WITHHOLD
             if self.config.session.on_spool_full == "terminate":
                 flags |= wire.ANSWER_END_ON_FAULT
             self.door.answer(
@@ -675,7 +688,7 @@ class Agent:
                     start_ns=session.mono_ns,
                     capture_bytes=self.config.session.capture_bytes,
                     session=session.id.encode(),
-                    label=b"record",
+                    label=live.label.encode(),
                     shell=os.fsencode(session.shell),
                     notice=told,
                 ),
@@ -688,7 +701,8 @@ class Agent:
             os.close(relay_fd)
         self.follow_session(live)
         self.notifier.keep(f"c-{live.id}", connection.sock.fileno())
-        self._tell("recorded", session.login, session, decision, seq=live.seq)
+        kind = "exempt" if live.withheld else "recorded"
+        self._tell(kind, session.login, session, decision, seq=live.seq)
         if live.terminal is not None:
             self.spawn(self._look_for_holders(live, identity.ruid, place.pids))
 
@@ -816,13 +830,16 @@ class Agent:
             gaps, exit_status = tuple(live.recording.gaps), live.recording.exit_status
             if exit_status is None or live.recording.torn:
                 live.flags.append("interrupted")
+                live.flags.extend(["pause-interrupted"] if live.pause is not None else [])
+        await self.pauses.close(live)
+        gaps += live.implied_gaps(gaps)
         outcome = live.outcome(gaps)
-        seq = await self._enter_for_sure(
+        seq = await self.enter_for_sure(
             records.close_entry, live.session, live.verdict, outcome, ended_ns, exit_status,
             0 if sealed is None else sealed.size,
             0 if sealed is None else sealed.segments,
             None if sealed is None else sealed.digest,
-            gaps or live.implied_gaps(), tuple(live.flags), live.grounds,
+            gaps, tuple(live.flags), live.grounds,
         )  # fmt: skip
         if live.recording is not None:
             self.sealer.release(live.recording)
@@ -848,7 +865,7 @@ class Agent:
             None, self.kernel.survivors, login.audit_session, frozenset(ttys), login.pid
         )
 
-    async def _enter_for_sure(self, build: Any, *arguments: Any) -> int:
+    async def enter_for_sure(self, build: Any, *arguments: Any) -> int:
         """Enter an end, however often it takes: nothing can be asked to go back."""
         while True:
             try:
@@ -1024,6 +1041,7 @@ class Agent:
     async def let_go(self) -> None:
         """Close our descriptors of what goes on, and end what was being done about it."""
         loop = asyncio.get_running_loop()
+        self.pauses.halt()
         if self._tidying is not None:
             self._tidying.cancel()
         lives: List[Live] = [*self.logins.values(), *self.sessions.values()]
@@ -1044,6 +1062,11 @@ class Agent:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.sealer.stop()
         self.live.close()
+
+
+def relays(decision: Decision) -> bool:
+    """Say whether a relay stays in an exempt session, to count or to be told to record."""
+    return decision.supervised or decision.level == "commands"
 
 
 def _real_shell(account: Optional[Account]) -> str:

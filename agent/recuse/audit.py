@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import re
 import zlib
 from dataclasses import dataclass, field
 from typing import (
@@ -26,6 +27,7 @@ from typing import (
     cast,
 )
 
+from . import pauserecords
 from .checkpoint import (
     EMPTY_ROOT,
     HASH_BYTES,
@@ -484,7 +486,13 @@ class _Recording:
     next: int = 0
     size: int = 0
     gaps: int = 0
+    pauses: int = 0
+    resumed: bool = False  # it was exempt, and is recorded since that ended
     digest: Optional[Any] = field(default_factory=hashlib.sha256)
+
+
+# Lines of a recording that hold what was shown or typed.
+_CONTENT = re.compile(rb'^\[[^,"]*,\s*"[oeib]"', re.MULTILINE)
 
 
 def _label(entry: Entry) -> str:
@@ -895,6 +903,8 @@ class _Audit:
             self._read_segment(entry)
         elif entry.kind == "close":
             self._read_close(entry)
+        elif entry.kind in pauserecords.KINDS:
+            self._read_pause(entry)
         elif entry.kind == "finding":
             self._read_finding(entry)
         elif entry.kind in ("open", "exempt") or (
@@ -993,7 +1003,8 @@ class _Audit:
         row = self.view.sessions.get(name)
         if row is not None and self._is_taken_over(row):
             del self.view.sessions[name]
-            self._recordings.pop(name, None)
+            old = self._recordings.pop(name, _Recording())
+            self._recordings[name] = _Recording(pauses=old.pauses, resumed=old.resumed)
             login = self.view.logins.get(row.login or "")
             if login is not None and name in login.sessions:
                 login.sessions.remove(name)
@@ -1023,9 +1034,10 @@ class _Audit:
             self._entry_fault("unknown-session", entry, "no entry says that this session began")
         elif row.closed_seq is not None:
             self._entry_fault("late-segment", entry, "the session had ended before")
-        elif row.verdict == "exempt":
-            self._entry_fault("exempt-content", entry, "content of a session that was exempt")
         recording = self._recordings.setdefault(name, _Recording())
+        withheld = row is not None and row.verdict == "exempt" and not recording.resumed
+        if withheld and row is not None and not (row.supervised or row.level == "commands"):
+            self._entry_fault("exempt-content", entry, "content of a session that was exempt")
         if n != recording.next:
             recording.digest = None
             if n > recording.next:
@@ -1039,11 +1051,45 @@ class _Audit:
         recording.size += plain_size
         gaps = entry.ours.get("gaps")
         recording.gaps += len(gaps) if isinstance(gaps, list) else 0
+        self._judge_causes(entry, recording)
         plain = self._read_blob(entry, f"segment {n} of {name}", blob, plain_size)
         if plain is None:
             recording.digest = None
         elif recording.digest is not None:
             recording.digest.update(plain)
+        if withheld and plain is not None and _CONTENT.search(plain):
+            self._entry_fault("exempt-content", entry, "content of a session that was exempt")
+
+    def _read_pause(self, entry: Entry) -> None:
+        name = entry.get("session") or ""
+        row = self.view.sessions.get(name)
+        if row is None:
+            self._entry_fault("unknown-session", entry, "no entry says that this session began")
+            return
+        if row.closed_seq is not None:
+            self._entry_fault("repeated", entry, "the session had ended before")
+        recording = self._recordings.setdefault(name, _Recording())
+        withdrawn = entry.get("why") == "revoked" and row.verdict == "exempt"
+        if entry.kind == "pause":
+            if row.paused_seq is not None:
+                self._entry_fault("repeated", entry, "the session was paused before")
+            recording.pauses += 1
+        elif withdrawn:
+            recording.resumed = True
+        elif row.paused_seq is None:
+            self._entry_fault("repeated", entry, "the session was not paused")
+
+    def _judge_causes(self, entry: Entry, recording: _Recording) -> None:
+        """See that what was withheld was withheld by an entry."""
+        gaps = entry.ours.get("gaps")
+        causes = {gap.get("cause") for gap in gaps if isinstance(gap, dict)} if (
+            isinstance(gaps, list)
+        ) else set()  # fmt: skip
+        row = self.view.sessions.get(entry.get("session") or "")
+        if "pause" in causes and not recording.pauses:
+            self._entry_fault("gap-ungrounded", entry, "a pause that no entry speaks of")
+        if "exempt" in causes and row is not None and row.verdict != "exempt":
+            self._entry_fault("gap-ungrounded", entry, "withheld, but the session was not exempt")
 
     def _read_blob(self, entry: Entry, what: str, blob: str, plain_size: int) -> Optional[bytes]:
         if self._blobs == "skip":
@@ -1136,12 +1182,16 @@ class _Audit:
         ):
             if was is not None and was != now:
                 self._entry_fault("close-differs", entry, f"{key} is {now!r}, but was {was!r}")
-        if (outcome == "exempt") != (verdict == "exempt") and outcome in (
+        if row.paused_seq is not None:
+            self._entry_fault("gap-unstated", entry, "paused, and never resumed")
+        withdrawn = verdict == "exempt" and outcome == "partial" and recording.resumed
+        if (outcome == "exempt") != (verdict == "exempt") and not withdrawn and outcome in (
             "recorded",
             "partial",
             "exempt",
         ):
             self._entry_fault("close-differs", entry, f"verdict {verdict}, outcome {outcome}")
+        self._judge_causes(entry, recording)
         self._judge_recording(entry, outcome, recording)
 
     def _judge_recording(self, entry: Entry, outcome: Optional[str], recording: _Recording) -> None:

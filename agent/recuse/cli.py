@@ -21,6 +21,7 @@ from recuse import (
     cast,
     catalog,
     cli_grant,
+    cli_live,
     cli_notify,
     cli_own,
     cli_policy,
@@ -168,6 +169,7 @@ def make_parser() -> Parser:
     archive(one)
     as_json(one)
 
+    cli_live.add_commands(add, commands)
     cli_notify.add_commands(add, commands)
     cli_policy.add_commands(add, commands)
     cli_report.add_commands(add, commands)

@@ -29,6 +29,7 @@ _BY_EXIT_CODE = {
         errors.SpoolError,
         errors.CryptoError,
         errors.GrantError,
+        errors.PauseError,
     )
 }
 

@@ -686,7 +686,10 @@ class Desk:
             "exemption-ended", session=live.id, grant=live.grounds.grant, pid=live.pid,
             user=live.session.login.user, fault=words,
         )  # fmt: skip
-        self._agent.spawn(self._agent.stop_session(live))
+        if live.withheld:
+            self._agent.spawn(self._agent.pauses.withdraw(live, words))
+        else:
+            self._agent.spawn(self._agent.stop_session(live))
 
     # -- breaking the glass ----------------------------------------------------------
 

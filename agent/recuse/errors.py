@@ -120,6 +120,12 @@ class GrantError(RecuseError):
     exit_code = 16
 
 
+class PauseError(RecuseError):
+    """The recording of a session cannot be paused or resumed like that."""
+
+    exit_code = 18
+
+
 class LintFound(RecuseError):
     """The policy has what is hardly meant."""
 

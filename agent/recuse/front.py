@@ -48,6 +48,9 @@ VERBS: Mapping[str, str] = {
     "approve": "all",
     "reject": "all",
     "revoke": "all",
+    "pause": "all",
+    "resume": "all",
+    "pause-status": "all",
     "grant-import": "all",
     "break-glass": "all",
     "review": "all",
@@ -171,6 +174,12 @@ class Front:
             return {"ok": True, **self.status(uid)}
         if verb == "sessions":
             return {"ok": True, "sessions": await self._sessions(request, uid)}
+        if verb == "pause":
+            return {"ok": True, **await agent.pauses.pause(self.peer_pid(writer), uid, request)}
+        if verb == "resume":
+            return {"ok": True, **await agent.pauses.resume(self.peer_pid(writer), uid)}
+        if verb == "pause-status":
+            return {"ok": True, **agent.pauses.status(self.peer_pid(writer))}
         if verb == "proofs":
             return {"ok": True, **await self._proofs(uid)}
         if verb == "tags":

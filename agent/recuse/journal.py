@@ -331,6 +331,18 @@ EVENTS: Mapping[str, Event] = {
             "session {session} of {user} is no longer exempt: {fault}",
         ),
         Event(
+            "paused",
+            "5d1b0c3f0f6f4c5f9a0e6f2b7c8d4e11",
+            NOTICE,
+            "{user} pauses the recording of session {session} until {until}: {reason}",
+        ),
+        Event(
+            "resumed",
+            "b7a94e0d9c3e4d5c8f21a6075e4b9d32",
+            NOTICE,
+            "session {session} of {user} is recorded again: {why}",
+        ),
+        Event(
             "debt",
             "cbde425f32e84beea560e0cf53005ea5",
             ALERT,

@@ -78,6 +78,8 @@ class LiveSession:
     taken: Optional[Tuple[int, int, int, int]] = None  # outer terminal: rdev, uid, gid, mode
     flags: List[str] = field(default_factory=list)
     grant_use: int = 0  # which use of its grant this is
+    withheld: bool = False  # exempt, but relayed: its content is counted and not written
+    pause: Optional[Dict[str, Any]] = None  # reason, since_ns, until and until_mono_ns of it
     orphan: Optional[str] = None  # file of the orphan directory that it came from
     pidfd: int = -1
     recording: Optional[Recording] = None
@@ -106,9 +108,19 @@ class LiveSession:
             return "lost"
         return "recorded"
 
-    def implied_gaps(self) -> Tuple[Gap, ...]:
-        """Give the gap of a session whose content never passes through us."""
-        return (Gap("limit", "o", 0, ""),) if self._passes_unseen else ()
+    def implied_gaps(self, gaps: Sequence[Gap]) -> Tuple[Gap, ...]:
+        """Give the gaps that the recording cannot speak of itself.
+
+        Content that never passes through us; what a relay counted that was killed; and what came
+        before the end of an exemption.
+        """
+        implied = [Gap("limit", "o", 0, "")] if self._passes_unseen and not gaps else []
+        causes = {gap.cause for gap in gaps}
+        if "pause-interrupted" in self.flags and "pause" not in causes:
+            implied.append(Gap("pause", "o", 0, ""))
+        if "exemption-withdrawn" in self.flags and "exempt" not in causes:
+            implied.append(Gap("exempt", "o", 0, ""))
+        return tuple(implied)
 
     @property
     def _passes_unseen(self) -> bool:

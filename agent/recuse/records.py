@@ -147,14 +147,16 @@ class Session:
 
 @dataclass(frozen=True)
 class Gap:
-    """Bytes of a stream that were counted and hashed but not kept."""
+    """Bytes of a stream that were counted, and hashed unless withheld, but not kept."""
 
     cause: str
-    """limit, fault or pause"""
+    """limit, fault, pause or exempt"""
     stream: str
     """asciicast code of the stream: o, i or e"""
     bytes: int
     sha256: str
+    lines: Optional[int] = None
+    """counted where not even a hash is kept"""
 
 
 @dataclass(frozen=True)
@@ -793,7 +795,7 @@ def refused_entry(
 def segment_entry(host: Host, index: int, time_ns: int, segment: Segment) -> bytes:
     """Name the next piece of a recording by the SHA-256 of its blob."""
     ours = dataclasses.asdict(segment)
-    ours["gaps"] = ours["gaps"] or None
+    ours["gaps"] = _gaps(segment.gaps)
     return _event(
         host, index, time_ns, "segment", EVENT_LOG, _OTHER, _INFORMATIONAL, ours,
         {
@@ -847,7 +849,7 @@ def close_entry(
         "size": size,
         "segments": segments,
         "digest": digest,
-        "gaps": [dataclasses.asdict(gap) for gap in gaps] or None,
+        "gaps": _gaps(gaps),
         "flags": list(flags) or None,
     }
     file: Optional[Json] = None
@@ -925,6 +927,33 @@ def undelivered_entry(
         {"channel": channel, "count": count, "first": first, "last": last, "cause": cause},
         {"status_detail": f"{count} notices of channel {channel}: {cause}"}, status=_FAILURE,
     )  # fmt: skip
+
+
+def session_event(
+    host: Host,
+    index: int,
+    time_ns: int,
+    kind: str,
+    activity: int,
+    severity: int,
+    session: Session,
+    grounds: Grounds,
+    ours: Mapping[str, Any],
+    detail: Sequence[Optional[str]],
+) -> bytes:
+    """Say what happens to the recording of a session that goes on."""
+    return _event(
+        host, index, time_ns, kind, EVENT_LOG, activity, severity, ours,
+        {
+            **_session_fields(session),
+            **_control_fields(grounds.rule, grounds.policy, True, detail),
+        },
+        correlation=session.id, profiles=_CONTROLLED,
+    )  # fmt: skip
+
+
+def _gaps(gaps: Sequence[Gap]) -> Optional[List[Json]]:
+    return [_present(dataclasses.asdict(gap)) for gap in gaps] or None
 
 
 def _check_outcome(outcome: Optional[str]) -> None:
@@ -1103,6 +1132,8 @@ class SessionRow:
     tags: List[str] = field(default_factory=list)
     claimed_tags: List[str] = field(default_factory=list)
     answers: Json = field(default_factory=dict)
+    paused_seq: Optional[int] = None
+    """Number of the entry of the pause that it is in."""
     closed_seq: Optional[int] = None
     boot_id: Optional[str] = None
     segments: List[SegmentRow] = field(default_factory=list)
@@ -1234,6 +1265,10 @@ class View:
             self.starts.append((entry.index, entry.get("boot_id")))
         elif entry.kind == "segment":
             self._segment(entry)
+        elif entry.kind in ("pause", "resume"):
+            row = self.sessions.get(entry.get("session") or "")
+            if row is not None:
+                row.paused_seq = entry.index if entry.kind == "pause" else None
         elif entry.kind == "finding":
             self.findings.setdefault(entry.get("finding") or "", entry)
         elif entry.kind in _SESSION_KINDS and entry.get("session") is not None:

@@ -31,7 +31,7 @@ from typing import (
     cast,
 )
 
-from . import __version__, records
+from . import __version__, pauserecords, records
 from .agent import Agent
 from .book import Book, NotEntered
 from .config import Config, Paths, load
@@ -256,6 +256,11 @@ class Recovery:
                 notes = (*live.session.notes, "continued")
                 live.session = dataclasses.replace(live.session, notes=notes)
                 await self.agent.book.enter(build, live.session, decision)
+                if live.pause is not None:
+                    await self.agent.book.enter(
+                        pauserecords.pause_entry, live.session, live.grounds, live.pause["reason"],
+                        "", records.parse_time(live.pause["until"]), live.session.login.uid,
+                    )  # fmt: skip
         await self._carry({live.id for live in lives})
         for raw in self.agent.book.ledger.entries():
             self.view.apply(records.parse(raw))
@@ -328,11 +333,11 @@ class Recovery:
                 if fd is not None:
                     os.close(fd)
             agent.live.remove(live)
-            if row is None and live.label == "record":
+            if row is None and (live.label == "record" or live.withheld):
                 agent.spool.forget(live.id)
             return
         live.seq = row.seq
-        if live.label == "record":
+        if live.label == "record" or live.withheld:
             self._recording(live, row)
         live.pidfd = self._pidfd(kept, live.pid, live.start, live.boot_id)
         if live.pidfd < 0:
@@ -345,6 +350,7 @@ class Recovery:
         agent.follow_session(live, keep=kept is None)
         if connection is not None:
             self._connection(live, connection)
+        agent.pauses.take_up(live)
 
     def _recording(self, live: LiveSession, row: records.SessionRow) -> None:
         offset = sum(segment.plain_size for segment in row.segments)

@@ -38,7 +38,8 @@ _EVENT = re.compile(rb'\[\s*([0-9]+(?:\.[0-9]+)?)\s*,\s*"(.)"')
 _EXIT = re.compile(rb'\[[^,]*,\s*"x"\s*,\s*"(-?[0-9]{1,5})"\s*\]\Z')
 _GAP = re.compile(
     rb'\[[^,]*,\s*"g"\s*,\s*"stream=([oie]+) bytes=([0-9]{1,19})'
-    rb'(?: sha256=([0-9a-f]{64}))? cause=(limit|fault|pause)"\s*\]\Z'
+    rb'(?: sha256=([0-9a-f]{64}))?(?: lines=([0-9]{1,19}))?'
+    rb' cause=(limit|fault|pause|exempt)"\s*\]\Z'
 )
 
 
@@ -445,8 +446,9 @@ def _note_marks(recording: Recording, plain: bytes) -> _Marks:
         if code == b"g":
             found = _GAP.match(line)
             if found is not None:
-                stream, size, digest, cause = (part.decode() for part in found.groups(b""))
-                gaps.append(Gap(cause, stream, int(size), digest))
+                stream, size, digest, lines, cause = (p.decode() for p in found.groups(b""))
+                count = int(lines) if lines else None
+                gaps.append(Gap(cause, stream, int(size), digest, count))
                 _add_gap(recording.gaps, gaps[-1])
         elif code == b"x":
             found = _EXIT.match(line)
@@ -464,7 +466,8 @@ def _add_gap(gaps: List[Gap], gap: Gap) -> None:
         return
     for at, other in enumerate(gaps):
         if (other.cause, other.stream) == (gap.cause, gap.stream):
-            gaps[at] = Gap(gap.cause, gap.stream, other.bytes + gap.bytes, "")
+            lines = None if gap.lines is None else gap.lines + (other.lines or 0)
+            gaps[at] = Gap(gap.cause, gap.stream, other.bytes + gap.bytes, "", lines)
             return
     gaps.append(gap)
 

@@ -56,7 +56,7 @@ _recuse() {
     esac
     case $command in
         '')
-            options='status sync sessions show play export verify notify policy tags report request requests grants approve review
+            options='status sync sessions show pause resume play export verify notify policy tags report request requests grants approve review
                 reject revoke break-glass grant doctor enable disable
                 enroll --debug --version --help' ;;
         status | sync | tags) options='--json' ;;
@@ -66,6 +66,8 @@ _recuse() {
         doctor) options='--coverage --since --settle --json' ;;
         sessions) options='--user --mine --verdict --outcome --since --until --dir --json' ;;
         show) options='--dir --json' ;;
+        pause) options='--reason --for --words --status --json' ;;
+        resume) options='--json' ;;
         play) options='--speed --idle-limit --start --seek --follow --raw --dir' ;;
         export) options='--format --output --merge-stderr --plain --bundle --approvers --dir' ;;
         verify)

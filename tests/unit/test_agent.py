@@ -36,7 +36,7 @@ import pytest
 from recuse import checkpoint as tlog
 from recuse import keys, records, recovery, wire
 from recuse.archive import LedgerArchive
-from recuse.audit import Trusted, verify
+from recuse.audit import Report, Trusted, verify
 from recuse.book import NotEntered
 from recuse.config import Paths
 from recuse.errors import LedgerError
@@ -212,6 +212,17 @@ class Child:
         assert isinstance(found, wire.Answer)
         return found
 
+    async def heard(self) -> wire.Message:
+        """Give what the agent said, once the process was ordered to hear it."""
+        loop = asyncio.get_running_loop()
+        ready = loop.create_future()
+        loop.add_reader(self.ours, lambda: ready.done() or ready.set_result(None))
+        try:
+            await asyncio.wait_for(ready, 10)
+        finally:
+            loop.remove_reader(self.ours)
+        return wire.decode(self.ours.recv(65536))
+
     def write(self, *lines: bytes) -> None:
         """Write to the recording, as the relay would."""
         for line in lines:
@@ -265,6 +276,8 @@ def _obey(orders: socket.socket) -> None:
                 packet, passed, _, _ = kept[-1].recvmsg(65536, socket.CMSG_SPACE(4))
                 orders.sendmsg([packet or b"-"], passed)
                 fds += [fd for _, _, raw in passed for fd in array.array("i", raw)]
+            elif order["do"] == "hear":
+                orders.send(kept[-1].recv(65536) or b"-")
             elif order["do"] == "say":
                 kept[-1].send(bytes.fromhex(order["packet"]))
             for fd in fds:
@@ -872,6 +885,229 @@ def test_audit_session_leads_to_the_login_where_ancestry_does_not(paths: Paths) 
 
 
 # -- inside other sessions ------------------------------------------------------------
+
+
+SUPERVISED = """
+[[rule]]
+name = "supervised"
+effect = "exempt"
+users = ["robot"]
+supervised = true
+reason = "payroll"
+owner = "ops@example.org"
+expires = 2999-12-31
+"""
+PAUSES = """
+[[rule]]
+name = "may-pause"
+effect = "record"
+users = ["alice"]
+pause = "10m"
+reason = "personal data"
+owner = "ops@example.org"
+expires = 2999-12-31
+"""
+
+
+async def relayed(world: World, user: str, command: bytes = b"run") -> Tuple[Child, wire.Answer]:
+    """Begin a session of which the test is the relay."""
+    sshd = await world.login(user)
+    shell, answer = await world.session(sshd, user, command)
+    assert answer.verdict == Verdict.RECORD
+    return shell, answer
+
+
+def control_of(world: World, shell: Child, **request: Any) -> Awaitable[Dict[str, Any]]:
+    """Ask as a process inside a session would, which is there before anything is awaited."""
+    inside = world.child(parent=shell)
+    world.front.peer_pid = lambda writer: inside.pid  # type: ignore[method-assign]
+    return world.control(**request)
+
+
+async def switching(
+    world: World, shell: Child, held: int, work: Awaitable[Dict[str, Any]]
+) -> Tuple[Dict[str, Any], wire.Message]:
+    """Carry out what the agent tells the relay meanwhile, and say so."""
+    task = asyncio.ensure_future(work)
+    shell.order({"do": "hear"})
+    told = await shell.heard()
+    shell.order({"do": "say", "packet": wire.encode(wire.Held(held)).hex()})
+    return await task, told
+
+
+def test_supervised_session_is_relayed_and_its_content_withheld(paths: Paths) -> None:
+    (paths.policy_dir / "50-test.toml").write_text(SUPERVISED)
+
+    async def scene(world: World) -> None:
+        shell, answer = await relayed(world, "robot")
+        assert answer.flags & wire.ANSWER_WITHHOLD and answer.label == b"exempt"
+        shell.write(
+            b'[0.1,"m","recuse content withheld"]',
+            b'[0.2,"g","stream=o bytes=9 lines=1 cause=exempt"]',
+            b'[0.3,"x","4"]',
+        )
+        shell.end()
+        await world.ended()
+        close = world.last("close").ours
+        assert (close["outcome"], close["exit_status"]) == ("exempt", 4)
+        assert close["gaps"] == [
+            {"cause": "exempt", "stream": "o", "bytes": 9, "sha256": "", "lines": 1}
+        ]
+        assert world.kinds()[:2] == ["login", "exempt"]
+        assert verified(world).ok
+
+    run(paths, scene)
+
+
+def verified(world: World) -> Report:
+    world.agent.book.checkpoint()
+    source = LedgerArchive(str(world.paths.ledger), [str(world.paths.spool / "out")])
+    return verify(source, Trusted(keys.read_vkey(world.paths.host_pub)))
+
+
+def test_exemption_that_is_withdrawn_records_from_then_on(paths: Paths) -> None:
+    (paths.policy_dir / "50-test.toml").write_text(SUPERVISED)
+
+    async def scene(world: World) -> None:
+        shell, _ = await relayed(world, "robot")
+        (live,) = world.agent.sessions.values()
+
+        async def withdraw() -> Dict[str, Any]:
+            await world.agent.pauses.withdraw(live, "revoked by carol")
+            return {}
+
+        _, told = await switching(world, shell, 0, withdraw())
+        assert isinstance(told, wire.Release) and b"revoked by carol" in told.line
+        assert world.last("resume").ours["why"] == "revoked"
+        shell.write(b'[0.3,"o","seen"]', b'[0.4,"x","0"]')
+        shell.end()
+        await world.ended()
+        close = world.last("close").ours
+        assert (close["verdict"], close["outcome"]) == ("exempt", "partial")
+        assert close["gaps"][0]["cause"] == "exempt"
+        assert verified(world).ok
+
+    run(paths, scene)
+
+
+def test_content_in_a_withheld_recording_is_a_fault(paths: Paths) -> None:
+    (paths.policy_dir / "50-test.toml").write_text(SUPERVISED)
+
+    async def scene(world: World) -> None:
+        shell, _ = await relayed(world, "robot")
+        shell.write(b'[0.3,"o","seen"]', b'[0.4,"x","0"]')
+        shell.end()
+        await world.ended()
+        assert "exempt-content" in {fault.code for fault in verified(world).faults}
+
+    run(paths, scene)
+
+
+def test_pause_and_resume_are_entered_before_the_relay_hears(paths: Paths) -> None:
+    (paths.policy_dir / "60-pause.toml").write_text(PAUSES)
+
+    async def scene(world: World) -> None:
+        shell, _ = await relayed(world, "alice")
+        work = control_of(world, shell, verb="pause", reason="hr-data", seconds=60)
+        answer, told = await switching(world, shell, 1, work)
+        assert answer["ok"] and answer["seconds"] == 60
+        assert isinstance(told, wire.Hold) and told.until_ns > world.kernel.mono_ns()
+        entry = world.last("pause").ours
+        assert (entry["pause_reason"], entry["rule"]) == ("hr-data", "may-pause")
+        assert f"seq={world.last('pause').index}".encode() in told.mark
+        assert world.event("paused")["PRIORITY"] == "5"
+        again = await control_of(world, shell, verb="pause", reason="more")
+        assert again["exit"] == 18 and "paused already" in again["error"]
+        assert (await control_of(world, shell, verb="pause-status"))["paused"]
+        work = control_of(world, shell, verb="resume")
+        answer, told = await switching(world, shell, 0, work)
+        assert answer["ok"] and isinstance(told, wire.Release)
+        assert world.last("resume").ours["why"] == "asked"
+        shell.write(
+            b'[0.2,"g","stream=o bytes=9 lines=1 cause=pause"]', b'[0.3,"o","a"]', b'[0.4,"x","0"]'
+        )
+        shell.end()
+        await world.ended()
+        close = world.last("close").ours
+        assert (close["outcome"], close["gaps"][0]["cause"]) == ("partial", "pause")
+        assert verified(world).ok
+
+    run(paths, scene)
+
+
+@pytest.mark.parametrize(
+    "request_, error",
+    [
+        ({"reason": "x", "seconds": 601}, "too long"),
+        ({"reason": "x", "seconds": 0}, "none"),
+        ({"reason": "x", "seconds": True}, "none"),
+        ({"reason": "a b"}, "reason"),
+        ({"reason": "x\x1b"}, "reason"),
+        ({}, "reason"),
+        ({"reason": "x", "words": "a\nb"}, "words"),
+    ],
+)
+def test_pause_that_makes_no_sense_changes_nothing(
+    paths: Paths, request_: Dict[str, Any], error: str
+) -> None:
+    (paths.policy_dir / "60-pause.toml").write_text(PAUSES)
+
+    async def scene(world: World) -> None:
+        shell, _ = await relayed(world, "alice")
+        answer = await control_of(world, shell, verb="pause", **request_)
+        assert not answer["ok"] and error in answer["error"]
+        assert "pause" not in world.kinds()
+
+    run(paths, scene)
+
+
+def test_pause_without_leave_or_without_a_session(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        shell, _ = await relayed(world, "alice")
+        answer = await control_of(world, shell, verb="pause", reason="x")
+        assert "may not be paused" in answer["error"]
+        outside = world.child()
+        world.front.peer_pid = lambda writer: outside.pid  # type: ignore[method-assign]
+        assert "no recorded session" in (await world.control(verb="pause", reason="x"))["error"]
+        answer = await control_of(world, shell, verb="resume")
+        assert "not paused" in answer["error"]
+
+    run(paths, scene)
+
+
+def test_pause_outlives_the_agent_and_ends_with_the_session(paths: Paths) -> None:
+    (paths.policy_dir / "60-pause.toml").write_text(PAUSES)
+
+    async def scene(world: World) -> None:
+        shell, _ = await relayed(world, "alice")
+        await switching(world, shell, 1, control_of(world, shell, verb="pause", reason="x"))
+        await world.crash()
+        await world.start()
+        (live,) = world.agent.sessions.values()
+        assert live.pause is not None and live.pause["reason"] == "x"
+        shell.end()  # killed: nothing says what passed
+        await world.ended()
+        assert world.last("resume").ours["why"] == "ended"
+        close = world.last("close").ours
+        assert close["outcome"] == "partial"
+        assert close["gaps"] == [{"cause": "pause", "stream": "o", "bytes": 0, "sha256": ""}]
+        assert verified(world).ok
+
+    run(paths, scene)
+
+
+def test_pause_ends_when_its_time_is_up(paths: Paths) -> None:
+    (paths.policy_dir / "60-pause.toml").write_text(PAUSES)
+
+    async def scene(world: World) -> None:
+        shell, _ = await relayed(world, "alice")
+        work = control_of(world, shell, verb="pause", reason="x", seconds=1)
+        await switching(world, shell, 1, work)
+        shell.order({"do": "hear"})
+        assert isinstance(await shell.heard(), wire.Release)
+        assert world.last("resume").ours["why"] == "time"
+
+    run(paths, scene)
 
 
 async def recorded_on_a_terminal(world: World, user: str = "alice") -> Tuple[Child, int]:

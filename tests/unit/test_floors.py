@@ -37,6 +37,7 @@ FLOORS: Dict[int, Set[str]] = {
         "grant",
         "grantaudit",
         "bundle",
+        "pauserecords",
         "cast",
         "httpsig",
         "sshsig",
@@ -82,6 +83,7 @@ PARTS = {
         "front",
         "live",
         "orphan",
+        "pausing",
         "policyfile",
         "receipts",
         "recovery",
@@ -91,7 +93,8 @@ PARTS = {
     },
     "notify": {"channel"},
     "cli": {
-        "console", "cli_grant", "cli_notify", "cli_own", "cli_policy", "cli_whatif", "cli_report",
+        "console", "cli_grant", "cli_live", "cli_notify", "cli_own", "cli_policy", "cli_whatif",
+        "cli_report",
     },
 }
 PURE_BANNED_IMPORTS = {

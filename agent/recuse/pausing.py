@@ -1,0 +1,257 @@
+"""Sessions whose content is not recorded for a while, though a relay runs: pauses, revocations.
+
+Part of the agent. What is decided here is in the ledger before the relay hears of it; the relay
+ends a pause by itself if nobody else does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional
+
+from . import pauserecords, wire
+from .errors import AccessDenied, NotFound, PauseError
+from .live import LiveSession
+from .records import format_time
+
+if TYPE_CHECKING:
+    from .agent import Agent
+
+HELD_SECONDS = 1.0  # for the relay to say that it has switched
+SLACK_NS = 500_000_000  # by which the relay is later than we are
+_REASON = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+MAX_WORDS = 200
+
+
+class Pauses:
+    """Which sessions are paused, and until when."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._timers: Dict[str, asyncio.TimerHandle] = {}
+        self._switches: Dict[str, "asyncio.Future[bool]"] = {}
+        self._busy: Dict[str, asyncio.Lock] = {}
+
+    # -- what is asked over the control socket ---------------------------------------
+
+    def may_pause(self, live: LiveSession) -> Optional[int]:
+        """Say how many seconds the recording of a session may be paused; None for not at all.
+
+        This is where a grant of scope pause counts, beside the rule that decided.
+        """
+        return live.grounds.pause_seconds
+
+    async def pause(self, pid: int, uid: int, told: Mapping[str, Any]) -> Dict[str, Any]:
+        """Suspend the recording of the session that a process stands in.
+
+        Raises: PauseError, AccessDenied, NotFound
+        """
+        live = self._session_of(pid)
+        reason, words, wanted = told.get("reason"), told.get("words") or "", told.get("seconds")
+        if not isinstance(reason, str) or not _REASON.match(reason):
+            raise PauseError("no reason code", "say why: recuse pause --reason CODE")
+        if not isinstance(words, str) or len(words) > MAX_WORDS or not words.isprintable():
+            raise PauseError(f"the words are no line of at most {MAX_WORDS} characters")
+        longest = self.may_pause(live)
+        if longest is None:
+            raise AccessDenied(
+                f"session {live.id} may not be paused: neither its rule nor a grant allows it",
+                "ask for it: recuse request",
+            )
+        if wanted is None:
+            wanted = longest
+        if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted <= 0:
+            raise PauseError("the time is none")
+        if wanted > longest:
+            raise PauseError(f"a pause of {wanted} s is too long here", f"at most {longest} s")
+        async with self._lock(live):
+            if live.withheld:
+                raise PauseError(f"session {live.id} is exempt: nothing is recorded to be paused")
+            if live.pause is not None:
+                raise PauseError(
+                    f"session {live.id} is paused already, until {live.pause['until']}",
+                    "one at a time: recuse resume",
+                )
+            until = await self._begin(live, reason, words, wanted, uid)
+        return {"session": live.id, "until": until, "seconds": wanted}
+
+    async def resume(self, pid: int, uid: int) -> Dict[str, Any]:
+        """Record again. Raises: PauseError, NotFound"""
+        live = self._session_of(pid)
+        if live.pause is None:
+            raise PauseError(f"session {live.id} is not paused")
+        await self._end(live, "asked", uid)
+        return {"session": live.id}
+
+    def status(self, pid: int) -> Dict[str, Any]:
+        """Say whether the session that a process stands in is paused. Raises: NotFound"""
+        live = self._session_of(pid)
+        pause = live.pause or {}
+        return {
+            "session": live.id,
+            "paused": live.pause is not None,
+            "reason": pause.get("reason"),
+            "until": pause.get("until"),
+            "longest": self.may_pause(live),
+        }
+
+    def _session_of(self, pid: int) -> LiveSession:
+        """Find the recording that a process is in, by its ancestors alone."""
+        sessions = {(one.pid, one.start): one for one in self._agent.sessions.values()}
+        for stat in self._agent.kernel.lineage(pid):
+            live = sessions.get((stat.pid, stat.start))
+            if live is not None and live.recording is not None and not live.ended:
+                return live
+        raise NotFound("this is in no recorded session", "see: recuse status")
+
+    # -- what comes of it ------------------------------------------------------------
+
+    async def _begin(
+        self, live: LiveSession, reason: str, words: str, seconds: int, uid: int
+    ) -> str:
+        agent = self._agent
+        since_ns, mono_ns = agent.kernel.now_ns(), agent.kernel.mono_ns()
+        until_ns = since_ns + seconds * 10**9
+        until, until_mono_ns = format_time(until_ns), mono_ns + seconds * 10**9
+        live.pause = {
+            "reason": reason, "since_ns": since_ns, "until": until, "until_mono_ns": until_mono_ns,
+        }  # fmt: skip
+        agent.live.save(live)
+        try:
+            seq = await agent.book.enter(
+                pauserecords.pause_entry, live.session, live.grounds, reason, words, until_ns, uid
+            )
+        except BaseException:
+            live.pause = None
+            agent.live.save(live)
+            raise
+        agent.book.checkpoint()
+        mark = f"recuse paused reason={reason} by={live.session.login.user} seq={seq}"
+        line = f"recuse: recording paused ({reason}) for {seconds} s at most"
+        told = wire.Hold(until_mono_ns + SLACK_NS, _line(mark), _line(line))
+        held = await self._switch(live, told, True)
+        self._arm(live)
+        self._tell("paused", live, seq, reason=reason, until=until)
+        if not held:
+            raise PauseError(
+                f"session {live.id}: its recorder does not say that it paused",
+                "it may be recording still: recuse pause --status",
+            )
+        return until
+
+    async def _end(self, live: LiveSession, why: str, uid: Optional[int] = None) -> None:
+        """Enter the end of a pause, then tell the relay."""
+        agent = self._agent
+        async with self._lock(live):
+            if live.pause is None:
+                return
+            self._disarm(live)
+            since_ns = live.pause["since_ns"]
+            seq = await agent.enter_for_sure(
+                pauserecords.resume_entry, live.session, live.grounds, why, since_ns, uid
+            )
+            agent.book.checkpoint()
+            reason, live.pause = live.pause["reason"], None
+            with contextlib.suppress(OSError):
+                agent.live.save(live)
+            after = max(0, agent.kernel.now_ns() - since_ns) // 10**9
+            mark = f"recuse resumed after={after}s reason={reason} why={why} seq={seq}"
+            if why != "ended":
+                told = wire.Release(_line(mark), b"recuse: recording resumed")
+                await self._switch(live, told, False)
+            self._tell("resumed", live, seq, reason=reason, why=why)
+
+    async def withdraw(self, live: LiveSession, words: str) -> None:
+        """Record from now on a session that was exempt under supervision."""
+        agent = self._agent
+        async with self._lock(live):
+            if not live.withheld or live.ended:
+                return
+            seq = await agent.enter_for_sure(
+                pauserecords.resume_entry, live.session, live.grounds, "revoked",
+                live.session.started_ns,
+            )  # fmt: skip
+            agent.book.checkpoint()
+            live.withheld, live.label = False, "record"
+            live.flags.append("exemption-withdrawn")
+            with contextlib.suppress(OSError):
+                agent.live.save(live)
+            mark = f"recuse exemption withdrawn seq={seq}: {words}"
+            line = f"recuse: no longer exempt, recorded from now on: {words}"
+            held = await self._switch(live, wire.Release(_line(mark), _line(line)), False)
+            self._tell("resumed", live, seq, reason=live.grounds.reason, why="revoked")
+            if not held:  # nobody records it: then it must not go on
+                agent.spawn(agent.stop_session(live))
+
+    async def _switch(self, live: LiveSession, told: wire.Message, held: bool) -> bool:
+        """Tell the relay, and wait for its word that it is done."""
+        switched: "asyncio.Future[bool]" = asyncio.get_running_loop().create_future()
+        self._switches[live.id] = switched
+        try:
+            if not self._agent.door.tell(live, told):
+                return False
+            return await asyncio.wait_for(switched, HELD_SECONDS) is held
+        except asyncio.TimeoutError:
+            return False
+        finally:
+            self._switches.pop(live.id, None)
+
+    def heard(self, live: LiveSession, held: bool) -> None:
+        """Take in that a relay has switched."""
+        switched = self._switches.get(live.id)
+        if switched is not None and not switched.done():
+            switched.set_result(held)
+        elif not held and live.pause is not None:
+            self._agent.spawn(self._end(live, "time"))  # by itself, before we came to it
+
+    # -- time ------------------------------------------------------------------------
+
+    def _arm(self, live: LiveSession) -> None:
+        assert live.pause is not None
+        left = (live.pause["until_mono_ns"] - self._agent.kernel.mono_ns()) / 1e9
+        self._disarm(live)
+        self._timers[live.id] = asyncio.get_running_loop().call_later(
+            max(0.0, left), lambda: self._agent.spawn(self._end(live, "time"))
+        )
+
+    def _disarm(self, live: LiveSession) -> None:
+        timer = self._timers.pop(live.id, None)
+        if timer is not None:
+            timer.cancel()
+
+    def take_up(self, live: LiveSession) -> None:
+        """Go on with a pause after a restart of the agent."""
+        if live.pause is not None:
+            self._arm(live)
+
+    async def close(self, live: LiveSession) -> None:
+        """Enter that a pause ended with its session."""
+        await self._end(live, "ended")
+        self._busy.pop(live.id, None)
+
+    def halt(self) -> None:
+        """Leave; the next agent goes on."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    # -- small things ----------------------------------------------------------------
+
+    def _lock(self, live: LiveSession) -> asyncio.Lock:
+        return self._busy.setdefault(live.id, asyncio.Lock())
+
+    def _tell(self, kind: str, live: LiveSession, seq: int, **more: Optional[str]) -> None:
+        login = live.session.login
+        self._agent.journal.write(
+            kind, session=live.id, login=login.id, user=login.user, uid=login.uid,
+            service=login.service, source=login.source.kernel, tty=live.session.tty,
+            rule=live.grounds.rule, grant=live.grounds.grant, seq=seq, pid=live.pid, **more,
+        )  # fmt: skip
+
+
+def _line(text: str) -> bytes:
+    """Make one line of it that a terminal only shows, as long as a message may have it."""
+    shown = "".join(c if c.isprintable() else "?" for c in text)
+    return shown.encode("utf-8", "replace")[: wire.MAX_LINE].decode("utf-8", "ignore").encode()
