@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_agent import ROOMY, World, run
 
+import sshkeys
 from recuse import records
 from recuse.config import Paths
 from recuse.grantrecords import fold_grants
@@ -798,3 +799,54 @@ def test_never_exempt_without_quorum_nor_beyond_the_uses(
                 assert folded.to_json(now) == row.to_json(now)
 
         play(found, scene)
+
+
+def test_a_security_key_that_nobody_touched_does_not_count(paths: Paths) -> None:
+    file = paths.approval_dir / "a.toml"
+    rule = 'approvers = 2\nkey_types = ["sk-ssh-ed25519@openssh.com"]\nverification = true'
+    file.write_text(file.read_text().replace("approvers = 2", rule, 1))
+    key = sshkeys.SecurityKey("ed25519")
+    line = sshkeys.signers_line("carol@example.org", key.public, namespace=NAMESPACE)
+    paths.approvers.write_text(_line(Keys(paths.root.parent), "bob") + line.rstrip("\n") + "\n")
+
+    async def scene(world: Office) -> None:
+        asked = (await world.ask_for())["grant"]
+
+        def signed(flags: int) -> str:
+            return key.sign(asked["request"].encode(), flags=flags, namespace=NAMESPACE).decode()
+
+        for signature, words in (
+            (signed(0x00), "nobody touched security key"),
+            (signed(0x01), "without PIN or finger"),
+            (world.keys.sign("bob", asked["request"]), "sk-ssh-ed25519@openssh.com"),
+        ):
+            answer = await world.approve("carol", asked, signature=signature)
+            assert not answer["ok"] and words in answer["error"], answer
+        answer = await world.approve("carol", asked, signature=signed(0x05))
+        assert answer["ok"] and answer["grant"]["missing"] == 1, answer
+
+    play(paths, scene)
+
+
+def test_a_certificate_makes_nobody_somebody_else(paths: Paths) -> None:
+    keys = Keys(paths.root.parent)
+    authority = keys.make("authority")
+    paths.approvers.write_text(
+        paths.approvers.read_text()
+        + f'*@example.org cert-authority,namespaces="{NAMESPACE}" {keys.public("authority")}\n'
+    )
+    mine = sshkeys.certify(authority, keys.make("alice"), principals="carol@example.org")
+
+    async def scene(world: Office) -> None:
+        asked = (await world.ask_for())["grant"]
+        signature = sshkeys.sign(mine, asked["request"].encode(), NAMESPACE).decode()
+        answer = await world.approve("carol", asked, signature=signature)
+        assert "nobody approves their own" in answer["error"], answer
+        assert (await world.approve("bob", asked))["ok"]
+        again = sshkeys.certify(authority, keys.make("bob"), principals="carol@example.org")
+        signature = sshkeys.sign(again, asked["request"].encode(), NAMESPACE).decode()
+        answer = await world.approve("carol", asked, signature=signature)
+        assert not answer["ok"] or answer["grant"]["state"] == "pending", answer
+        assert await world.verdict() == "open"
+
+    play(paths, scene)
