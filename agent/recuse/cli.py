@@ -336,7 +336,7 @@ def _what(row: Mapping[str, Any]) -> str:
 
 
 def show(call: Call) -> int:
-    if call.args.id.startswith("g-") and call.args.dir is None:
+    if call.args.id.startswith("g-"):
         return cli_grant.show_grant(call)
     row: dict[str, Any]
     try:

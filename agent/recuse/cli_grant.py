@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Iterator, List, Mapping, Optional
+from typing import Any, Iterator, List, Mapping, Optional, Sequence
 
+from recuse import audit
 from recuse.approval import LEVELS, say_seconds
 from recuse.cast import printable
 from recuse.console import (
@@ -18,6 +21,7 @@ from recuse.console import (
     Call,
     Parser,
     UsageError,
+    archive,
     as_json,
     local,
     moment,
@@ -25,8 +29,9 @@ from recuse.console import (
     table,
     word,
 )
-from recuse.errors import CryptoError, GrantError, NotFound
-from recuse.records import format_time
+from recuse.errors import CryptoError, GrantError, LedgerError, NotFound
+from recuse.grantrecords import fold_grants, matters
+from recuse.records import Entry, format_time, parse
 
 MAX_FILE = 256 * 1024
 PASSWORD_SECONDS = 30.0  # PAM may take its time, above all with a wrong one
@@ -56,6 +61,7 @@ def add_commands(add: Add, commands: Any) -> None:
     one = add("grants", grants, "list grants")
     one.add_argument("--all", action="store_true", help="also what is used, expired or rejected")
     one.add_argument("--debts", action="store_true", help="reviews that are owed instead")
+    archive(one)
     as_json(one)
 
     one = add("approve", approve, "sign a request, so that it is granted")
@@ -159,7 +165,34 @@ def _tell(call: Call, grant: Mapping[str, Any]) -> int:
 
 
 def _list(call: Call, **more: Any) -> dict[str, Any]:
+    if getattr(call.args, "dir", None) is not None:
+        return _list_archived(call, **more)
     return call.control("grants", **more)
+
+
+def _list_archived(call: Call, grant: str = "") -> dict[str, Any]:
+    """Add up what the ledgers of an archive say, each host's by itself."""
+    now = datetime.now(timezone.utc)
+    rows: List[dict[str, Any]] = []
+    debts: List[dict[str, Any]] = []
+    for sources in audit.group_by_host(call.catalog().sources).values():
+        state = fold_grants(_steps(sources))
+        for row in state.rows.values():
+            if row.id.startswith(grant):
+                signatures = [one.signature for one in row.approvals if one.signature]
+                raw = row.request.raw.decode()
+                rows.append({**row.to_json(now), "request": raw, "signatures": signatures})
+        debts += [debt.to_json(round(now.timestamp() * 1e9)) for debt in state.debts.values()]
+    return {"grants": rows, "debts": debts}
+
+
+def _steps(sources: Sequence[audit.Source]) -> Iterator[Entry]:
+    """Give the entries that matter; what is wrong with others, recuse verify says."""
+    for source in sources:
+        for _, raw, _ in source.entries():
+            if raw is not None and matters(raw):
+                with contextlib.suppress(LedgerError):
+                    yield parse(raw)
 
 
 def requests(call: Call) -> int:

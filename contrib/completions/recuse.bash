@@ -77,7 +77,7 @@ _recuse() {
             options='--reason --why --ticket --for --begin --uses --level --max --supervised --host
                 --from --user --json' ;;
         requests) options='--json' ;;
-        grants) options='--all --debts --json' ;;
+        grants) options='--all --debts --dir --json' ;;
         approve) options='--key --signature --password --yes --json' ;;
         review) options='--key --signature --words --yes --json' ;;
         reject | revoke) options='--why --json' ;;

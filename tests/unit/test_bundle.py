@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -224,6 +225,19 @@ def test_bundle_leaves_a_folder_alone_that_is_there(
     assert main(["--root", str(root), "export", RECORDED, "--bundle", str(folder)]) == 1
     assert "is there already" in capsys.readouterr().err
     assert sorted(os.listdir(folder)) == before
+
+
+def test_grants_of_a_copied_ledger(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = str(root / "var/lib/recuse/ledger")
+    assert main(["grants", "--dir", copy, "--all", "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert (told["grant"], told["sessions"], told["left"]) == (GRANT, [EXEMPT], 0)
+    assert len(told["signatures"]) == 2
+    assert main(["show", "--dir", copy, GRANT]) == 0
+    shown = capsys.readouterr().out
+    assert "approved by carol@example.org" in shown and f"used by session {EXEMPT}" in shown
+    assert main(["show", "--dir", copy, "g-none"]) == 6
+    assert "g-none" in capsys.readouterr().err
 
 
 def test_verify_checks_the_grant_with_the_approvers_of_the_host(
