@@ -37,6 +37,7 @@ MAX_FILE = 16 << 20  # bytes of one configuration or policy file: some 50,000 ru
 # it away: a rehearsal that left entries would be a login that nobody made.
 REHEARSAL_SERVICE = "recuse"
 FALLBACKS = ("record-locally", "refuse", "allow-with-stub")
+ON_LIMIT = ("slow", "gap", "end")
 FULL_SPOOL = ("stub", "refuse", "terminate")
 
 
@@ -303,6 +304,10 @@ class CentralConfig:
 class SessionConfig:
     notice: bool = _key(True, _boolean)
     capture_bytes: int = _key(64 << 10, _number(0, 1 << 40, parse_size))
+    rate: int = _key(8 << 20, _number(0, 1 << 40, parse_size))  # bytes a second; 0: no limit
+    burst: int = _key(256 << 20, _number(0, 1 << 40, parse_size))
+    size: int = _key(4 << 30, _number(0, 1 << 50, parse_size))  # of a recording; 0: no limit
+    on_limit: str = _key("slow", _choice(*ON_LIMIT))
     on_agent_failure: str = _key("record-locally", _choice(*FALLBACKS))
     on_spool_full: str = _key("stub", _choice(*FULL_SPOOL))
     recovery_groups: Tuple[str, ...] = _key(("root",), _texts(r"[^!\n\0]+", "name of a group"))

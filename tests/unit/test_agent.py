@@ -965,6 +965,18 @@ def verified(world: World) -> Report:
     return verify(source, Trusted(keys.read_vkey(world.paths.host_pub)))
 
 
+def test_relay_is_told_its_limits(paths: Paths) -> None:
+    limits = '[session]\nrate = "1 MiB"\nburst = "2 MiB"\nsize = "3 MiB"\non_limit = "gap"\n'
+    paths.config.write_text(ROOMY + limits)
+
+    async def scene(world: World) -> None:
+        _, answer = await relayed(world, "alice")
+        told = (answer.rate, answer.burst, answer.size_limit, answer.action)
+        assert told == (1 << 20, 2 << 20, 3 << 20, wire.Action.GAP)
+
+    run(paths, scene)
+
+
 def test_exemption_that_is_withdrawn_records_from_then_on(paths: Paths) -> None:
     (paths.policy_dir / "50-test.toml").write_text(SUPERVISED)
 

@@ -74,6 +74,10 @@ def test_defaults_are_those_of_the_manual() -> None:
     assert default.session == config.SessionConfig(
         notice=True,
         capture_bytes=65536,
+        rate=8 << 20,
+        burst=256 << 20,
+        size=4 << 30,
+        on_limit="slow",
         on_agent_failure="record-locally",
         on_spool_full="stub",
         recovery_groups=("root",),
@@ -133,6 +137,10 @@ ca = "/etc/recuse/ca.pem"
 [session]
 notice = false
 capture_bytes = 0
+rate = "1 MiB"
+burst = 0
+size = 0
+on_limit = "end"
 on_agent_failure = "refuse"
 on_spool_full = "terminate"
 recovery_groups = ["wheel", "domain admins"]
@@ -162,6 +170,10 @@ heartbeat_seconds = 60
         "session": {
             "notice": False,
             "capture_bytes": 0,
+            "rate": 1 << 20,
+            "burst": 0,
+            "size": 0,
+            "on_limit": "end",
             "on_agent_failure": "refuse",
             "on_spool_full": "terminate",
             "recovery_groups": ("wheel", "domain admins"),
