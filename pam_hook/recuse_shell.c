@@ -947,6 +947,11 @@ main(int argc, char **argv)
         exec_program(&c, &p);
     }
     e = open_terminal(&c, &r);
+    /* Somebody may have used up all terminals on purpose: without one of ours
+     * between, the outer one would stay his.  Who comes without a terminal is
+     * let in all the same, and root has other ways. */
+    if (c.uid != 0 && (e == -ENOSPC || is_limit(e)))
+        return fail("no terminal is left for this session: ", e);
     if (e)      /* recorded all the same, as a session without a terminal */
         warn("no terminal for this session, proceeding without: ", e);
     e = ask_agent(&c, &r, &answer);

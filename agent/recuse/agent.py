@@ -655,6 +655,10 @@ class Agent:
                 live.inner_tty = self.kernel.pty_slave(fds[1])
                 live.inner_dev = self.kernel.pty_instance(fds[1])
                 live.taken = self.kernel.terminal_as_is(fds[0])
+                if self.kernel.leads_session(live.pid):
+                    # The line goes down with it. What is left of the session, given it back,
+                    # could open it before sshd closes it, and print there unrecorded.
+                    live.taken = (live.taken[0], 0, 0, 0o600)
             header = cast_header(session, self.book.host.origin)
             live.recording, relay_fd = self.spool.create(session.id, header)
         except (OSError, SpoolError) as error:
@@ -771,7 +775,10 @@ class Agent:
         if place.outer is not None:
             owners.add(place.outer.session.login.uid)
         try:
-            live.terminal = self.kernel.take_terminal(fd, place.tty, frozenset(owners))
+            terminal = self.kernel.take_terminal(fd, place.tty, frozenset(owners))
+            assert live.taken is not None
+            _, uid, gid, mode = live.taken
+            live.terminal = replace(terminal, uid=uid, gid=gid, mode=mode)
         except OSError as error:
             live.taken = None
             live.flags.append("tty-not-taken")

@@ -398,6 +398,13 @@ class Kernel:
         except ProcessLookupError:
             return False
 
+    def leads_session(self, pid: int) -> bool:
+        """Say whether the session's terminal is lost to everybody when this process ends."""
+        try:
+            return self.stat(pid).session == pid
+        except ProcessLookupError:
+            return False
+
     def terminal_as_is(self, fd: int) -> Tuple[int, int, int, int]:
         """Say device, owner, group and mode of a terminal. Raises: OSError"""
         found = os.fstat(fd)

@@ -350,3 +350,19 @@ def test_clocks_and_names(kernel: Kernel) -> None:
     assert kernel.hostname() and kernel.os_name()
     assert threading.get_native_id() in kernel.processes() or os.getpid() in kernel.processes()
     assert kernel.mono_ns() <= kernel.mono_ns()
+
+
+def test_leads_session_only_of_a_leader(kernel: Kernel) -> None:
+    child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        assert kernel.leads_session(child.pid)
+    finally:
+        child.kill()
+        child.wait()
+    assert not kernel.leads_session(child.pid)
+    follower = subprocess.Popen(["sleep", "60"])
+    try:
+        assert not kernel.leads_session(follower.pid)
+    finally:
+        follower.kill()
+        follower.wait()
