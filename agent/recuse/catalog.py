@@ -87,7 +87,7 @@ class Catalog:
 
         Raises: NotFound if there is none.
         """
-        if row.verdict in ("exempt", "refuse"):
+        if row.verdict in ("exempt", "refuse") and not row.segments:  # a relay may have been there
             reason = "exempt from recording" if row.verdict == "exempt" else "refused"
             rule = " by rule %s" % cast.printable(row.rule) if row.rule else ""
             raise NotFound(

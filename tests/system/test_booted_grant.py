@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 import pytest
-from accounts import RULES, event, rows, verify, watching
+from accounts import RULES, event, export, rows, verify, watching
 from host import Host
 
 NAMESPACE = "recuse-grant@local"
@@ -249,6 +249,22 @@ def test_revoking_ends_the_session_within_a_second(office: Host) -> None:
     closed = office.wait_journal(event("closed"), RECUSE_SESSION=seen.session["session"])[0]
     apart = int(closed["__REALTIME_TIMESTAMP"]) - int(ended["__REALTIME_TIMESTAMP"])
     assert apart < 1_000_000
+
+
+def test_revoking_records_a_supervised_session_from_then_on(office: Host) -> None:
+    grant = granted(office, "alice", "--supervised")
+    with watching(office) as seen, office.login("alice") as terminal:
+        terminal.run("echo in-private")
+        ran = by(office, "heidi", "recuse", "revoke", grant["grant"], "--why", "enough")
+        assert ran.returncode == 0, ran.stderr
+        terminal.expect("no longer exempt")
+        terminal.run("echo on-record")
+        terminal.line("exit")
+        assert terminal.wait() == 0
+    assert seen.session["outcome"] == "partial"
+    kept = export(office, seen.session["session"])
+    assert "on-record" in kept and "in-private" not in kept
+    verify(office)
 
 
 def test_a_password_approves_where_it_may(office: Host) -> None:
