@@ -23,6 +23,7 @@ from recuse.facts import facts_from_json, without_command
 from recuse.matchertoml import MATCHERS
 from recuse.policy import (
     EFFECTS,
+    LEVELS,
     UNKNOWN_SOURCE,
     Decision,
     Facts,
@@ -787,7 +788,8 @@ def test_rules_say_where_they_are() -> None:
     ids=lambda path: path.name,
 )
 def test_shipped_policies_hold(path: Path) -> None:
-    assert parse_policy([(str(path), path.read_bytes())]).rules
+    one = parse_policy([(str(path), path.read_bytes())])
+    assert one.rules or one.reasons
 
 
 def test_example_policies_go_together() -> None:
@@ -800,6 +802,21 @@ def test_example_policies_go_together() -> None:
     assert decide(dataclasses.replace(deploy, source="203.0.113.80"), one, NOW).verdict == "refuse"
     assert decide(facts(user="breakglass1", source=UNKNOWN_SOURCE), one, NOW).verdict == "refuse"
     assert decide(facts(user="breakglass1", source=None), one, NOW).verdict == "record"
+    night = datetime(2026, 3, 4, 23, 0, tzinfo=timezone.utc)
+    job = facts(user="backup", uid=34, groups=(), source="203.0.113.9", tty=False, command="dump")
+    decision = decide(job, one, night)
+    assert (decision.rule, decision.level, decision.tags, decision.reason_code) == (
+        "unattended-at-night", "commands", ("unattended",), "BATCH",
+    )  # fmt: skip
+    assert decide(job, one, NOW).verdict == "record"
+    trainee = facts(groups=("trainees",), host_tags=frozenset({"training"}))
+    assert decide(trainee, one, NOW).verdict == "record"
+    claim = dataclasses.replace(trainee, claimed_tags=frozenset({"purpose=drill"}))
+    decision = decide(claim, one, NOW)
+    assert (decision.rule, decision.supervised, decision.pause_seconds) == (
+        "lab-exercise", True, 600,
+    )  # fmt: skip
+    assert decide(facts(groups=("wheel",)), one, NOW).level == "full"
 
 
 def test_the_default_policy_records_everybody_by_name() -> None:
@@ -1429,6 +1446,100 @@ def test_an_exemption_of_the_unknown_stands_whatever_comes_to_light(
         for source in sources if doubtful.source == "unknown" else [doubtful.source]:
             settled = dataclasses.replace(doubtful, groups=known, source=source)
             assert decide(settled, one, NOW).verdict in ("exempt", "refuse")
+
+
+# Rules that assign tags, ask for tags or claims, and say on what terms a session goes on.
+_richer = st.tuples(
+    st.sampled_from(EFFECTS),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            **{name: _lists(name) for name in ("users", "groups", "roles")},
+            "tags": st.lists(st.sampled_from(["a", "!a", "b", "!b"]), min_size=1, max_size=2),
+            "claimed_tags": st.lists(st.sampled_from(["lab", "!lab"]), min_size=1, max_size=1),
+            "when": st.sampled_from(
+                ["'a' in tags", "user == 'alice'", "'lab' in claimed_tags or uid == 0", "tty"]
+            ),
+        },
+    ),
+    st.sampled_from([[], ["a"], ["b"], ["a", "b"]]),
+    st.sampled_from([None, 0, 1]),
+)
+_richer_rules = st.lists(_richer, max_size=6)
+_LEVEL_NAMES = {"exempt": ("metadata", "commands")}
+
+
+def richer_toml(rules: Sequence[Any], names: Sequence[str]) -> str:
+    text = ""
+    for name, (effect, matchers, tags, level) in zip(names, rules):
+        matchers = dict(matchers) or {"users": ["!nobody"]}
+        looks = {"tags", "claimed_tags"} & set(matchers) or "tags" in matchers.get("when", "")
+        if tags and not looks:
+            matchers["assign"] = tags
+        if level is not None and effect != "deny":
+            matchers["level"] = _LEVEL_NAMES.get(effect, ("output", "full"))[level]
+        text += toml_of([(name, (effect, matchers, "2031-12-31"))], {})
+    return text
+
+
+@settings(max_examples=150, deadline=None)
+@given(_richer_rules, _roles, _facts, st.data())
+def test_order_never_matters_for_tags_and_levels_either(
+    rules: List[Any], roles: Dict[str, Any], seen: Facts, data: Any
+) -> None:
+    names = [f"r{number}" for number in range(len(rules))]
+    together = data.draw(st.permutations(list(zip(names, rules))))
+    cut = data.draw(st.integers(0, len(rules)))
+    parts = [together[:cut], together[cut:]]
+    texts = [richer_toml([rule for _, rule in part], [name for name, _ in part]) for part in parts]
+    after = decide(seen, policy(*texts, toml_of([], roles)), NOW)
+    before = decide(seen, policy(richer_toml(rules, names), toml_of([], roles)), NOW)
+    assert bare(after) == bare(before)
+
+
+@settings(max_examples=200, deadline=None)
+@given(_richer_rules, _roles, _facts, st.frozensets(st.sampled_from(["lab", "a", "b", "x"])))
+def test_claims_change_nothing_where_no_rule_asks_for_them(
+    rules: List[Any], roles: Dict[str, Any], seen: Facts, claims: FrozenSet[str]
+) -> None:
+    asking = [one for one in rules if "claimed" not in json.dumps(one[1])]
+    names = [f"r{number}" for number in range(len(asking))]
+    one = policy(richer_toml(asking, names), toml_of([], roles))
+    without = decide(dataclasses.replace(seen, claimed_tags=frozenset()), one, NOW)
+    claiming = decide(dataclasses.replace(seen, claimed_tags=claims), one, NOW)
+    assert dataclasses.replace(claiming, facts=without.facts) == without
+
+
+@settings(max_examples=200, deadline=None)
+@given(_richer_rules, _roles, _facts, st.frozensets(st.sampled_from(["lab", "a", "b", "x"])))
+def test_a_session_that_claims_is_exempt_only_by_a_rule_that_asks_or_anyway(
+    rules: List[Any], roles: Dict[str, Any], seen: Facts, claims: FrozenSet[str]
+) -> None:
+    names = [f"r{number}" for number in range(len(rules))]
+    strict = [one for one in rules if one[0] in ("exempt", "record")]
+    names = names[: len(strict)]
+    one = policy(richer_toml(strict, names), toml_of([], roles))
+    without = decide(dataclasses.replace(seen, claimed_tags=frozenset()), one, NOW)
+    claiming = decide(dataclasses.replace(seen, claimed_tags=claims), one, NOW)
+    assert claiming.tags == without.tags
+    if claiming.verdict == "exempt" and without.verdict != "exempt":
+        asks = dict(zip(names, strict))
+        assert all("claimed" in json.dumps(asks[name][1]) for name in claiming.matched)
+
+
+@settings(max_examples=200, deadline=None)
+@given(_richer_rules, _roles, _facts, _richer)
+def test_a_rule_more_of_the_same_effect_never_keeps_less(
+    rules: List[Any], roles: Dict[str, Any], seen: Facts, added: Any
+) -> None:
+    names = [f"r{number}" for number in range(len(rules))]
+    plain = [(effect, matchers, [], level) for effect, matchers, _, level in rules]
+    before = decide(seen, policy(richer_toml(plain, names), toml_of([], roles)), NOW)
+    more = [*plain, (before.effect, added[1], [], added[3])]
+    after = decide(seen, policy(richer_toml(more, [*names, "z"]), toml_of([], roles)), NOW)
+    assert after.verdict == before.verdict
+    if before.level is not None and after.level is not None and before.rule is not None:
+        assert LEVELS.index(after.level) >= min(LEVELS.index(before.level), 2)
 
 
 NOTHING = Facts(
