@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -327,3 +328,22 @@ def test_a_grant_is_carried_by_file(office: Host) -> None:
     forged = office.run("recuse", "grant", "import", "/root/altered.json")
     assert forged.returncode == 14, forged.stderr
     assert office.run("recuse", "grant", "import", "/etc/passwd").returncode == 16
+
+
+def test_evidence_is_checked_elsewhere_word_by_word(office: Host, tmp_path: Path) -> None:
+    """The machine that runs the tests has no recuse: what the README says needs none."""
+    grant = granted(office, "alice", "--uses", "1")["grant"]
+    assert office.ssh("alice", "true").returncode == 0
+    office.run("recuse", "sync", check=True)
+    (session,) = json.loads(office.run("recuse", "show", grant, "--json").stdout)["sessions"]
+    office.run("recuse", "export", session, "--bundle", "/root/bag", check=True)
+    bag = office.copy_out("/root/bag", tmp_path)
+    said = re.findall(r"^```sh\n(.*?)^```$", (bag / "README.md").read_text(), re.M | re.S)
+    done = subprocess.run(
+        ["sh", "-e"], input="".join(said), cwd=bag, env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f'Good "{NAMESPACE}" signature') == 2
+    assert done.stdout.count("is in local/recuse/host/") >= 5
+    verify(office)
