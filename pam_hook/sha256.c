@@ -5,7 +5,13 @@
  * hundred lines with the standard's vectors are easier to trust there than
  * all of a cryptographic library.  Names follow the standard's.
  */
+#include <stdbool.h>
 #include <string.h>
+
+#ifdef __x86_64__
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
 
 #include "sha256.h"
 
@@ -46,7 +52,7 @@ store_be32(uint8_t *p, uint32_t x)
 }
 
 static void
-compress(uint32_t state[8], const uint8_t *block)
+compress_plain(uint32_t state[8], const uint8_t *block)
 {
     uint32_t w[64], s[8];
 
@@ -81,6 +87,87 @@ compress(uint32_t state[8], const uint8_t *block)
         state[i] += s[i];
 }
 
+#ifdef __x86_64__
+
+/*
+ * The same with the processor's own instructions (Intel 64 manual, SHA256RNDS2,
+ * SHA256MSG1, SHA256MSG2), six times as fast: what is counted instead of kept
+ * is a disk image, often.  They take the state as two vectors, a b e f and
+ * c d g h, most significant first.
+ */
+__attribute__((target("sha,sse4.1,ssse3")))
+static void
+compress_native(uint32_t state[8], const uint8_t *block)
+{
+    const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
+    __m128i abcd = _mm_loadu_si128((const __m128i *) state);
+    __m128i efgh = _mm_loadu_si128((const __m128i *) (state + 4));
+    __m128i badc = _mm_shuffle_epi32(abcd, 0xb1);
+    __m128i hgfe = _mm_shuffle_epi32(efgh, 0x1b);
+    __m128i abef = _mm_alignr_epi8(badc, hgfe, 8);
+    __m128i cdgh = _mm_blend_epi16(hgfe, badc, 0xf0);
+    __m128i abef_before = abef, cdgh_before = cdgh, m[4];
+
+    for (unsigned i = 0; i < 4; i++)
+        m[i] = _mm_shuffle_epi8(
+            _mm_loadu_si128((const __m128i *) (block + 16 * i)), swap);
+#pragma GCC unroll 16
+    for (unsigned i = 0; i < 16; i++) {
+        __m128i *w = &m[i % 4], next = m[(i + 1) % 4];
+        __m128i last = m[(i + 3) % 4], wk;
+
+        wk = _mm_add_epi32(*w,
+                           _mm_loadu_si128((const __m128i *) (K + 4 * i)));
+        cdgh = _mm_sha256rnds2_epu32(cdgh, abef, wk);
+        abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(wk, 0x0e));
+        if (i < 12)             /* W of four rounds, sixteen ahead */
+            *w = _mm_sha256msg2_epu32(
+                _mm_add_epi32(_mm_sha256msg1_epu32(*w, next),
+                              _mm_alignr_epi8(last, m[(i + 2) % 4], 4)), last);
+    }
+    abef = _mm_add_epi32(abef, abef_before);
+    cdgh = _mm_add_epi32(cdgh, cdgh_before);
+    badc = _mm_shuffle_epi32(abef, 0x1b);       /* f e b a, to a b e f */
+    hgfe = _mm_shuffle_epi32(cdgh, 0xb1);
+    _mm_storeu_si128((__m128i *) state, _mm_blend_epi16(badc, hgfe, 0xf0));
+    _mm_storeu_si128((__m128i *) (state + 4), _mm_alignr_epi8(hgfe, badc, 8));
+}
+
+static bool
+has_instructions(void)
+{
+    unsigned a, b, c, d;
+
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_SSE4_1)
+        && (c & bit_SSSE3) && __get_cpuid_count(7, 0, &a, &b, &c, &d)
+        && (b & bit_SHA);
+}
+
+#else
+
+static void
+compress_native(uint32_t state[8], const uint8_t *block)
+{
+    compress_plain(state, block);
+}
+
+static bool
+has_instructions(void)
+{
+    return false;
+}
+
+#endif
+
+static void
+compress(struct recuse_sha256 *h, const uint8_t *block)
+{
+    if (h->is_native)
+        compress_native(h->state, block);
+    else
+        compress_plain(h->state, block);
+}
+
 void
 recuse_sha256_begin(struct recuse_sha256 *h)
 {
@@ -91,6 +178,7 @@ recuse_sha256_begin(struct recuse_sha256 *h)
 
     memcpy(h->state, H0, sizeof H0);
     h->length = 0;
+    h->is_native = has_instructions();
 }
 
 void
@@ -108,12 +196,12 @@ recuse_sha256_add(struct recuse_sha256 *h, const void *data, size_t len)
         memcpy(h->block + used, p, n);
         if (used + n < sizeof h->block)
             return;
-        compress(h->state, h->block);
+        compress(h, h->block);
         p += n;
         len -= n;
     }
     for (; len >= sizeof h->block; len -= sizeof h->block) {
-        compress(h->state, p);
+        compress(h, p);
         p += sizeof h->block;
     }
     if (len)

@@ -2,6 +2,7 @@
 #ifndef RECUSE_SHA256_H
 #define RECUSE_SHA256_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -11,6 +12,7 @@ struct recuse_sha256 {
     uint32_t state[8];
     uint64_t length;            /* bytes so far */
     uint8_t block[64];          /* length % 64 of them are in use */
+    bool is_native;             /* with the processor's own instructions */
 };
 
 void recuse_sha256_begin(struct recuse_sha256 *h);

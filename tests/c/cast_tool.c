@@ -1,7 +1,7 @@
 /*
  * cast_tool.c - cast.c and sha256.c, driven line by line from standard input
  *
- *   sha256              hash what follows, up to the end
+ *   sha256 [plain]      hash what follows, up to the end; without the processor's help
  *   encode              then: TIME_US CODE HEX   one read
  *                             TIME_US flush      write what is held back
  *   write FILE CAPTURE  then: put CODE HEX | final CODE HEX | note CODE TEXT
@@ -46,13 +46,14 @@ stream_of(char code)
 }
 
 static int
-run_sha256(void)
+run_sha256(bool plain)
 {
     struct recuse_sha256 h;
     uint8_t digest[RECUSE_SHA256_SIZE], block[997];
     size_t n;
 
     recuse_sha256_begin(&h);
+    h.is_native = h.is_native && !plain;
     while ((n = fread(block, 1, sizeof block, stdin)) > 0)
         recuse_sha256_add(&h, block, n);
     recuse_sha256_end(&h, digest);
@@ -160,8 +161,8 @@ run_write(const char *path, const char *capture)
 int
 main(int argc, char **argv)
 {
-    if (argc == 2 && strcmp(argv[1], "sha256") == 0)
-        return run_sha256();
+    if (argc <= 3 && argc >= 2 && strcmp(argv[1], "sha256") == 0)
+        return run_sha256(argc == 3);
     if (argc == 2 && strcmp(argv[1], "encode") == 0)
         return run_encode();
     if (argc == 4 && strcmp(argv[1], "write") == 0)

@@ -99,7 +99,16 @@ def test_cast_agrees_with_python(tool: Path) -> None:
     ids=lambda d: f"{len(d)}-bytes",
 )  # fmt: skip
 def test_sha256_agrees_with_the_standard(tool: Path, data: bytes) -> None:
-    assert run(tool, "sha256", stdin=data).decode().strip() == hashlib.sha256(data).hexdigest()
+    wanted = hashlib.sha256(data).hexdigest()
+    assert run(tool, "sha256", stdin=data).decode().strip() == wanted
+    assert run(tool, "sha256", "plain", stdin=data).decode().strip() == wanted
+
+
+def test_sha256_is_one_however_it_is_computed(tool: Path) -> None:
+    rng = random.Random(6)
+    for _ in range(60):
+        data = rng.randbytes(rng.randrange(5000))
+        assert run(tool, "sha256", stdin=data) == run(tool, "sha256", "plain", stdin=data)
 
 
 def test_sha256_of_abc_is_that_of_the_standard(tool: Path) -> None:
