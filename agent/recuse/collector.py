@@ -11,9 +11,18 @@ checked before the body is read: a stranger makes us keep nothing, not even in m
     POST /v1/enroll                      let a host in against a one-time token
     GET  /v1/status                      that we live, and our public key; not signed
 
-ID is the SHA-256 of the origin in hex. Answers mean what they mean to a tlog-witness: 409 with the
-size wanted, 403 not signed by the host, 404 not enrolled, 422 does not follow; and 401 if the
-request itself is not signed, with our Date for a host whose clock is wrong. All may be repeated.
+    GET  /v1/requests[/HOST]             requests and grants of all hosts, or one; by an approver
+    POST /v1/mailbox/HOST                something for a host; by an approver; 201, 200 if known
+    GET  /v1/mailbox/HOST/ITEM           what became of it, waiting for that a while; not signed
+    GET  /v1/hosts/ID/mailbox[/wait]     the items that wait for the host; 204 if none
+    POST /v1/hosts/ID/mailbox/ITEM       that the host has taken or refused it
+    POST /v1/hosts/ID/send/HOST          something for another host
+
+ID is the SHA-256 of the origin in hex, HOST that of the origin without its epoch, ITEM that of what
+was sent. Approvers sign their requests with keys of OpenSSH (mail). Answers mean what they mean to
+a tlog-witness: 409 with the size wanted, 403 not signed by the host, 404 not enrolled, 422 does not
+follow; and 401 if the request itself is not signed, with our Date for a host whose clock is wrong.
+All may be repeated.
 """
 
 from __future__ import annotations
@@ -33,7 +42,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any, Awaitable, Callable, List, Optional, Sequence, Tuple, TypeVar
+from typing import Any, Awaitable, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
 
 from aiohttp import web
 from cryptography import x509
@@ -44,9 +53,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from recuse import __version__, httpsig, stderrlog
 from recuse import store as storing
-from recuse.checkpoint import Verifier, unpack_bundle
+from recuse.checkpoint import Verifier, pack_bundle, unpack_bundle
 from recuse.config import CollectorConfig
-from recuse.errors import CollectorError, CryptoError, LedgerError, RecuseError
+from recuse.errors import AccessDenied, CollectorError, CryptoError, LedgerError, RecuseError
+from recuse.mailroom import Mailroom
+from recuse.mailstore import SqliteMailbox
 from recuse.store import Finding, Store
 
 REQUEST_SECONDS = 60
@@ -54,16 +65,19 @@ REQUEST_SECONDS = 60
 GRACE_SECONDS = 10
 LINGER_SECONDS = 2
 """How long to read on after a refusal, so that a sender in mid-body gets to see it."""
+WAIT_SECONDS = 25
+"""How long a request may wait for mail: less than what proxies wait for an answer."""
 WORKERS = 4
 MAX_TOKEN = 256
 
 _TEXT = "text/plain"
 _HEX = "[0-9a-f]{64}"
-_ROUTE = re.compile(r"/v1/[A-Za-z0-9/-]{1,128}\Z")
+_ROUTE = re.compile(r"/v1/[A-Za-z0-9/-]{1,192}\Z")
 _STATUS = (
     (storing.Unknown, 404),
     (storing.BadSignature, 403),
     (storing.BadToken, 403),
+    (AccessDenied, 403),
     (storing.TooLarge, 413),
     (storing.BadBlob, 422),
     (storing.BadRoot, 422),
@@ -97,6 +111,8 @@ class Service:
         clock: Callable[[], float] = time.time,
         request_seconds: float = REQUEST_SECONDS,
         org: Optional[str] = None,
+        mailroom: Optional[Mailroom] = None,
+        wait_seconds: float = WAIT_SECONDS,
     ) -> None:
         self._store = store
         self._org = org
@@ -104,6 +120,10 @@ class Service:
         self._request_seconds = request_seconds
         self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="store")
         self._refused: Tuple[str, int] = ("", 0)
+        self._mailroom = mailroom
+        self._wait_seconds = wait_seconds
+        self._waiting: Dict[str, List[asyncio.Event]] = {}  # by host
+        self._stopping = False
 
     def application(self) -> web.Application:
         """Make the application; its clean-up waits for store calls that still run."""
@@ -116,8 +136,23 @@ class Service:
         app.router.add_get(f"/v1/hosts/{{id:{_HEX}}}/checkpoint", self._checkpoint)
         app.router.add_post("/v1/enroll", self._enroll)
         app.router.add_get("/v1/status", self._status)
+        if self._mailroom is not None:
+            self._add_mail(app)
+        app.on_shutdown.append(self._end_waits)
         app.on_cleanup.append(self._finish)
         return app
+
+    def _add_mail(self, app: web.Application) -> None:
+        host, item = f"{{host:{_HEX}}}", f"{{item:{_HEX}}}"
+        mailbox = f"/v1/hosts/{{id:{_HEX}}}/mailbox"
+        app.router.add_get("/v1/requests", self._requests)
+        app.router.add_get(f"/v1/requests/{host}", self._requests)
+        app.router.add_post(f"/v1/mailbox/{host}", self._post)
+        app.router.add_get(f"/v1/mailbox/{host}/{item}", self._answer)
+        app.router.add_get(mailbox, self._fetch)
+        app.router.add_get(f"{mailbox}/wait", self._fetch)
+        app.router.add_post(f"{mailbox}/{item}", self._settle)
+        app.router.add_post(f"/v1/hosts/{{id:{_HEX}}}/send/{host}", self._send)
 
     # -- requests
 
@@ -166,7 +201,120 @@ class Service:
         return web.json_response({"collector": self._store.vkey})
 
     async def _status(self, request: web.Request) -> web.Response:
-        return web.json_response({"version": __version__, "collector": self._store.vkey})
+        told = {"version": __version__, "collector": self._store.vkey}
+        if self._mailroom is not None:
+            told["org"] = self._mailroom.org
+        return web.json_response(told)
+
+    # -- mail
+
+    async def _requests(self, request: web.Request) -> web.Response:
+        room, _ = await self._approver(request)
+        await self._body(request)
+        host = request.match_info.get("host")
+        found = await self._call(room.requests, host, int(self._clock()))
+        return web.json_response({"requests": found})
+
+    async def _post(self, request: web.Request) -> web.Response:
+        room, sender = await self._approver(request)
+        prefix = await self._call(room.host, request.match_info["host"])
+        return await self._keep(room, prefix, sender, await self._body(request))
+
+    async def _send(self, request: web.Request) -> web.Response:
+        room, sender = await self._host(request)
+        prefix = await self._call(room.host, request.match_info["host"])
+        return await self._keep(room, prefix, sender, await self._body(request))
+
+    async def _keep(self, room: Mailroom, prefix: str, sender: str, body: bytes) -> web.Response:
+        new = await self._call(room.put, prefix, sender, body, int(self._clock()))
+        self._tell(prefix)
+        return web.json_response({"host": prefix}, status=201 if new else 200)
+
+    async def _fetch(self, request: web.Request) -> web.Response:
+        room, prefix = await self._host(request)
+        await self._body(request)
+
+        async def look() -> List[bytes]:
+            return await self._call(room.waiting, prefix, int(self._clock()))
+
+        items = await look()
+        if not items and request.path.endswith("/wait"):
+            items = await self._wait(prefix, look, bool)
+        if not items:
+            return web.Response(status=204)
+        return web.Response(body=pack_bundle(items), content_type=httpsig.OCTETS)
+
+    async def _settle(self, request: web.Request) -> web.Response:
+        room, prefix = await self._host(request)
+        ok, words = _read_outcome(await self._body(request))
+        item = request.match_info["item"]
+        await self._call(room.settle, prefix, item, ok, words, int(self._clock()))
+        self._tell(prefix)
+        return web.Response(status=204)
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        """Answer whoever knows the name of an item, which is who has it."""
+        room = self._room()
+        prefix = await self._call(room.host, request.match_info["host"])
+
+        async def look() -> Any:
+            return await self._call(room.answer, prefix, request.match_info["item"])
+
+        found = await look()
+        if found.ok is None:
+            found = await self._wait(prefix, look, lambda found: found.ok is not None)
+        return web.json_response({"ok": found.ok, "words": found.words})
+
+    async def _wait(
+        self, prefix: str, look: Callable[[], Awaitable[_T]], enough: Callable[[_T], bool]
+    ) -> _T:
+        """Look again whenever something happens to the mail of a host, for a while."""
+        loop, event = asyncio.get_running_loop(), asyncio.Event()
+        end = loop.time() + self._wait_seconds
+        self._waiting.setdefault(prefix, []).append(event)
+        try:
+            while True:
+                found = await look()
+                left = end - loop.time()
+                if enough(found) or left <= 0 or self._stopping:
+                    return found
+                try:
+                    await asyncio.wait_for(event.wait(), left)
+                except asyncio.TimeoutError:
+                    pass
+                event.clear()
+        finally:
+            self._waiting[prefix].remove(event)
+            if not self._waiting[prefix]:
+                del self._waiting[prefix]
+
+    def _tell(self, prefix: str) -> None:
+        for event in self._waiting.get(prefix, ()):
+            event.set()
+
+    async def _end_waits(self, app: web.Application) -> None:
+        self._stopping = True
+        for prefix in list(self._waiting):
+            self._tell(prefix)
+
+    def _room(self) -> Mailroom:
+        assert self._mailroom is not None  # else there are no routes to here
+        return self._mailroom
+
+    async def _host(self, request: web.Request) -> Tuple[Mailroom, str]:
+        """Say which host asks, by its prefix."""
+        origin = await self._authenticate(request)
+        return self._room(), storing.split_origin(origin)[0]
+
+    async def _approver(self, request: web.Request) -> Tuple[Mailroom, str]:
+        """Say which approver asks; like a host's, the request is signed before its body is read."""
+        room = self._room()
+        digest = httpsig.digest_of(_field(request, "Content-Digest")).hex()
+        sender = await self._call(
+            room.admit, _field(request, "Authorization"), request.method, request.raw_path,
+            digest, int(self._clock()),
+        )  # fmt: skip
+        return room, sender
 
     # -- who asks
 
@@ -274,6 +422,19 @@ def _read_enrolment(body: bytes) -> Tuple[str, str, str, str]:
         raise LedgerError("enrolment request has a value that is no short string")
     token, prefix, host_vkey, upload_vkey = values
     return token, prefix, host_vkey, upload_vkey
+
+
+def _read_outcome(body: bytes) -> Tuple[bool, str]:
+    try:
+        found: object = json.loads(body)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or sorted(found) != ["ok", "words"]:
+        raise LedgerError("what became of an item is not said in json")
+    ok, words = found["ok"], found["words"]
+    if not isinstance(ok, bool) or not isinstance(words, str) or not words.isprintable():
+        raise LedgerError("what became of an item is not said in words")
+    return ok, words
 
 
 class Server:
@@ -432,7 +593,9 @@ async def serve(
     """
     loop, stopping = asyncio.get_running_loop(), asyncio.Event()
     context = tls_context(config.tls.cert, config.tls.key)
-    server = Server(Service(store, org=config.org), context)
+    box = SqliteMailbox(store.path / "mail.db")
+    room = Mailroom(store, box, config.approvers, config.org)
+    server = Server(Service(store, org=config.org, mailroom=room), context)
 
     def reload() -> None:
         try:
@@ -456,6 +619,7 @@ async def serve(
     await stopping.wait()
     notify("STOPPING=1")
     await server.stop()
+    room.close()
     _log.info("stopped")
 
 

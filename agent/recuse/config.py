@@ -376,6 +376,7 @@ class CollectorConfig:
     """What collector.toml says."""
 
     org: str = _key("local", _text(_ORG, "name of an organisation, such as example.org"))
+    approvers: Path = _key(Path("/etc/recuse/collector-approvers"), _path)
     listen: ListenConfig = ListenConfig()
     tls: TlsConfig = TlsConfig()
     store: StoreConfig = StoreConfig()

@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set
 
-from . import grantrecords, records
+from . import grantrecords, mail, records
 from .approval import (
     LEEWAY,
+    MAX_AHEAD,
+    MAX_PENDING,
     Allowance,
     ApprovalPolicy,
     Asked,
@@ -29,7 +31,7 @@ from .approvers import Approvers, Signed, Unusable
 from .errors import AccessDenied, GrantError, LedgerError, NotFound, RecuseError, WireError
 from .grant import Checked
 from .grant import Terms as TermsOfApproval
-from .grantrecords import Approval, GrantRow, GrantState, Request
+from .grantrecords import Approval, GrantRow, GrantState, Request, SignedEnd
 from .host import Account, Identity
 from .ledger import LedgerReader
 from .live import LiveSession
@@ -88,6 +90,7 @@ class Desk:
         self._granting = asyncio.Lock()
         self._timer: Optional[asyncio.TimerHandle] = None
         self._overdue_told: Set[str] = set()
+        self._sent: Set[str] = set()  # requests that have gone to the hosts they are for
         agent.book.on_entry.append(self._take_in)
 
     # -- what the ledger says --------------------------------------------------------
@@ -225,7 +228,29 @@ class Desk:
             self._new_id(), asked, account.uid, source, now, self._agent.config.host.org
         )
         request = replace(request, requester_uid=caller.uid)
+        if not self._is_here(asked.host) and self._agent.config.central.directory is None:
+            return await self._ask_elsewhere(request, caller)
         return await self._ask(request, self._facts(account, groups or ()), caller)
+
+    def _is_here(self, host: str) -> bool:
+        return host.lower() == self._book.host.hostname.lower()
+
+    async def _ask_elsewhere(self, request: Request, caller: Caller) -> Dict[str, Any]:
+        """Enter a request for another host, to be sent there; its policy says whether it may be."""
+        asked, now = request.asked, self._now()
+        if not caller.is_root and caller.name != asked.user:
+            raise GrantError(f"{caller.name} may not ask for {asked.user} on another host")
+        if len(asked.why.strip()) < 3:
+            raise GrantError("the request does not say why")
+        if asked.expires > now + MAX_AHEAD:
+            raise GrantError(f"it ends more than {MAX_AHEAD.days} days from now")
+        there = [row for row in self.state.rows.values() if row.state(now) == "elsewhere"]
+        if sum(row.request.asked.requester == asked.requester for row in there) >= MAX_PENDING:
+            raise GrantError(f"{MAX_PENDING} requests of {asked.requester} are elsewhere already")
+        request = replace(request, elsewhere=True)
+        await self._book.enter(grantrecords.request_entry, request)
+        self._tell("request", request, approvers=0, why=asked.why)
+        return self._answer(self.state.rows[request.id])
 
     def _new_id(self) -> str:
         return records.new_id("g", os.urandom(10))
@@ -268,11 +293,7 @@ class Desk:
 
     def _json(self, row: GrantRow) -> Dict[str, Any]:
         now = self._now()
-        told = row.to_json(now)
-        told["request"] = row.request.raw.decode()
-        told["namespace"] = self.approvers.namespace(self._agent.config.host.org)
-        told["signatures"] = [one.signature for one in row.approvals if one.signature]
-        told["missing"] = max(0, row.request.approvers - len(row.approvals))
+        told = row.in_full(now, self.approvers.namespace(self._org()))
         told["live"] = [
             live.id for live in self._agent.sessions.values() if live.grounds.grant == row.id
         ]
@@ -485,10 +506,13 @@ class Desk:
             raise GrantError(f"request {row.id} is {state}: there is nothing to revoke")
         self._may_end(caller, row)
         await self._end("revocation", caller, row, _text(told, "words") or "")
-        ended = [one.id for one in live]
+        return {**self._answer(row), "ended": self._withdraw_all(row, caller.name)}
+
+    def _withdraw_all(self, row: GrantRow, by: str) -> List[str]:
+        live = [one for one in self._agent.sessions.values() if one.grounds.grant == row.id]
         for one in live:
-            self._withdraw(one, "grant-revoked", f"grant {row.id} was revoked by {caller.name}")
-        return {**self._answer(row), "ended": ended}
+            self._withdraw(one, "grant-revoked", f"grant {row.id} was revoked by {by}")
+        return [one.id for one in live]
 
     def _may_end(self, caller: Caller, row: GrantRow) -> None:
         if caller.is_root or caller.name in self._people(row.request):
@@ -499,12 +523,49 @@ class Desk:
             f"{caller.name} may not end {row.id}", "approvers may, and who asked, and root"
         )
 
-    async def _end(self, kind: str, caller: Caller, row: GrantRow, words: str) -> None:
+    async def _end(
+        self,
+        kind: str,
+        caller: Caller,
+        row: GrantRow,
+        words: str,
+        by: Optional[str] = None,
+        signed: Optional[SignedEnd] = None,
+    ) -> None:
+        by = by or caller.name
         await self._book.enter(
-            grantrecords.end_entry, kind, row.id, caller.name, caller.uid, words
+            grantrecords.end_entry, kind, row.id, by, caller.uid, words, signed
         )
-        self._tell(kind, row.request, by=caller.name, words=words or None)
+        self._tell(kind, row.request, by=by, words=words or None)
         self.keep_floor()
+
+    async def _end_signed(self, caller: Caller, raw: bytes, armored: str) -> Dict[str, Any]:
+        """Take the word of somebody elsewhere that a request, or the grant it became, is ended.
+
+        What is signed ends it in whichever state it finds it: who carries the mail may deliver
+        approvals first.
+        """
+        told = mail.read_statement(raw)
+        row = self.state.rows.get(told.grant)
+        if row is None or told.org != self._org() or told.digest != row.request.digest:
+            raise GrantError(f"{told.grant:.40} is no request of this host, or reads otherwise")
+        signed = self.approvers.check(raw, armored, self._now(), self._org())
+        who = {signed.principal, *signed.also}
+        accounts = {one for name in who for one in self.policy.accounts_of(name)}
+        may = self.policy.principals(tuple(self.policy.groups))
+        if not who & may and not accounts & self._people(row.request):
+            told_who = f"{signed.principal} may not end {row.id}"
+            raise GrantError(told_who, "approvers may, and who asked")
+        async with self._granting:
+            state = row.state(self._now())
+            live = any(one.grounds.grant == row.id for one in self._agent.sessions.values())
+            ended = row.rejected_by is not None or row.revoked_by is not None
+            if ended or (state not in ("pending", "granted") and not live):
+                raise GrantError(f"request {row.id} is {state}: there is nothing to end")
+            proof = SignedEnd(raw.decode(), armored, signed.key, signed.key_type)
+            kind = "rejection" if state == "pending" else "revocation"
+            await self._end(kind, caller, row, told.words, signed.principal, proof)
+        return {**self._answer(row), "ended": self._withdraw_all(row, signed.principal)}
 
     # -- using -----------------------------------------------------------------------
 
@@ -801,6 +862,34 @@ class Desk:
             len(one) > grantrecords.MAX_SIGNATURE_BYTES for one in signatures
         ):
             raise GrantError("it has more signatures, or longer ones, than a grant has")
+        request = await self._judge_carried(raw)
+        now = self._now()
+        row = GrantRow(request.id, -1, "", request, 0)
+        for armored in signatures:
+            signed = self.approvers.check(raw, armored, now, self._org())
+            self._check_signed(row, signed)
+            approval = Approval(
+                request.id, request.digest, signed.principal, "signature", signed.key,
+                signed.key_type, armored, caller.uid,
+            )  # fmt: skip
+            self._check_new(row, approval)
+            row.approvals.append(approval)
+        if len(row.approvals) < request.approvers:
+            raise GrantError(
+                f"it has {len(row.approvals)} signatures that count, and {request.approvers} "
+                "are wanted"
+            )  # fmt: skip
+        async with self._granting:
+            await self._enter_carried(request)
+            for approval in row.approvals:
+                await self._book.enter(grantrecords.approval_entry, approval)
+                self._tell("approval", request, by=approval.principal, method="signature")
+        entered = self.state.rows[request.id]
+        await self._grant_if_complete(entered)
+        return self._answer(entered)
+
+    async def _judge_carried(self, raw: bytes) -> Request:
+        """Judge a request that was made elsewhere, as if it were made here. Raises: GrantError"""
         request, issued = self.approvers.read_request(raw, self._org())
         asked, now = request.asked, self._now()
         known = self.state.rows.get(request.id)
@@ -830,38 +919,63 @@ class Desk:
         if not judgement.allowed or allowance is None:
             self._refuse("grant", request, judgement.refusals)
         assert allowance is not None
-        request = replace(
+        if not allowance.approvers:
+            raise GrantError("it needs nobody's approval: ask here, with recuse request")
+        return replace(
             request, allowance=allowance.name, approvers=allowance.approvers,
             groups=allowance.groups, policy=self.policy.digest,
             end_sessions=allowance.end_sessions, imported=True,
         )  # fmt: skip
-        row = GrantRow(request.id, -1, "", request, 0)
-        for armored in signatures:
-            signed = self.approvers.check(raw, armored, now, self._org())
-            self._check_signed(row, signed)
-            approval = Approval(
-                request.id, request.digest, signed.principal, "signature", signed.key,
-                signed.key_type, armored, caller.uid,
-            )  # fmt: skip
-            self._check_new(row, approval)
-            row.approvals.append(approval)
-        if not allowance.approvers or len(row.approvals) < allowance.approvers:
-            raise GrantError(
-                f"it has {len(row.approvals)} signatures that count, and {allowance.approvers} "
-                "are wanted" if allowance.approvers
-                else "it needs nobody's approval: ask here, with recuse request"
-            )  # fmt: skip
+
+    async def _enter_carried(self, request: Request) -> None:
+        if request.id in self.state.rows:
+            raise GrantError(f"{request.id} is here already")
+        await self._book.enter(grantrecords.request_entry, request)
+        self._tell("request", request, approvers=request.approvers, why=request.asked.why)
+
+    # -- by mail ---------------------------------------------------------------------
+
+    async def take_mail(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
+        """Take what somebody sent through the collector. Who carried it vouches for nothing."""
+        item = mail.read_item((_text(told, "body", mail.MAX_ITEM_BYTES) or "").encode())
+        if item.kind == "approval":
+            approval = {"grant": item.grant, "signature": item.signature}
+            return await self.approve(caller, approval)
+        if item.kind == "end":
+            raw, armored = (item.statement or "").encode(), item.signature or ""
+            return await self._end_signed(caller, raw, armored)
+        request = await self._judge_carried((item.request or "").encode())
         async with self._granting:
-            if request.id in self.state.rows:
-                raise GrantError(f"{request.id} is here already")
-            await self._book.enter(grantrecords.request_entry, request)
-            self._tell("request", request, approvers=request.approvers, why=asked.why)
-            for approval in row.approvals:
-                await self._book.enter(grantrecords.approval_entry, approval)
-                self._tell("approval", request, by=approval.principal, method="signature")
-        entered = self.state.rows[request.id]
-        await self._grant_if_complete(entered)
-        return self._answer(entered)
+            await self._enter_carried(request)
+        return self._answer(self.state.rows[request.id])
+
+    async def mail_state(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
+        """Say whether anything is open that mail may be about, and what is to be sent.
+
+        Hear what was sent, or that it cannot be.
+        """
+        sent, fault = _text(told, "sent"), _text(told, "fault")
+        now = self._now()
+        if sent is not None:
+            self._sent.add(sent)
+            row = self.state.rows.get(sent)
+            if fault is not None and row is not None and row.state(now) == "elsewhere":
+                await self._end("rejection", caller, row, fault)
+        there = [
+            {
+                "id": row.id,
+                "host": row.request.asked.host,
+                "body": mail.write_item(
+                    mail.Item("request", request=row.request.raw.decode())
+                ).decode(),
+            }
+            for row in self.state.rows.values()
+            if row.state(now) == "elsewhere" and row.id not in self._sent
+        ]
+        waiting = any(live.grounds.grant for live in self._agent.sessions.values()) or any(
+            row.state(now) in ("pending", "granted") for row in self.state.rows.values()
+        )
+        return {"waiting": waiting, "outgoing": there[:1]}
 
     # -- telling ---------------------------------------------------------------------
 

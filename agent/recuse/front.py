@@ -56,6 +56,7 @@ VERBS: Mapping[str, str] = {
     "review": "all",
     "watch": "ship notify",
     "receipt": "ship",
+    "mail": "ship",
     "settle": "coverage",
     "finding": "coverage",
     "undelivered": "notify",
@@ -63,6 +64,7 @@ VERBS: Mapping[str, str] = {
 # What concerns requests and grants; the desk says who may what, by the same uid.
 ASKED_OF_DESK = frozenset({
     "request", "grants", "approve", "reject", "revoke", "grant-import", "break-glass", "review",
+    "mail",
 })  # fmt: skip
 
 
@@ -245,11 +247,13 @@ class Front:
         caller = await desk.caller(uid, self.peer_pid(writer))
         if verb == "grants":
             return desk.grants(caller, request)
+        if verb == "mail" and "body" not in request:
+            return await desk.mail_state(caller, request)
         desk.limit(caller)
         answer = await {
             "request": desk.request, "approve": desk.approve, "reject": desk.reject,
             "revoke": desk.revoke, "grant-import": desk.take_file,
-            "break-glass": desk.break_glass, "review": desk.review,
+            "break-glass": desk.break_glass, "review": desk.review, "mail": desk.take_mail,
         }[verb](caller, request)  # fmt: skip
         self._agent.book.checkpoint()  # what was promised is signed
         return answer

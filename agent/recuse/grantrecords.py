@@ -46,6 +46,7 @@ class Request:
     policy: Optional[str] = None  # digest of the approval policy
     end_sessions: bool = False
     imported: bool = False
+    elsewhere: bool = False  # for another host, which judges it
 
     @property
     def digest(self) -> str:
@@ -131,6 +132,7 @@ def request_entry(host: Host, index: int, time_ns: int, request: Request) -> byt
             "policy": request.policy,
             "end_sessions": request.end_sessions or None,
             "imported": request.imported or None,
+            "elsewhere": request.elsewhere or None,
         },
         (asked.reason, asked.ticket, f"by {asked.requester}"), request.policy,
     )  # fmt: skip
@@ -184,14 +186,35 @@ def grant_entry(
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class SignedEnd:
+    """What somebody signed to end a request from elsewhere."""
+
+    statement: str
+    signature: str  # armored
+    key: str  # fingerprint
+    key_type: str
+
+
 def end_entry(
-    host: Host, index: int, time_ns: int, kind: str, grant: str, by: str, uid: int, words: str
+    host: Host,
+    index: int,
+    time_ns: int,
+    kind: str,
+    grant: str,
+    by: str,
+    uid: int,
+    words: str,
+    signed: Optional[SignedEnd] = None,
 ) -> bytes:
     """Say that a request is rejected, or a grant revoked: `kind` is rejection or revocation."""
     if kind not in ("rejection", "revocation"):
         raise ValueError(f"{kind!r} ends no grant")
     return _grant_event(
-        host, index, time_ns, kind, grant, _LOW, {"by": by, "by_uid": uid, "words": words or None},
+        host, index, time_ns, kind, grant, _LOW, {
+            "by": by, "by_uid": uid, "words": words or None,
+            **(vars(signed) if signed is not None else {}),
+        },
         (f"by {by}", words),
     )  # fmt: skip
 
@@ -284,6 +307,8 @@ class GrantRow:
             return "void"
         if now >= self.request.asked.expires:
             return "expired"
+        if self.request.elsewhere:
+            return "elsewhere"
         if self.granted_ns is None:
             return "pending"
         if not self.left:
@@ -329,6 +354,16 @@ class GrantRow:
             "request_entry": self.entry,
             "grant_entry": self.grant_entry,
             "approval_entries": list(self.approval_entries),
+        }
+
+    def in_full(self, now: datetime, namespace: str) -> Json:
+        """Give that, and what an approver needs: `namespace` is what approvals are signed for."""
+        return {
+            **self.to_json(now),
+            "request": self.request.raw.decode(),
+            "namespace": namespace,
+            "signatures": [one.signature for one in self.approvals if one.signature],
+            "missing": max(0, self.request.approvers - len(self.approvals)),
         }
 
 
@@ -518,9 +553,12 @@ def matters(raw: bytes) -> bool:
     return any(mark in raw for mark in _MARKS)
 
 
-_MARKS = tuple(f'"event_code":"{kind}"'.encode() for kind in (*KINDS, "start", "close")) + (
+MARKS_WITHOUT_CLOSE = tuple(f'"event_code":"{kind}"'.encode() for kind in (*KINDS, "start")) + (
     b'"grant_use":',
 )
+"""What entries have in them that change how requests stand; the close of a session counts only for
+how long somebody was exempt."""
+_MARKS = (*MARKS_WITHOUT_CLOSE, b'"event_code":"close"')
 
 
 def month_of(time_ns: int) -> str:
@@ -577,6 +615,7 @@ def _read_request(entry: Entry, grant: str) -> Request:
         policy=entry.get("policy"),
         end_sessions=ours.get("end_sessions") is True,
         imported=ours.get("imported") is True,
+        elsewhere=ours.get("elsewhere") is True,
     )
     if request.digest != entry.get("digest"):
         raise LedgerError("the request is not what its digest says")

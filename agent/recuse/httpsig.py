@@ -79,11 +79,16 @@ def check_content_digest(field: str, body: bytes) -> None:
 
     Raises: CryptoError if it is malformed, of another algorithm, or not that of `body`.
     """
+    if not hmac.compare_digest(digest_of(field), hashlib.sha256(body).digest()):
+        raise CryptoError("content-digest does not match the body")
+
+
+def digest_of(field: str) -> bytes:
+    """Return what a Content-Digest field states. Raises: CryptoError as above"""
     match = _DIGEST.match(field)
     if match is None:
         raise CryptoError("content-digest is not one sha-256 value")
-    if not hmac.compare_digest(_decode(match.group(1)), hashlib.sha256(body).digest()):
-        raise CryptoError("content-digest does not match the body")
+    return _decode(match.group(1))
 
 
 def signature_base(components: Sequence[Tuple[str, str]], params: str) -> bytes:

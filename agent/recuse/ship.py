@@ -56,8 +56,9 @@ from recuse import config as configuration
 from recuse import control, httpsig, keys, stderrlog
 from recuse import store as storing
 from recuse.config import Paths
-from recuse.errors import CollectorError, CryptoError, NotFound, RecuseError
+from recuse.errors import CollectorError, CryptoError, LedgerError, NotFound, RecuseError
 from recuse.ledger import LedgerReader
+from recuse.postman import Postman
 from recuse.store import Store
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ class HttpCentral:
         self._timeout_s = timeout_s
         self._skew_s = 0
         self._session: Optional[aiohttp.ClientSession] = None
+        self._ended = False
         self._transports: Dict[asyncio.Transport, Any] = {}  # with their sockets
         self._context = client_context(ca)
 
@@ -202,10 +204,36 @@ class HttpCentral:
         path = httpsig.host_path(origin, "checkpoint")
         return await self._ask("GET", path, origin, b"", (200, 204)) or None
 
+    async def mailbox(self, origin: str, wait: bool) -> List[bytes]:
+        """Fetch what waits for this host; with `wait` it may take the collector a while."""
+        path = httpsig.host_path(origin, "mailbox/wait" if wait else "mailbox")
+        answer = await self._ask("GET", path, origin, b"", (200, 204))
+        try:
+            return tlog.unpack_bundle(answer)
+        except LedgerError as error:
+            raise Unavailable(f"{self._url} answers no mail: {error.message}") from error
+
+    async def settle(self, origin: str, item: str, ok: bool, words: str) -> None:
+        """Say what became of an item, which then waits no more."""
+        path = httpsig.host_path(origin, f"mailbox/{item}")
+        body = json.dumps({"ok": ok, "words": words}).encode()
+        await self._ask("POST", path, origin, body, (200, 204))
+
+    async def send(self, origin: str, host: str, body: bytes) -> bool:
+        """Send an item to another host, by its prefix; False if it is not enrolled there."""
+        digest = hashlib.sha256(host.encode()).hexdigest()
+        path = httpsig.host_path(origin, f"send/{digest}")
+        try:
+            await self._ask("POST", path, origin, body, (200, 201))
+        except (NotAccepted, Rejected):
+            return False
+        return True
+
     async def enroll(self, prefix: str, body: bytes) -> bytes:
         return await self._ask("POST", "/v1/enroll", prefix, body, (200,))
 
     async def close(self) -> None:
+        self._ended = True
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -265,6 +293,9 @@ class HttpCentral:
     def _connect(self) -> aiohttp.ClientSession:
         import aiohttp
 
+        if self._ended:
+            raise Unavailable(f"{self._url} is no longer asked")
+
         transports, still_open = self._transports, self._open_transports
 
         class Connector(aiohttp.TCPConnector):
@@ -281,7 +312,7 @@ class HttpCentral:
 
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=Connector(ssl=self._context, limit=PARALLEL),
+                connector=Connector(ssl=self._context, limit=PARALLEL + 1),
                 timeout=aiohttp.ClientTimeout(total=self._timeout_s, connect=CONNECT_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=True,
@@ -389,6 +420,8 @@ class Ship:
         self._new_receipts = 0
         self._state = "starting"
         self._since_s = int(clock())
+        self._origin = ""
+        self._postman = Postman(str(paths.control_socket), self._way)
         self._out = paths.spool / "out"
         self._blob_receipts = paths.receipts / "blob"
 
@@ -401,7 +434,8 @@ class Ship:
             path.chmod(0o755)
         socket_path = str(self._paths.control_socket)
         watching = control.watch(socket_path, self.wake, self.reload, _log)
-        watchers = [asyncio.ensure_future(watching), asyncio.ensure_future(self._stop())]
+        posting = self._postman.run()
+        watchers = [asyncio.ensure_future(one) for one in (watching, self._stop(), posting)]
         failures = 0
         try:
             while not self._stopping.is_set():
@@ -436,6 +470,12 @@ class Ship:
         self._identity = ()  # a round that is under way keeps its connections
         self.hurry()
 
+    def _way(self) -> Optional[Tuple[HttpCentral, str]]:
+        """Give mail the way to a collector, once a round has come through to it."""
+        if self._state != "ok" or not isinstance(self._central, HttpCentral):
+            return None
+        return self._central, self._origin
+
     async def disconnect(self) -> None:
         if self._central is not None:
             await self._central.close()
@@ -467,6 +507,7 @@ class Ship:
                 return True
             signed = tlog.Checkpoint.parse(tlog.Note.parse(note).text)
             central = await self._connect(signed.origin)
+            self._origin = signed.origin
             late = await self._send_blobs(central, signed.origin)
             await self._send_older(central, signed)
             await self._send_entries(central, note, signed)
@@ -481,6 +522,7 @@ class Ship:
         else:
             if self._state not in ("rollback", "fork"):
                 self._tell("ok", "central storage has everything")
+                self._postman.wake()
             return True
         finally:
             self._drop_receipts()

@@ -34,7 +34,7 @@ from typing import (
 )
 
 from recuse import checkpoint as tlog
-from recuse import keys
+from recuse import grantrecords, keys
 from recuse.errors import CollectorError, CryptoError
 
 MAX_BLOB = 1 << 20
@@ -80,6 +80,11 @@ CREATE TABLE IF NOT EXISTS findings (
     id INTEGER PRIMARY KEY, time_s INTEGER NOT NULL, origin TEXT NOT NULL, kind TEXT NOT NULL,
     detail TEXT NOT NULL, evidence BLOB NOT NULL, UNIQUE (origin, kind, evidence));
 """
+_ABOUT_GRANTS = " OR ".join(
+    f"instr(bytes, x'{mark.hex()}')" for mark in grantrecords.MARKS_WITHOUT_CLOSE
+)
+# Also made in a store that is there already, whose tables are as they were.
+_INDEX = f"CREATE INDEX IF NOT EXISTS about_grants ON entries (origin, idx) WHERE {_ABOUT_GRANTS}"
 _VERSION = 1
 
 
@@ -201,6 +206,8 @@ class Entries(Protocol):
 
     def leaves(self, origin: str, start: int, end: int) -> Iterator[bytes]: ...
 
+    def about_grants(self, origin: str, start: int, most: int) -> List[bytes]: ...
+
     def staged(self, origin: str, start: int, end: int) -> Iterator[bytes]: ...
 
     def first_staged(self, origin: str) -> Optional[bytes]: ...
@@ -304,6 +311,7 @@ class SqliteEntries:
                 self._db.executescript(
                     f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA user_version={_VERSION};COMMIT;"
                 )
+            self._db.execute(_INDEX)
         except BaseException:
             self._db.close()
             raise
@@ -342,6 +350,17 @@ class SqliteEntries:
 
     def leaves(self, origin: str, start: int, end: int) -> Iterator[bytes]:
         return (leaf for _, _, leaf in self.entries(origin, start, end))
+
+    def about_grants(self, origin: str, start: int, most: int) -> List[bytes]:
+        """Return the newest entries from `start` on that may say something of grants, in order."""
+        rows = self._all(
+            f"SELECT bytes FROM entries WHERE origin = ? AND idx >= ? AND ({_ABOUT_GRANTS})"
+            " ORDER BY idx DESC LIMIT ?",
+            origin,
+            start,
+            most,
+        )
+        return [row[0] for row in reversed(rows)]
 
     def checkpoint(self, origin: str, size: int) -> Optional[bytes]:
         rows = self._all("SELECT note FROM checkpoints WHERE origin = ? AND size = ?", origin, size)
@@ -690,6 +709,10 @@ class Store:
         head = self._entries.head(origin)
         size = head.size if head else 0
         return self._entries.entries(origin, start, size if end is None else min(end, size))
+
+    def about_grants(self, origin: str, start: int, most: int) -> List[bytes]:
+        """Return the newest entries from `start` on that may say something of grants, in order."""
+        return self._entries.about_grants(origin, start, most)
 
     def checkpoint(self, origin: str) -> Optional[bytes]:
         """Return the newest checkpoint with the host's signature and our cosignature, or None."""

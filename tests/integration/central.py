@@ -21,6 +21,8 @@ from recuse import collector, keys, ship
 from recuse import store as storing
 from recuse.config import Paths
 from recuse.ledger import Ledger, read_ledger
+from recuse.mailroom import Mailroom
+from recuse.mailstore import SqliteMailbox
 from recuse.store import Finding, Store
 
 PREFIX = "example.com/recuse/host/h1"
@@ -138,6 +140,10 @@ class Agent:
         self.pokes = 0
         self.undelivered: List[Dict[str, Any]] = []
 
+    def mail(self, request: Dict[str, Any]) -> Dict[str, Any]:
+        """Answer what is asked about mail; tests say more."""
+        return {"ok": True, "waiting": False, "outgoing": []}
+
     async def start(self) -> None:
         path = str(self._host.paths.control_socket)
         self._server = await asyncio.start_unix_server(self._serve, path)
@@ -162,6 +168,11 @@ class Agent:
             self._watchers.append(writer)
             self.tell({"ok": True})
             self.watched.set()
+            return
+        if request["verb"] == "mail":
+            writer.write(json.dumps(self.mail(request)).encode() + b"\n")
+            await writer.drain()
+            writer.close()
             return
         if request["verb"] == "undelivered":
             self.undelivered.append(request)
@@ -197,6 +208,8 @@ class MoodyService(collector.Service):
         request: web.Request,
         handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
     ) -> web.StreamResponse:
+        if "mailbox" in request.path:
+            return await handler(request)
         number = len(self.requests)
         self.requests.append(f"{request.method} {request.path}")
         self.on_request(number, "before")
@@ -259,7 +272,9 @@ class Central:
         if self._server is None:
             self.store.close()
             self.store = Store(self.directory / "store", on_finding=self._found)
-            self.service = MoodyService(self.store, **self._options)
+            self.box = SqliteMailbox(self.directory / "store/mail.db")
+            room = Mailroom(self.store, self.box, self.directory / "approvers", "example.com")
+            self.service = MoodyService(self.store, mailroom=room, **self._options)
             context = collector.tls_context(self.cert, self.key)
             self._server = collector.Server(self.service, context)
             await self._server.start("127.0.0.1", self.port)
@@ -270,6 +285,7 @@ class Central:
             self.service.released.set()
             await self._server.stop()
             self._server = None
+            self.box.close()
 
     async def enrol(self, host: Host) -> None:
         host.configure(self.url, self.cert)

@@ -101,7 +101,9 @@ def test_the_shipped_file_says_exactly_the_defaults(
     uncommented = re.sub(r"^#(?=[a-z_]+ = )", "", text, flags=re.MULTILINE)
     assert load_file(write(tmp_path / "uncommented.toml", uncommented)) == kind()
     written = set(re.findall(r"^([a-z_]+) = ", uncommented, flags=re.MULTILINE))
-    assert written == set(config._homes(kind)) | ({"org"} if kind is CollectorConfig else set())
+    assert written == set(config._homes(kind)) | (
+            {"org", "approvers"} if kind is CollectorConfig else set()
+        )
 
 
 def test_a_changed_value_in_the_shipped_file_is_seen(tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_a_changed_value_in_the_shipped_file_is_seen(tmp_path: Path) -> None:
 def test_the_manual_has_every_key(manual: str, kinds: Any) -> None:
     text = (ETC.parents[1] / "docs/man" / manual).read_text()
     documented = set(re.findall(r"^\.It Cm (\w+)", text, flags=re.MULTILINE))
-    keys = {"org"}.union(*(config._homes(kind) for kind in kinds))
+    keys = {"org", "approvers"}.union(*(config._homes(kind) for kind in kinds))
     assert documented == keys
 
 

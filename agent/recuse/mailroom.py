@@ -1,0 +1,134 @@
+"""What approvers see and send at a collector: part of recuse-collector.
+
+Reads the requests of hosts out of the entries that they have sent, and keeps what approvers send
+until the host fetches it. It verifies nothing but who may come in: hosts do the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+from recuse import mail, sshsig
+from recuse.config import read_trusted
+from recuse.errors import AccessDenied, CryptoError, LedgerError, RecuseError
+from recuse.grant import read_request
+from recuse.grantrecords import GrantState
+from recuse.mailstore import Answer, Mailbox
+from recuse.records import parse
+from recuse.store import Store, Unknown
+
+MAX_REQUESTS = 500
+"""Requests listed in one answer: the newest."""
+MAX_READ = 4000
+"""Entries about grants, the newest, that are looked at of one host."""
+MAX_FETCH = 48 << 10
+"""Bytes of items in one answer to a host."""
+
+
+class Mailroom:
+    """The part of a collector that grants travel through. Calls block on the disk."""
+
+    def __init__(self, store: Store, box: Mailbox, approvers: Path, org: Optional[str]) -> None:
+        self._store = store
+        self._box = box
+        self._approvers = approvers
+        self._org = org or "local"
+        self._floors: Dict[str, Tuple[str, int]] = {}  # prefix: origin, from where on to read
+
+    @property
+    def org(self) -> str:
+        return self._org
+
+    def close(self) -> None:
+        self._box.close()
+
+    # -- who comes in
+
+    def admit(self, field: str, method: str, path: str, digest: str, now_s: int) -> str:
+        """Say which approver signed a request. Raises: AccessDenied, CryptoError"""
+        created_s, armored = mail.read_access(field)
+        try:
+            signers = sshsig.AllowedSigners.parse(
+                read_trusted(self._approvers), str(self._approvers)
+            )
+        except FileNotFoundError:
+            raise AccessDenied(f"no approver is let in: {self._approvers} does not exist") from None
+        except RecuseError as error:
+            told = "; ".join(map(str, getattr(error, "faults", ()))) or error.message
+            raise AccessDenied(f"no approver is let in: {told}") from None
+        text = mail.access_text(self._store.vkey, method, path, created_s, digest)
+        signed = sshsig.verify(
+            text, armored.encode(), signers, mail.access_namespace(self._org),
+            datetime.fromtimestamp(now_s, timezone.utc),
+        )  # fmt: skip
+        if abs(created_s - now_s) > mail.ACCESS_WINDOW_S:
+            raise CryptoError(f"request was signed {created_s - now_s} s off this clock")
+        return signed.principals[0]
+
+    # -- what is asked for
+
+    def requests(self, host: Optional[str], now_s: int) -> List[Dict[str, Any]]:
+        """List requests that wait and grants in force, of all hosts or of one, by its id."""
+        now = datetime.fromtimestamp(now_s, timezone.utc)
+        prefixes = [self.host(host)] if host else [one.prefix for one in self._store.hosts()]
+        found: List[Dict[str, Any]] = []
+        for prefix in prefixes:
+            found += self._requests_of(prefix, now)
+        return sorted(found, key=lambda one: str(one["asked"]))[-MAX_REQUESTS:]
+
+    def _requests_of(self, prefix: str, now: datetime) -> List[Dict[str, Any]]:
+        heads = self._store.heads(prefix)
+        if not heads:
+            return []
+        origin, size = heads[-1].origin, heads[-1].size
+        before, floor = self._floors.get(prefix, ("", 0))
+        state = GrantState()
+        for raw in self._store.about_grants(origin, floor if before == origin else 0, MAX_READ):
+            try:
+                state.apply(parse(raw))
+            except LedgerError:
+                continue
+        rows = [row for row in state.rows.values() if row.state(now) in ("pending", "granted")]
+        self._floors[prefix] = origin, min((row.seq for row in rows), default=size)
+        told = []
+        for row in rows:
+            try:
+                namespace = read_request(row.request.raw).namespace
+            except CryptoError:
+                continue
+            told.append({"collected_from": prefix, **row.in_full(now, namespace)})
+        return told
+
+    # -- what is sent
+
+    def host(self, name: str) -> str:
+        """Find the host of an id. Raises: Unknown"""
+        for one in self._store.hosts():
+            if host_id(one.prefix) == name:
+                return one.prefix
+        raise Unknown("no such host is enrolled")
+
+    def put(self, prefix: str, sender: str, body: bytes, now_s: int) -> bool:
+        """Keep an item for a host; say whether it is new. Raises: TooLarge"""
+        return self._box.put(prefix, sender, body, now_s)
+
+    def waiting(self, prefix: str, now_s: int) -> List[bytes]:
+        return self._box.waiting(prefix, MAX_FETCH, now_s)
+
+    def answer(self, prefix: str, name: str) -> Answer:
+        """Say what became of an item. Raises: Unknown"""
+        found = self._box.answer(prefix, name)
+        if found is None:
+            raise Unknown("no such item")
+        return found
+
+    def settle(self, prefix: str, name: str, ok: bool, words: str, now_s: int) -> None:
+        self._box.settle(prefix, name, ok, words, now_s)
+
+
+def host_id(prefix: str) -> str:
+    """Name the mailbox of a host in a path."""
+    return hashlib.sha256(prefix.encode()).hexdigest()
