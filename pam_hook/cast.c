@@ -403,14 +403,6 @@ recuse_cast_begin(struct recuse_cast *c, int fd, uint64_t start_ns,
 
 /* ---------------------------------------------------------------- limits */
 
-void
-recuse_cast_limit(struct recuse_cast *c, const struct recuse_limits *limits)
-{
-    c->limits = *limits;
-    c->tokens = limits->burst;
-    c->tokens_ns = now_ns();
-}
-
 /* Let bytes be earned by the time that has passed. */
 static void
 earn(struct recuse_cast *c, uint64_t now)
@@ -427,6 +419,20 @@ earn(struct recuse_cast *c, uint64_t now)
         c->tokens = most;
     else
         c->tokens += (uint64_t) earned;
+}
+
+void
+recuse_cast_limit(struct recuse_cast *c, const struct recuse_limits *limits)
+{
+    bool is_first = c->limits.rate == 0;
+
+    if (!is_first)
+        earn(c, now_ns());
+    c->limits = *limits;
+    /* A change is no new burst: what has come at once has come. */
+    if (is_first || c->tokens > limits->burst)
+        c->tokens = limits->burst;
+    c->tokens_ns = now_ns();
 }
 
 static uint64_t

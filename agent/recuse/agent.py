@@ -35,6 +35,7 @@ from .live import Live, LiveLog, LiveLogin, LiveSession
 from .orphan import adopt_orphans
 from .pausing import Pauses
 from .policy import UNKNOWN_SOURCE, Decision, Facts, Policy, decide, questions
+from .quota import Quotas
 from .sealing import Sealed, Sealer
 from .spool import Spool
 from .upkeep import Notifier, Upkeep
@@ -97,6 +98,8 @@ class Agent:
         self.logins: Dict[str, LiveLogin] = {}
         self.sessions: Dict[str, LiveSession] = {}
         self.pauses = Pauses(self)
+        self.quotas = Quotas(self)
+        self.sealer.on_tick.append(self.quotas.look)
         self.door.on_held = self.pauses.heard
         self._refused: Dict[Tuple[Peer, wire.Login], Tuple[int, wire.Answer]] = {}
         self._sources: Dict[int, str] = {}  # by audit session, also of logins that ended
@@ -611,9 +614,16 @@ class Agent:
         )
 
     async def _start_plain(
-        self, connection: Connection, live: LiveSession, decision: Decision
+        self,
+        connection: Connection,
+        live: LiveSession,
+        decision: Decision,
+        fault: str = "the spool is full",
     ) -> None:
-        """Let the real program run in place of recuse-shell: exempt, nested, transfer, stub."""
+        """Let the real program run in place of recuse-shell: exempt, nested, transfer, stub.
+
+        `fault` is why a stub is one.
+        """
         exempt = live.label == "exempt"
         told = self._notice(live, decision)
         await self._enter_start(
@@ -637,7 +647,7 @@ class Agent:
         kind = {"stub": "unrecorded"}.get(live.label, live.label)
         self._tell(
             kind, session.login, session, decision, seq=live.seq, outer=live.outer,
-            fault="the spool is full" if live.label == "stub" else None,
+            fault=fault if live.label == "stub" else None,
         )  # fmt: skip
 
     async def _start_recording(
@@ -684,6 +694,7 @@ class Agent:
                 flags |= wire.ANSWER_WITHHOLD
             if self.config.session.on_spool_full == "terminate":
                 flags |= wire.ANSWER_END_ON_FAULT
+            limits = self.quotas.begin(live)
             self.door.answer(
                 connection,
                 wire.Answer(
@@ -691,10 +702,10 @@ class Agent:
                     flags=flags,
                     start_ns=session.mono_ns,
                     capture_bytes=self.config.session.capture_bytes,
-                    rate=self.config.session.rate,
-                    burst=self.config.session.burst,
-                    size_limit=self.config.session.size,
-                    action=wire.Action[self.config.session.on_limit.upper()],
+                    rate=limits.rate,
+                    burst=limits.burst,
+                    size_limit=limits.size_limit,
+                    action=limits.action,
                     session=session.id.encode(),
                     label=live.label.encode(),
                     shell=os.fsencode(session.shell),
@@ -703,6 +714,7 @@ class Agent:
                 relay_fd,
             )
         except BaseException:
+            self.quotas.close(live, 0)
             self.spool.drop(live.recording)
             raise
         finally:
@@ -722,13 +734,14 @@ class Agent:
         if self.config.session.on_spool_full != "stub" and not (
             set(groups) & set(self.config.session.recovery_groups)
         ):
-            await self._refuse_session(connection, live.session, decision)
+            told = b"recuse: refused: the session cannot be recorded; tell the administrator\n"
+            self.journal.write("fault", fault=fault, session=live.id)
+            await self._refuse_session(connection, live.session, decision, told)
             return
         live.label = "stub"
         live.flags.append("recording-failed")
         self.journal.write("fault", fault=fault, session=live.id)
-        await self._start_plain(connection, live, decision)
-
+        await self._start_plain(connection, live, decision, fault)
 
     async def _enter_start(self, live: LiveSession, build: Any, decision: Decision) -> None:
         """Enter the start of a session, its state on disk first so that no end is missed.
@@ -838,6 +851,7 @@ class Agent:
         exit_status: Optional[int] = None
         if live.recording is not None:
             sealed = await self.sealer.seal(live.recording)
+            self.quotas.close(live, sealed.size)
             gaps, exit_status = tuple(live.recording.gaps), live.recording.exit_status
             if exit_status is None or live.recording.torn:
                 live.flags.append("interrupted")

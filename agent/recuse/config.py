@@ -308,6 +308,10 @@ class SessionConfig:
     burst: int = _key(256 << 20, _number(0, 1 << 40, parse_size))
     size: int = _key(4 << 30, _number(0, 1 << 50, parse_size))  # of a recording; 0: no limit
     on_limit: str = _key("slow", _choice(*ON_LIMIT))
+    user_live: int = _key(4 << 30, _number(0, 1 << 50, parse_size))  # of all that is live
+    user_volume: int = _key(8 << 30, _number(0, 1 << 50, parse_size))  # in user_period
+    user_period: int = _key(86400, _number(1, 366 * 86400, parse_duration))  # seconds
+    on_user_limit: str = _key("slow", _choice(*ON_LIMIT))
     on_agent_failure: str = _key("record-locally", _choice(*FALLBACKS))
     on_spool_full: str = _key("stub", _choice(*FULL_SPOOL))
     recovery_groups: Tuple[str, ...] = _key(("root",), _texts(r"[^!\n\0]+", "name of a group"))

@@ -12,7 +12,7 @@ import contextlib
 import os
 import socket
 from dataclasses import dataclass
-from typing import Awaitable, Callable, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Awaitable, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from . import wire
 from .accounts import LookupTimeout
@@ -243,14 +243,18 @@ class Door:
 
     def tell(self, live: LiveSession, message: wire.Message) -> bool:
         """Say something to the relay of a session; False if it cannot be told."""
+        return live.id in self.tell_each({live.id: message})
+
+    def tell_each(self, messages: Mapping[str, wire.Message]) -> Set[str]:
+        """Say something to the relay of each session; give those that could be told."""
+        told: Set[str] = set()
         for connection in self._connections:
-            if connection.relay is live:
-                try:
-                    connection.sock.send(wire.encode(message))
-                except OSError:
-                    return False
-                return True
-        return False
+            relay = connection.relay
+            if relay is not None and relay.id in messages:
+                with contextlib.suppress(OSError):
+                    connection.sock.send(wire.encode(messages[relay.id]))
+                    told.add(relay.id)
+        return told
 
     def answer(self, connection: Connection, answer: wire.Answer, fd: int = -1) -> None:
         packet = wire.encode(answer)

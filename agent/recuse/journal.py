@@ -331,6 +331,13 @@ EVENTS: Mapping[str, Event] = {
             "session {session} of {user} is no longer exempt: {fault}",
         ),
         Event(
+            "user-limit",
+            "11949cf290cc4a8a8e0cc5277b7f9e04",
+            WARNING,
+            "recordings of {user} are at their limit, {live} bytes in {sessions} sessions and "
+            "{spent} in a while, proceeding with {proceeding}",
+        ),
+        Event(
             "paused",
             "5d1b0c3f0f6f4c5f9a0e6f2b7c8d4e11",
             NOTICE,

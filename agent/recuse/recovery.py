@@ -199,6 +199,7 @@ class Recovery:
                 if segment.blob in blobs:
                     agent.sealer.entered[segment.blob] = segment.seq
         found = agent.live.load()
+        agent.quotas.load()
         lives = [live for _, live in found if live is not None]
         for where, live in found:
             if live is None:

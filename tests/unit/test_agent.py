@@ -977,6 +977,108 @@ def test_relay_is_told_its_limits(paths: Paths) -> None:
     run(paths, scene)
 
 
+USER_LIMITS = ROOMY + """[session]
+rate = 0
+size = 0
+user_live = "80 KiB"
+user_volume = 0
+on_user_limit = "gap"
+"""
+
+
+def flood(shell: Child, size: int) -> None:
+    shell.write(b'[0.1,"o","%s"]' % (b"x" * size))
+
+
+async def told_limits(shell: Child) -> wire.Limits:
+    shell.order({"do": "hear"})
+    found = await shell.heard()
+    assert isinstance(found, wire.Limits)
+    return found
+
+
+def test_sessions_of_a_user_share_an_allowance(paths: Paths) -> None:
+    paths.config.write_text(USER_LIMITS)
+
+    async def scene(world: World) -> None:
+        sshd = await world.login("alice")
+        one, first = await world.session(sshd, "alice", b"run")
+        assert (first.size_limit, first.action) == (70 << 10, wire.Action.GAP)
+        two, second = await world.session(sshd, "alice", b"run")
+        shrunk = await told_limits(one)  # before anything has grown
+        assert shrunk.size_limit <= 35 << 10 and second.size_limit <= 35 << 10
+        flood(one, 30 << 10)
+        told = await told_limits(two)
+        sizes = [live.recording.size() for live in world.agent.sessions.values() if live.recording]
+        assert max(sizes) + told.size_limit <= 80 << 10
+        _, other = await relayed(world, "root")
+        assert other.size_limit == 70 << 10  # nobody else is the poorer for it
+        one.end()
+        await world.until(lambda: len(world.agent.sessions) == 2)
+        world.agent.quotas.look()
+        assert (await told_limits(two)).size_limit > told.size_limit
+
+    run(paths, scene)
+
+
+def test_limit_of_a_user_is_told_to_people_once(paths: Paths) -> None:
+    paths.config.write_text(USER_LIMITS)
+
+    async def scene(world: World) -> None:
+        shell, _ = await relayed(world, "alice")
+        flood(shell, 75 << 10)
+        told = await told_limits(shell)
+        assert told.size_limit < 80 << 10
+        event = world.event("user-limit")
+        assert (event["RECUSE_USER"], event["RECUSE_PROCEEDING"]) == ("alice", "gap")
+        world.agent.quotas.look()
+        of_kind = [e for e in world.events if e["MESSAGE_ID"] == event["MESSAGE_ID"]]
+        assert len(of_kind) == 1
+
+    run(paths, scene)
+
+
+def test_what_a_user_has_spent_is_known_after_a_restart(paths: Paths) -> None:
+    paths.config.write_text(
+        ROOMY + '[session]\nuser_volume = "64 KiB"\nuser_period = "300d"\n'
+    )
+
+    async def scene(world: World) -> None:
+        shell, answer = await relayed(world, "alice")
+        assert answer.burst == 64 << 10
+        flood(shell, 60 << 10)
+        assert (await told_limits(shell)).burst < 4 << 10
+        await world.crash()
+        flood(shell, 60 << 10)  # while nobody looks
+        await world.start()
+        told = await told_limits(shell)
+        assert (told.rate, told.burst) == (1, 0)
+        shell.end()
+        await world.ended()
+        _, answer = await relayed(world, "alice")  # nor is a new session a way round
+        assert answer.burst == 0
+        _, answer = await relayed(world, "root")
+        assert answer.burst == 64 << 10
+
+    run(paths, scene)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [b"", b"null", b"[]", b"{}", b'{"spent":{"x":1},"sizes":{},"as_of_ns":0}',
+     b'{"spent":{"1000":-1},"sizes":{},"as_of_ns":0}', b"\xff" * 99, b"[" * 99999],
+)  # fmt: skip
+def test_what_users_spent_may_make_no_sense(paths: Paths, kept: bytes) -> None:
+    paths.sessions.mkdir(parents=True, exist_ok=True)
+    (paths.sessions / "usage").write_bytes(kept)
+
+    async def scene(world: World) -> None:
+        _, answer = await relayed(world, "alice")
+        assert answer.burst == 256 << 20
+
+    run(paths, scene)
+
+
 def test_exemption_that_is_withdrawn_records_from_then_on(paths: Paths) -> None:
     (paths.policy_dir / "50-test.toml").write_text(SUPERVISED)
 
@@ -1801,7 +1903,29 @@ def test_full_spool(paths: Paths, setting: str, user: str, verdict: Verdict) -> 
         else:
             assert world.last("close").get("outcome") == "failed"
             assert world.last("open").ours["notes"] == ["spool-full"]
-            assert "unrecorded" in {k for k in ("unrecorded",) if world.event(k)}
+            assert "the spool is full" in world.event("unrecorded")["MESSAGE"]
+
+    run(paths, scene)
+
+
+@pytest.mark.parametrize("setting", ["stub", "refuse"])
+def test_recording_that_cannot_begin_is_not_said_to_be_of_a_full_spool(
+    paths: Paths, setting: str
+) -> None:
+    paths.config.write_text(ROOMY + f'[session]\non_spool_full = "{setting}"\n')
+
+    async def scene(world: World) -> None:
+        def create(session: str, header: bytes) -> Any:
+            raise OSError(5, "Input/output error", "live")
+
+        world.agent.spool.create = create  # type: ignore[method-assign]
+        shell, answer = await world.session(await world.login("alice"), "alice")
+        assert "Input/output error" in world.event("fault")["MESSAGE"]
+        if setting == "refuse":
+            assert answer.verdict == Verdict.REFUSE and b"disk is full" not in answer.message
+        else:
+            assert answer.verdict == Verdict.EXEC
+            assert "Input/output error" in world.event("unrecorded")["MESSAGE"]
 
     run(paths, scene)
 

@@ -78,6 +78,10 @@ def test_defaults_are_those_of_the_manual() -> None:
         burst=256 << 20,
         size=4 << 30,
         on_limit="slow",
+        user_live=4 << 30,
+        user_volume=8 << 30,
+        user_period=86400,
+        on_user_limit="slow",
         on_agent_failure="record-locally",
         on_spool_full="stub",
         recovery_groups=("root",),
@@ -143,6 +147,10 @@ rate = "1 MiB"
 burst = 0
 size = 0
 on_limit = "end"
+user_live = "2 GiB"
+user_volume = 0
+user_period = "1h"
+on_user_limit = "gap"
 on_agent_failure = "refuse"
 on_spool_full = "terminate"
 recovery_groups = ["wheel", "domain admins"]
@@ -176,6 +184,10 @@ heartbeat_seconds = 60
             "burst": 0,
             "size": 0,
             "on_limit": "end",
+            "user_live": 2 << 30,
+            "user_volume": 0,
+            "user_period": 3600,
+            "on_user_limit": "gap",
             "on_agent_failure": "refuse",
             "on_spool_full": "terminate",
             "recovery_groups": ("wheel", "domain admins"),

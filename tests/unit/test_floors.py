@@ -87,6 +87,7 @@ PARTS = {
         "orphan",
         "pausing",
         "policyfile",
+        "quota",
         "receipts",
         "recovery",
         "sealing",
