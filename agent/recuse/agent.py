@@ -1107,6 +1107,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--config", type=Path, help="read this instead of recuse.toml")
     parser.add_argument("--root", type=Path, default=Path("/"), help="prefix of every path")
     parser.add_argument("--check", action="store_true", help="check what is read, end")
+    parser.add_argument("--reload", action="store_true", help="have the running one read it again")
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args(argv)
     from . import recovery
@@ -1114,6 +1115,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     paths = Paths(options.root)
     if options.check:
         return recovery.check(paths, options.config)
+    if options.reload:
+        return recovery.reload(paths)
     try:
         user = pwd.getpwnam("recuse").pw_uid
     except KeyError:

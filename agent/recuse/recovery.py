@@ -35,6 +35,7 @@ from . import __version__, pauserecords, records
 from .agent import Agent
 from .book import Book, NotEntered
 from .config import Config, Paths, load
+from .control import ask
 from .door import Connection
 from .epoch import Opened, end_renewal, given_up, host_signer, open_ledger, reopen_ledger
 from .errors import ConfigError, LedgerError, NotFound, PolicyError, RecuseError, SpoolError
@@ -62,6 +63,7 @@ FLOOR_STEP = 256  # entries; what is read of the ledger are bundles of as many
 CARRIED = frozenset({"login", "logout", "open", "exempt", "refused", "segment", "close"})
 MAX_CARRIED = 20000  # entries of a ledger that was given up, the newest
 CARRIED_AT_ONCE = 256
+RELOAD_SECONDS = 60.0  # of who waits for it
 _FREE = "make room on that file system"
 _PERMIT = "see that root may write there, and that it is not mounted read-only"
 _PLACE = "move away what is in the place of the directory"
@@ -115,6 +117,15 @@ def _check_approval(paths: Paths) -> None:
     except PolicyError:
         return
     load_approval(paths, policy)
+
+
+def reload(paths: Paths) -> int:
+    """Have the running agent read its files again; give the exit status when it has."""
+    try:
+        ask({"verb": "reload"}, str(paths.control_socket), RELOAD_SECONDS)
+    except RecuseError as error:
+        return fail(error)
+    return 0
 
 
 def fail(error: BaseException) -> int:

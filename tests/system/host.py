@@ -76,6 +76,9 @@ usermod -aG operators erin
 echo '{admin} ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/test
 touch /home/bob/.zshrc
 chown bob:bob /home/bob/.zshrc
+# A user who is back in the moment when systemd stops what was left of them waits for it: 30 s.
+mkdir -p /etc/systemd/logind.conf.d
+printf '[Login]\nUserStopDelaySec=infinity\n' >/etc/systemd/logind.conf.d/test.conf
 """
 
 _numbers = itertools.count(1)

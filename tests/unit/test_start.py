@@ -167,3 +167,38 @@ def test_check_of_what_cannot_be_read(
     assert main(["--check", "--root", str(paths.root)]) == (3 if place == "config" else 4)
     (line,) = capsys.readouterr().err.splitlines()
     assert str(path) in line
+
+
+def test_reload_ends_when_what_was_read_is_in_force(
+    paths: Paths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever has `systemctl reload` behind them must not meet the policy from before."""
+
+    async def scene(world: World) -> None:
+        def reload() -> "asyncio.Future[int]":
+            loop = asyncio.get_running_loop()
+            return loop.run_in_executor(None, main, ["--reload", f"--root={paths.root}"])
+
+        (file,) = paths.policy_dir.glob("*.toml")
+        free = file.read_text()
+        file.write_text('[reasons.private]\ntext.en = "private"\n')
+        allow = paths.approval_dir / "allow.toml"
+        allow.parent.mkdir(exist_ok=True)
+        allow.write_text(
+            '[[allow]]\nname = "a"\nusers = ["bob"]\nreasons = ["private"]\n'
+            'longest = "1h"\nbudget = "4h"\nauto = true\n'
+        )
+        assert await reload() == 0
+        assert [one.name for one in world.agent.desk.policy.allowances] == ["a"]
+        # A free reason beside a catalogue: what depends on either is not in force.
+        file.write_text(file.read_text() + free)
+        assert await reload() == 3
+        assert "is not in the catalogue" in capsys.readouterr().err
+        file.write_text('[reasons.private]\ntext.en = "private"\n')
+        allow.write_text("[[allow]]\n")
+        assert await reload() == 3
+        assert "allow.toml:1: allowance without a name" in capsys.readouterr().err
+        assert [one.name for one in world.agent.desk.policy.allowances] == ["a"]
+
+    run(paths, scene)
+    assert main(["--reload", f"--root={paths.root}"]) == 8
