@@ -55,6 +55,16 @@ _TITLES = {
     "segment": "segment {n} of session {session}",
     "close": "session of {user} ended: {outcome}",
     "recovered": "recovered: {what}",
+    "request": "{requester} asks for an exemption of {user}: {reason}, {why}",
+    "approval": "{principal} approves request {grant} of {user}, by {method}",
+    "rejection": "{by} rejects request {grant} of {user}",
+    "grant": "{user} may be exempt in {uses} sessions until {expires}: {reason}, by {owner}",
+    "revocation": "{by} revokes grant {grant} of {user}",
+    "debt": "{user} has broken the glass: {why}; review due {due}",
+    "review": "{principal} has reviewed what {user} did behind broken glass",
+    "pause": "{user} pauses the recording of {session} until {until}: {pause_reason}",
+    "resume": "the pause in {session} of {user} is over: {why}",
+    "finding": "{title}: login of {user} by {service} from {source} at {seen}",
     "undelivered": "{count} notices of channel {channel} were given up: {cause}",
 }
 _SHOWN = (
@@ -65,6 +75,19 @@ _SHOWN = (
     "owner",
     "expires",
     "grant",
+    "requester",
+    "principal",
+    "by",
+    "method",
+    "ticket",
+    "why",
+    "words",
+    "level",
+    "uses",
+    "due",
+    "pause_reason",
+    "until",
+    "witnesses",
     "user",
     "service",
     "source",
@@ -137,13 +160,19 @@ def _title(entry: Entry) -> str:
     values = _Dashes(
         {key: one_line(value) for key, value in entry.ours.items() if value is not None}
     )
+    finding = _object(entry.data.get("finding_info"))
+    if finding.get("title"):
+        values["title"] = one_line(finding["title"])
     known = _TITLES.get(entry.kind)
     if known is not None:
         return known.format_map(values)
-    finding = _object(entry.data.get("finding_info"))
     detail = finding.get("title") or entry.data.get("status_detail") or entry.get("reason")
     of_user = f" of {values['user']}" if "user" in values else ""
     return f"{one_line(entry.kind)}{of_user}" + (f": {one_line(detail)}" if detail else "")
+
+
+def _words_of(value: object) -> str:
+    return one_line(", ".join(map(str, value)) if isinstance(value, list) else value)
 
 
 def _host_tags(entry: Entry) -> Optional[FrozenSet[str]]:
@@ -159,7 +188,7 @@ def of_entry(raw: bytes) -> Notice:
     entry = parse(raw)
     device = _object(entry.data.get("device"))
     host = one_line(device.get("hostname") or entry.origin)
-    lines = [(key, one_line(entry.ours[key])) for key in _SHOWN if entry.ours.get(key)]
+    lines = [(key, _words_of(entry.ours[key])) for key in _SHOWN if entry.ours.get(key)]
     return Notice(
         id=f"{entry.origin}:{entry.index}",
         kind=entry.kind,
@@ -173,7 +202,7 @@ def of_entry(raw: bytes) -> Notice:
         origin=entry.origin,
         index=entry.index,
         leaf=leaf_hash(raw).hex(),
-        subject=entry.get("session") or entry.get("login"),
+        subject=entry.get("session") or entry.get("login") or entry.get("grant"),
         rule=entry.get("rule"),
         user=entry.get("user"),
         source=entry.get("source"),

@@ -248,8 +248,8 @@ class Desk:
         if sum(row.request.asked.requester == asked.requester for row in there) >= MAX_PENDING:
             raise GrantError(f"{MAX_PENDING} requests of {asked.requester} are elsewhere already")
         request = replace(request, elsewhere=True)
-        await self._book.enter(grantrecords.request_entry, request)
-        self._tell("request", request, approvers=0, why=asked.why)
+        seq = await self._book.enter(grantrecords.request_entry, request)
+        self._tell("request", request, approvers=0, why=asked.why, seq=seq)
         return self._answer(self.state.rows[request.id])
 
     def _new_id(self) -> str:
@@ -275,8 +275,8 @@ class Desk:
             policy=self.policy.digest,
             end_sessions=allowance.end_sessions,
         )
-        await self._book.enter(grantrecords.request_entry, request)
-        self._tell("request", request, approvers=request.approvers, why=asked.why)
+        seq = await self._book.enter(grantrecords.request_entry, request)
+        self._tell("request", request, approvers=request.approvers, why=asked.why, seq=seq)
         row = self.state.rows[request.id]
         await self._grant_if_complete(row)
         return self._answer(row)
@@ -328,11 +328,15 @@ class Desk:
             async with self._granting:
                 self._pending(row.id)  # still: others approve at the same time
                 self._check_new(row, approval)
-                await self._book.enter(grantrecords.approval_entry, approval)
+                seq = await self._book.enter(
+                    grantrecords.approval_entry, approval, user=row.request.asked.user
+                )
         except RecuseError as error:
             self._tell("approval-refused", row.request, fault=error.message, by=caller.name)
             raise
-        self._tell("approval", row.request, by=approval.principal, method=approval.method)
+        self._tell(
+            "approval", row.request, by=approval.principal, method=approval.method, seq=seq
+        )
         await self._grant_if_complete(row)
         return self._answer(row)
 
@@ -452,12 +456,12 @@ class Desk:
             )
 
     async def _enter_grant(self, row: GrantRow, method: str, owner: str) -> None:
-        await self._book.enter(
+        seq = await self._book.enter(
             grantrecords.grant_entry, row.request, method, owner, row.entry, row.approval_entries
         )
         asked = row.request.asked
         self._tell(
-            "grant", row.request, method=method, by=owner, uses=asked.uses,
+            "grant", row.request, method=method, by=owner, uses=asked.uses, seq=seq,
             expires=records.format_time(round(asked.expires.timestamp()) * 10**9),
         )  # fmt: skip
         self.keep_floor()
@@ -533,10 +537,11 @@ class Desk:
         signed: Optional[SignedEnd] = None,
     ) -> None:
         by = by or caller.name
-        await self._book.enter(
-            grantrecords.end_entry, kind, row.id, by, caller.uid, words, signed
-        )
-        self._tell(kind, row.request, by=by, words=words or None)
+        seq = await self._book.enter(
+            grantrecords.end_entry, kind, row.id, by, caller.uid, words, signed,
+            user=row.request.asked.user,
+        )  # fmt: skip
+        self._tell(kind, row.request, by=by, words=words or None, seq=seq)
         self.keep_floor()
 
     async def _end_signed(self, caller: Caller, raw: bytes, armored: str) -> Dict[str, Any]:
@@ -744,8 +749,9 @@ class Desk:
         with contextlib.suppress(OSError):
             self._agent.live.save(live)
         self._journal.write(
-            "exemption-ended", session=live.id, grant=live.grounds.grant, pid=live.pid,
-            user=live.session.login.user, fault=words,
+            "exemption-ended", session=live.id, login=live.session.login.id, pid=live.pid,
+            grant=live.grounds.grant, user=live.session.login.user, uid=live.session.login.uid,
+            tty=live.session.tty, seq=live.seq, fault=words,
         )  # fmt: skip
         if live.withheld:
             self._agent.spawn(self._agent.pauses.withdraw(live, words))
@@ -781,13 +787,14 @@ class Desk:
         due_ns = self._kernel.now_ns() + glass.review_seconds * 10**9
         statement = self.approvers.make_statement(request, self._org())
         # The debt first: what is owed is known even if the next entry is never made.
-        await self._book.enter(grantrecords.request_entry, request)
-        await self._book.enter(
+        asked_seq = await self._book.enter(grantrecords.request_entry, request)
+        self._tell("request", request, approvers=0, why=why, seq=asked_seq)
+        seq = await self._book.enter(
             grantrecords.debt_entry, request, due_ns, glass.reviewers, statement
         )
         row = self.state.rows[request.id]
         await self._enter_grant(row, "break-glass", f"break-glass by {caller.name}")
-        self._tell("debt", request, why=why, due=records.format_time(due_ns))
+        self._tell("debt", request, why=why, due=records.format_time(due_ns), seq=seq)
         self._arm()
         debt = self.state.debts[request.id]
         return {**self._answer(row), "debt": debt.to_json(self._kernel.now_ns())}
@@ -815,10 +822,11 @@ class Desk:
             caller.uid,
         )  # fmt: skip
         words = _text(told, "words") or ""
-        await self._book.enter(grantrecords.review_entry, review, words)
+        seq = await self._book.enter(grantrecords.review_entry, review, words, user=debt.user)
         self._journal.write(
-            "review", grant=debt.id, user=debt.user, by=signed.principal, words=words or None
-        )
+            "review", grant=debt.id, user=debt.user, by=signed.principal, words=words or None,
+            seq=seq,
+        )  # fmt: skip
         self.keep_floor()
         return {"debt": self._debt_json(debt.id)}
 
@@ -882,8 +890,10 @@ class Desk:
         async with self._granting:
             await self._enter_carried(request)
             for approval in row.approvals:
-                await self._book.enter(grantrecords.approval_entry, approval)
-                self._tell("approval", request, by=approval.principal, method="signature")
+                seq = await self._book.enter(
+                    grantrecords.approval_entry, approval, user=request.asked.user
+                )
+                self._tell("approval", request, by=approval.principal, method="signature", seq=seq)
         entered = self.state.rows[request.id]
         await self._grant_if_complete(entered)
         return self._answer(entered)
@@ -930,8 +940,8 @@ class Desk:
     async def _enter_carried(self, request: Request) -> None:
         if request.id in self.state.rows:
             raise GrantError(f"{request.id} is here already")
-        await self._book.enter(grantrecords.request_entry, request)
-        self._tell("request", request, approvers=request.approvers, why=request.asked.why)
+        seq = await self._book.enter(grantrecords.request_entry, request)
+        self._tell("request", request, approvers=request.approvers, why=request.asked.why, seq=seq)
 
     # -- by mail ---------------------------------------------------------------------
 
@@ -982,7 +992,7 @@ class Desk:
     def _tell(self, kind: str, request: Request, **more: Any) -> None:
         asked = request.asked
         self._journal.write(
-            kind, grant=request.id, user=asked.user, requester=asked.requester,
+            kind, grant=request.id, user=asked.user, uid=request.uid, requester=asked.requester,
             reason=asked.reason, ticket=asked.ticket, **more,
         )  # fmt: skip
 

@@ -138,15 +138,20 @@ def request_entry(host: Host, index: int, time_ns: int, request: Request) -> byt
     )  # fmt: skip
 
 
-def approval_entry(host: Host, index: int, time_ns: int, approval: Approval) -> bytes:
-    """Say that somebody approves a request. Raises: LedgerError as request_entry()"""
+def approval_entry(
+    host: Host, index: int, time_ns: int, approval: Approval, user: Optional[str] = None
+) -> bytes:
+    """Say that somebody approves a request. Raises: LedgerError as request_entry()
+
+    Here and below, `user` is whose sessions it is about, so that it is found under their name.
+    """
     if len(approval.signature or "") > MAX_SIGNATURE_BYTES:
         raise LedgerError(f"a signature of {len(approval.signature or '')} bytes is too long")
     if approval.method not in METHODS:
         raise ValueError(f"{approval.method!r} is no way to approve")
     ours = {key: value for key, value in vars(approval).items() if key != "grant"}
     return _grant_event(
-        host, index, time_ns, "approval", approval.grant, _INFORMATIONAL, ours,
+        host, index, time_ns, "approval", approval.grant, _INFORMATIONAL, {"user": user, **ours},
         (f"by {approval.principal}", approval.method),
     )  # fmt: skip
 
@@ -206,13 +211,14 @@ def end_entry(
     uid: int,
     words: str,
     signed: Optional[SignedEnd] = None,
+    user: Optional[str] = None,
 ) -> bytes:
     """Say that a request is rejected, or a grant revoked: `kind` is rejection or revocation."""
     if kind not in ("rejection", "revocation"):
         raise ValueError(f"{kind!r} ends no grant")
     return _grant_event(
         host, index, time_ns, kind, grant, _LOW, {
-            "by": by, "by_uid": uid, "words": words or None,
+            "user": user, "by": by, "by_uid": uid, "words": words or None,
             **(vars(signed) if signed is not None else {}),
         },
         (f"by {by}", words),
@@ -247,13 +253,19 @@ def debt_entry(
 
 
 def review_entry(
-    host: Host, index: int, time_ns: int, review: Approval, words: str = ""
+    host: Host,
+    index: int,
+    time_ns: int,
+    review: Approval,
+    words: str = "",
+    user: Optional[str] = None,
 ) -> bytes:
     """Say that somebody has looked at what was done behind broken glass."""
     ours = {key: value for key, value in vars(review).items() if key != "grant"}
     return _grant_event(
         host, index, time_ns, "review", review.grant, _INFORMATIONAL,
-        {**ours, "words": words or None}, (f"by {review.principal}", review.method, words),
+        {"user": user, **ours, "words": words or None},
+        (f"by {review.principal}", review.method, words),
     )  # fmt: skip
 
 
