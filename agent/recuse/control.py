@@ -7,7 +7,7 @@ import json
 import logging
 import socket
 import struct
-from typing import Any, Callable, Mapping, Tuple
+from typing import Any, Callable, Mapping
 
 from recuse import errors
 
@@ -80,19 +80,10 @@ def ask(
 
 def peer_uid(writer: asyncio.StreamWriter) -> int:
     """Say whom the kernel takes the client of a unix socket for."""
-    return _credentials(writer)[1]
-
-
-def peer_pid(writer: asyncio.StreamWriter) -> int:
-    """Say which process connected to a unix socket."""
-    return _credentials(writer)[0]
-
-
-def _credentials(writer: asyncio.StreamWriter) -> Tuple[int, int, int]:
     sock = writer.get_extra_info("socket")
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid, uid, gid = struct.unpack("3i", raw)
-    return pid, uid, gid
+    uid: int = struct.unpack("3i", raw)[1]
+    return uid
 
 
 async def watch(

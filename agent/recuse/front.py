@@ -7,6 +7,7 @@ gives for the peer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import pwd
@@ -14,8 +15,8 @@ import socket
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Set, Tuple
 
 from . import __version__, records
-from .control import peer_pid, peer_uid
-from .errors import AccessDenied, LedgerError, RecuseError, WireError
+from .control import peer_uid
+from .errors import AccessDenied, LedgerError, NotFound, RecuseError, WireError
 from .findings import Findings
 from .live import LiveSession
 from .proved import MAX_PROVED
@@ -77,6 +78,7 @@ class Front:
         self._servers: List[asyncio.AbstractServer] = []
         self._watchers: Set[asyncio.StreamWriter] = set()
         self._clients: Dict["asyncio.Task[Any]", int] = {}  # with the uid of each
+        self._peers: Dict[asyncio.StreamWriter, Tuple[int, int]] = {}  # their processes, pidfds
         self._folding = {True: asyncio.Lock(), False: asyncio.Lock()}  # root's, users'
         self._findings = Findings(agent)
         self._services = {name: _uid(f"recuse-{name}") for name in ("ship", "coverage", "notify")}
@@ -122,6 +124,7 @@ class Front:
         assert task is not None
         try:
             uid = self.peer_uid(writer)
+            self._hold_peer(writer)
             if self._has_room(uid):
                 self._clients[task] = uid
                 await self._talk(reader, writer, uid)
@@ -132,6 +135,9 @@ class Front:
         finally:
             self._clients.pop(task, None)
             self._watchers.discard(writer)
+            _, pidfd = self._peers.pop(writer, (0, -1))
+            if pidfd >= 0:
+                os.close(pidfd)
             writer.transport.abort()  # close() would wait for a client that does not read
 
     def _has_room(self, uid: int) -> bool:
@@ -262,9 +268,21 @@ class Front:
         """Say whom the kernel takes the client for; tests take other users' place here."""
         return peer_uid(writer)
 
+    def _hold_peer(self, writer: asyncio.StreamWriter) -> None:
+        """Keep hold of the client's process, so that no other with its number passes for it."""
+        with contextlib.suppress(OSError):  # it is gone, or nobody's
+            peer, pidfd = self._agent.kernel.peer(writer.get_extra_info("socket"))
+            self._peers[writer] = peer.pid, pidfd
+
     def peer_pid(self, writer: asyncio.StreamWriter) -> int:
-        """Say which process the kernel takes the client for."""
-        return peer_pid(writer)
+        """Say which process connected, and lives: the connection may be another's by now.
+
+        Raises: NotFound
+        """
+        pid, pidfd = self._peers.get(writer, (0, -1))
+        if pidfd < 0 or self._agent.kernel.exited(pidfd):
+            raise NotFound("the process that connected is gone", "ask again")
+        return pid
 
     def status(self, uid: int) -> Dict[str, Any]:
         """Say how things are; to root, more."""

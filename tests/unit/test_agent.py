@@ -15,6 +15,7 @@ import select
 import signal
 import socket
 import struct
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import (
@@ -1185,6 +1186,34 @@ def test_pause_without_leave_or_without_a_session(paths: Paths) -> None:
         assert "no recorded session" in (await world.control(verb="pause", reason="x"))["error"]
         answer = await control_of(world, shell, verb="resume")
         assert "not paused" in answer["error"]
+
+    run(paths, scene)
+
+
+def test_connection_of_a_process_that_is_gone_speaks_for_nobody(paths: Paths) -> None:
+    """Its number may be another's by now: one that stands in somebody's session."""
+    connect = (
+        "import socket, sys; ours = socket.socket(fileno=0); one = socket.socket(socket.AF_UNIX);"
+        "one.connect(sys.argv[1]); one.sendall(b'{\"verb\":\"status\"}\\n'); one.recv(1);"
+        "socket.send_fds(ours, [b'x'], [one.fileno()])"
+    )
+
+    async def scene(world: World) -> None:
+        ours, theirs = socket.socketpair()
+        words = (sys.executable, "-c", connect, str(world.paths.control_socket))
+        process = await asyncio.create_subprocess_exec(*words, stdin=theirs)
+        assert await process.wait() == 0
+        kept = socket.socket(fileno=socket.recv_fds(ours, 1, 1)[1][0])
+        reader, writer = await asyncio.open_unix_connection(sock=kept)
+        await reader.readline()  # the rest of the first answer
+        for verb in ("pause", "resume", "pause-status", "grants"):
+            writer.write(json.dumps({"verb": verb, "reason": "x"}).encode() + b"\n")
+            answer = json.loads(await reader.readline())
+            assert not answer["ok"] and "is gone" in answer["error"], answer
+        for one in (ours, theirs):
+            one.close()
+        writer.close()
+        await writer.wait_closed()
 
     run(paths, scene)
 
