@@ -5,6 +5,7 @@ Part of the agent.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -67,13 +68,13 @@ def boot_policy(paths: Paths, journal: Journal) -> Policy:
     else:
         keep_policy(paths)
         return policy
-    try:
-        last = parse_policy(read_policy_dir(_last(paths)))
-        journal.write("policy-bad", fault=fault, proceeding="the last good policy")
-        return last
-    except PolicyError:
-        journal.write("policy-bad", fault=fault, proceeding="recording everybody")
-        return parse_policy([])
+    if _last(paths).is_dir():
+        with contextlib.suppress(PolicyError):
+            last = parse_policy(read_policy_dir(_last(paths)))
+            journal.write("policy-bad", fault=fault, proceeding="the last good policy")
+            return last
+    journal.write("policy-bad", fault=fault, proceeding="recording everybody")
+    return parse_policy([])
 
 
 def keep_policy(paths: Paths) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
-from accounts import RULES, event, watching
+from accounts import RULES, event, rows, verify, watching
 from host import Host
 
 POLICY = "/etc/recuse/policy.d/20-more.toml"
@@ -20,7 +22,9 @@ users = ["dave"]
 def restored(host: Host) -> None:
     host.path(POLICY).unlink(missing_ok=True)
     host.write("/etc/recuse/policy.d/10-test.toml", RULES)
+    cursor = host.cursor()
     host.run("systemctl", "reload", "recuse-agent.service", check=True)
+    host.wait_journal(event("reloaded"), after=cursor)
 
 
 def test_new_rules_are_in_force_after_a_reload(host: Host) -> None:
@@ -63,6 +67,82 @@ def test_bad_policy_at_start_still_lets_people_in(host: Host) -> None:
     with watching(host) as seen:
         assert host.ssh("alice", "exit 3").returncode == 3
     assert seen.session["outcome"] == "recorded"
+
+
+def test_bad_policy_at_start_leaves_the_last_good_one_in_force(host: Host) -> None:
+    cursor = host.cursor()
+    host.write(POLICY, "[[rule]\n")
+    host.run("systemctl", "restart", "recuse-agent.service", check=True)
+    said = host.wait_journal(event("policy-bad"), after=cursor)[0]
+    assert "the last good policy" in said["MESSAGE"] and said["PRIORITY"] == "3"
+    with watching(host) as seen:
+        assert host.ssh("dave", "true").returncode == 0
+    assert (seen.session["outcome"], seen.session["rule"]) == ("exempt", "dave-is-exempt")
+
+
+def test_bad_policy_at_start_without_a_good_one_records_everybody(host: Host) -> None:
+    cursor = host.cursor()
+    host.write(POLICY, "[[rule]\n")
+    host.run("rm", "-r", "/var/lib/recuse/policy.last", check=True)
+    host.run("systemctl", "restart", "recuse-agent.service", check=True)
+    said = host.wait_journal(event("policy-bad"), after=cursor)[0]
+    assert "recording everybody" in said["MESSAGE"]
+    with watching(host) as seen:
+        assert host.ssh("dave", "true").returncode == 0
+    assert (seen.session["outcome"], seen.session["rule"]) == ("recorded", None)
+
+
+def named(letter: str) -> str:
+    """Two rules that come and go together: dave is exempt and alice recorded by one of a letter."""
+    exempt = RULES.partition("[[rule]]")[2].partition("[[rule]]")[0]
+    return (
+        "[[rule]]" + exempt.replace("dave-is-exempt", f"dave-{letter}")
+        + f'[[rule]]\nname = "alice-{letter}"\neffect = "record"\nusers = ["alice"]\n'
+    )  # fmt: skip
+
+
+def test_reload_under_a_load_of_logins_is_all_or_nothing(host: Host) -> None:
+    """Each session is decided by one whole policy, the one whose digest its entry has."""
+    rules = "/etc/recuse/policy.d/10-test.toml"
+    known = {row["session"] for row in rows(host)}
+    digests = {}
+    cursor = host.cursor()
+    clients = []
+    for turn in range(8):
+        letter = "ab"[turn % 2]
+        after = host.cursor()
+        host.write(rules, named(letter))
+        checked = host.json("recuse", "policy", "check", "--json")
+        assert isinstance(checked, dict)
+        digests[checked["digest"]] = letter
+        for user in ("dave", "alice", "dave", "alice"):
+            clients.append(
+                subprocess.Popen(
+                    host.ssh_command(user, "exit 3"),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+        host.run("systemctl", "reload", "recuse-agent.service", check=True)
+        host.wait_journal(event("policy-changed"), after=after)
+    for client in clients:
+        out, _ = client.communicate(timeout=60)
+        assert (client.returncode, out) == (3, b"")
+    host.wait_journal(event("logout"), count=len(clients), after=cursor)
+    new = [row for row in rows(host) if row["session"] not in known and row["kind"] != "none"]
+    assert len(new) == len(clients)
+    letters = set()
+    for row in new:
+        shown = host.json("recuse", "show", row["session"], "--json")
+        assert isinstance(shown, dict)
+        which = digests.get(shown["policy"])
+        # The first ones may still have met the policy before.
+        expected = "dave-is-exempt" if which is None else f"{row['user']}-{which}"
+        assert row["rule"] == (expected if which or row["user"] == "dave" else None)
+        letters.add(which)
+    assert {"a", "b"} <= letters
+    verify(host)
 
 
 def test_bad_configuration_is_named_and_logins_go_on(host: Host) -> None:
