@@ -13,9 +13,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Iterator, List, Mapping, Optional, Sequence
 
-from recuse import audit
+from recuse import audit, mail
 from recuse.approval import LEVELS, say_seconds
 from recuse.cast import printable
+from recuse.cli_mail import Collector, choose, statement_of
 from recuse.console import (
     Add,
     Call,
@@ -51,12 +52,14 @@ def add_commands(add: Add, commands: Any) -> None:
     one.add_argument("--level", choices=LEVELS, default="metadata", help="what is kept")
     one.add_argument("--max", metavar="TIME", type=seconds, help="of one session")
     one.add_argument("--supervised", action="store_true", help="so that recording can begin in it")
-    one.add_argument("--host", metavar="NAME", help="has to be this one")
+    one.add_argument("--host", metavar="NAME", help="another one of the same collector")
     one.add_argument("--from", metavar="ADDRESS", dest="source", help="or a network")
     one.add_argument("--user", metavar="NAME", help="ask for somebody else")
     as_json(one)
 
     one = add("requests", requests, "list requests that wait for approval")
+    one.add_argument("--host", metavar="NAME", help="at a collector: only of this one")
+    _at_collector(one)
     as_json(one)
     one = add("grants", grants, "list grants")
     one.add_argument("--all", action="store_true", help="also what is used, expired or rejected")
@@ -66,6 +69,7 @@ def add_commands(add: Add, commands: Any) -> None:
 
     one = add("approve", approve, "sign a request, so that it is granted")
     _signing(one)
+    _at_collector(one)
     one.add_argument("--password", action="store_true", help="instead of a signature, if allowed")
     one = add("review", review, "sign that you have looked at broken glass")
     _signing(one)
@@ -78,6 +82,8 @@ def add_commands(add: Add, commands: Any) -> None:
         one = add(name, run, words)
         one.add_argument("id", metavar="ID", help="request or grant, or the beginning of its id")
         one.add_argument("--why", metavar="TEXT", default="")
+        _keys(one)
+        _at_collector(one)
         as_json(one)
 
     one = add("break-glass", break_glass, "be exempt at once, and owe a review")
@@ -101,12 +107,33 @@ def add_commands(add: Add, commands: Any) -> None:
 
 def _signing(one: Parser) -> None:
     one.add_argument("id", metavar="ID", help="or the beginning of it")
+    one.add_argument("--signature", metavar="FILE", help="made by hand with ssh-keygen -Y sign")
+    _keys(one)
+    as_json(one)
+
+
+def _keys(one: Parser) -> None:
     one.add_argument(
         "--key", metavar="FILE", help="private key, or public one of ssh-agent; default: yours"
     )
-    one.add_argument("--signature", metavar="FILE", help="made by hand with ssh-keygen -Y sign")
     one.add_argument("-y", "--yes", action="store_true", help="do not ask before signing")
-    as_json(one)
+
+
+def _at_collector(one: Parser) -> None:
+    one.add_argument("--collector", metavar="URL", help="there, not on this host")
+    one.add_argument("--ca", metavar="FILE", help="its certificate, or that of its authority")
+    one.add_argument(
+        "--mailbox-key", metavar="FILE", help="key that lets in there; default: that of --key"
+    )
+
+
+def _collector(call: Call) -> Collector:
+    named = call.args.mailbox_key or getattr(call.args, "key", None)
+
+    def sign(text: bytes, namespace: str) -> str:
+        return _sign(text, namespace, _key(named), "-q")
+
+    return Collector(call.args.collector, call.args.ca, sign)
 
 
 # Asking
@@ -196,6 +223,14 @@ def _steps(sources: Sequence[audit.Source]) -> Iterator[Entry]:
 
 
 def requests(call: Call) -> int:
+    if call.args.collector is not None:
+        rows = [
+            one for one in _collector(call).requests()
+            if call.args.host in (None, one["host"], one["collected_from"])
+        ]  # fmt: skip
+        return _show_list(call, rows, "no requests wait, and all grants have expired", hosts=True)
+    if call.args.host is not None:
+        raise UsageError("--host chooses among the hosts of a collector", "add --collector URL")
     found = [one for one in _list(call)["grants"] if one["state"] == "pending"]
     return _show_list(call, found, "no requests wait")
 
@@ -209,7 +244,7 @@ def grants(call: Call) -> int:
     return _show_list(call, found, "no grants are in force")
 
 
-def _show_list(call: Call, found: List[Any], nothing: str) -> int:
+def _show_list(call: Call, found: List[Any], nothing: str, hosts: bool = False) -> int:
     if call.args.json:
         call.console.json(found)
         return 0
@@ -224,6 +259,10 @@ def _show_list(call: Call, found: List[Any], nothing: str) -> int:
             word(one["reason"]), word(one["ticket"]), "%d/%d" % (one["left"], one["uses"]),
             local(one["expires"]), approved,
         ])  # fmt: skip
+    if hosts:
+        rows = [[row[0], host, *row[1:]] for row, host in zip(
+            rows, ["HOST", *(word(one["host"]) for one in found)]
+        )]  # fmt: skip
     for line in table(rows):
         call.console.print(line)
     return 0
@@ -247,6 +286,8 @@ def _show_debts(call: Call, found: List[Any]) -> int:
 
 
 def _one(call: Call, name: str) -> dict[str, Any]:
+    if getattr(call.args, "collector", None) is not None:
+        return choose(list(_collector(call).requests()), name)
     found = _list(call, grant=name)["grants"] if len(name) >= 4 else []
     if len(found) != 1:
         raise NotFound("no request %s, or not for you to see" % printable(name), "recuse requests")
@@ -288,6 +329,11 @@ def describe(raw: str) -> Iterator[str]:
             yield "behind broken glass: %s" % word(told["why"])
             yield "debt       %s" % word(told["debt"])
             return
+        if kind in ("rejection/1", "revocation/1"):
+            what = "turn down request" if kind == "rejection/1" else "take back grant"
+            yield "I %s %s on %s" % (what, word(told["grant"]), word(told["host"]))
+            yield "saying     %s" % word(told["words"])
+            return
         if kind != "request/1":
             raise ValueError
         who = word(told["user"]) + " (uid %d)" % told["uid"]
@@ -317,6 +363,8 @@ def describe(raw: str) -> Iterator[str]:
 
 
 def approve(call: Call) -> int:
+    if call.args.collector is not None and call.args.password:
+        raise UsageError("a password approves on the host alone", "sign: leave out --password")
     one = _one(call, call.args.id)
     _show_what_is_signed(call, one["request"])
     told: dict[str, Any] = {"grant": one["grant"]}
@@ -325,7 +373,31 @@ def approve(call: Call) -> int:
         told["password"] = getpass.getpass("password of %s: " % getpass.getuser())
         return _tell(call, call.control("approve", PASSWORD_SECONDS, **told)["grant"])
     told["signature"] = _signature(call, one["request"], one["namespace"], "sign that?")
+    if call.args.collector is not None:
+        return _send(call, one, mail.Item("approval", one["grant"], signature=told["signature"]))
     return _tell(call, call.control("approve", **told)["grant"])
+
+
+def _send(call: Call, one: Mapping[str, Any], item: mail.Item) -> int:
+    """Send something to the host of a request, and say what came of it."""
+    told = _collector(call).send(one["collected_from"], item)
+    if call.args.json:
+        call.console.json({"grant": one["grant"], **told})
+    elif told["taken"]:
+        call.console.print("%s says: %s" % (word(told["host"]), word(told["words"])))
+    else:
+        call.console.print("%s has not fetched it yet" % word(told["host"]))
+        call.console.hint("it will, and it need not be sent again: recuse requests --collector URL")
+    return 0
+
+
+def _end_there(call: Call, kind: str) -> int:
+    """End a request by a signed statement, through a collector."""
+    one = _one(call, call.args.id)
+    statement = statement_of(kind, one, call.args.why)
+    _show_what_is_signed(call, statement)
+    signature = _signature(call, statement, one["namespace"], "sign that?")
+    return _send(call, one, mail.Item("end", statement=statement, signature=signature))
 
 
 def review(call: Call) -> int:
@@ -363,14 +435,19 @@ def _ask(call: Call, question: str) -> None:
 
 def _signature(call: Call, raw: str, namespace: str, question: str) -> str:
     """Give the signature from a file, or have ssh-keygen make it."""
-    if call.args.signature is not None:
+    if getattr(call.args, "signature", None) is not None:
         return _read(call.args.signature).decode("ascii", "replace")
     key = _key(call.args.key)
     _ask(call, question)
+    return _sign(raw.encode(), namespace, key)
+
+
+def _sign(raw: bytes, namespace: str, key: str, *more: str) -> str:
+    """Have ssh-keygen sign. Raises: CryptoError"""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "request")
-        file.write_bytes(raw.encode())
-        words = ["ssh-keygen", "-Y", "sign", "-f", key, "-n", namespace, str(file)]
+        file.write_bytes(raw)
+        words = ["ssh-keygen", "-Y", "sign", *more, "-f", key, "-n", namespace, str(file)]
         try:
             ran = subprocess.run(words, stdout=subprocess.DEVNULL, timeout=SIGN_SECONDS)
             if ran.returncode == 0:
@@ -406,11 +483,15 @@ def _read(path: str) -> bytes:
 
 
 def reject(call: Call) -> int:
+    if call.args.collector is not None:
+        return _end_there(call, "rejection")
     told = call.control("reject", grant=call.args.id, words=call.args.why)
     return _tell(call, told["grant"])
 
 
 def revoke(call: Call) -> int:
+    if call.args.collector is not None:
+        return _end_there(call, "revocation")
     told = call.control("revoke", grant=call.args.id, words=call.args.why)
     if call.args.json:
         call.console.json({**told["grant"], "ended": told["ended"]})

@@ -11,7 +11,7 @@ checked before the body is read: a stranger makes us keep nothing, not even in m
     POST /v1/enroll                      let a host in against a one-time token
     GET  /v1/status                      that we live, and our public key; not signed
 
-    GET  /v1/requests[/HOST]             requests and grants of all hosts, or one; by an approver
+    GET  /v1/requests[/HOST]             requests and grants of all hosts, or one, by an approver
     POST /v1/mailbox/HOST                something for a host; by an approver; 201, 200 if known
     GET  /v1/mailbox/HOST/ITEM           what became of it, waiting for that a while; not signed
     GET  /v1/hosts/ID/mailbox[/wait]     the items that wait for the host; 204 if none

@@ -119,7 +119,8 @@ def read_statement(raw: bytes) -> Statement:
         found = Statement(
             kind, told["grant"], told["org"], told["host"], told["request_sha256"], told["words"]
         )
-        same = write_statement(found) == raw
+        same = all(isinstance(one, str) for one in vars(found).values())
+        same = same and write_statement(found) == raw
     except (KeyError, TypeError, AttributeError):
         same = False
     if not same:

@@ -24,6 +24,8 @@ MAX_REQUESTS = 500
 """Requests listed in one answer: the newest."""
 MAX_READ = 4000
 """Entries about grants, the newest, that are looked at of one host."""
+SHOWN = ("pending", "granted", "used")
+"""What may still be ended; sessions of a grant that is used up may still run."""
 MAX_FETCH = 48 << 10
 """Bytes of items in one answer to a host."""
 
@@ -71,7 +73,7 @@ class Mailroom:
     # -- what is asked for
 
     def requests(self, host: Optional[str], now_s: int) -> List[Dict[str, Any]]:
-        """List requests that wait and grants in force, of all hosts or of one, by its id."""
+        """List requests that wait and grants not expired, of all hosts or of one, by its id."""
         now = datetime.fromtimestamp(now_s, timezone.utc)
         prefixes = [self.host(host)] if host else [one.prefix for one in self._store.hosts()]
         found: List[Dict[str, Any]] = []
@@ -91,7 +93,7 @@ class Mailroom:
                 state.apply(parse(raw))
             except LedgerError:
                 continue
-        rows = [row for row in state.rows.values() if row.state(now) in ("pending", "granted")]
+        rows = [row for row in state.rows.values() if row.state(now) in SHOWN]
         self._floors[prefix] = origin, min((row.seq for row in rows), default=size)
         told = []
         for row in rows:

@@ -76,11 +76,11 @@ _recuse() {
         request)
             options='--reason --why --ticket --for --begin --uses --level --max --supervised --host
                 --from --user --json' ;;
-        requests) options='--json' ;;
+        requests) options='--collector --ca --mailbox-key --host --json' ;;
         grants) options='--all --debts --dir --json' ;;
-        approve) options='--key --signature --password --yes --json' ;;
+        approve) options='--key --signature --password --yes --collector --ca --mailbox-key --json' ;;
         review) options='--key --signature --words --yes --json' ;;
-        reject | revoke) options='--why --json' ;;
+        reject | revoke) options='--why --key --yes --collector --ca --mailbox-key --json' ;;
         break-glass) options='--why --ticket --json' ;;
         grant) options='export import' ;;
         grant-export) options='--request' ;;

@@ -98,8 +98,8 @@ PARTS = {
     "collector": {"mailroom"},
     "notify": {"channel"},
     "cli": {
-        "console", "cli_grant", "cli_live", "cli_notify", "cli_own", "cli_policy", "cli_whatif",
-        "cli_report",
+        "console", "cli_grant", "cli_live", "cli_mail", "cli_notify", "cli_own", "cli_policy",
+        "cli_whatif", "cli_report",
     },
 }
 PURE_BANNED_IMPORTS = {

@@ -638,3 +638,14 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStoreMachine = StoreMachine.TestCase
 TestStoreMachine.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+
+
+def test_entries_about_grants_are_found_by_their_index(tmp_path: Path) -> None:
+    entries = storing.SqliteEntries(tmp_path / "store.db")
+    asked: List[str] = []
+    entries._db.set_trace_callback(asked.append)
+    assert entries.about_grants("o", 3, 9) == []
+    entries._db.set_trace_callback(None)
+    plan = entries._all("EXPLAIN QUERY PLAN " + asked[0])
+    entries.close()
+    assert "USING INDEX about_grants (origin=? AND idx>?)" in plan[0][3]

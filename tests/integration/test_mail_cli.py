@@ -1,0 +1,198 @@
+"""The command of an approver against a collector over TLS, and against one that lies."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Awaitable, Callable, Dict, Iterator, List
+
+import pytest
+from central import PREFIX, Central, Host, in_thread, running, scenario, settled, until
+from test_mail import Approver, Listening, let_in, requested
+
+from recuse import cli, mail, sshsig
+from recuse.console import Console
+from recuse.errors import RecuseError
+
+
+@dataclass
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+class Desk:
+    """An approver at a desk anywhere: a key, a URL, a certificate."""
+
+    def __init__(self, central: Central, approver: Approver) -> None:
+        self._central, self._approver = central, approver
+
+    async def run(self, *words: str, key: str = "--key") -> Ran:
+        at = ["--collector", self._central.url, "--ca", str(self._central.cert)]
+        full = [*words, *at, key, str(self._approver.key)]
+        console = Console(io.StringIO(), io.StringIO())
+
+        def run() -> int:
+            try:
+                return cli._main(full, console)
+            except RecuseError as error:
+                cli._report(console, error)
+                return error.exit_code
+
+        code = await in_thread(run)
+        return Ran(code, console.out.getvalue(), console.err.getvalue())
+
+
+@pytest.fixture
+def central(tmp_path: Path) -> Iterator[Central]:
+    made = Central(tmp_path / "central", wait_seconds=20.0)
+    yield made
+    made.store.close()
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    made = Host(tmp_path / "host")
+    yield made
+    made.close()
+
+
+Scene = Callable[[Desk, Listening, bytes], Awaitable[None]]
+
+
+def play(central: Central, host: Host, directory: Path, scene: Scene) -> None:
+    bob = Approver(central, directory)
+    let_in(central, bob.line())
+
+    async def story() -> None:
+        await central.start()
+        await central.enrol(host)
+        raw = requested(host)
+        agent = Listening(host)
+        await agent.start()
+        async with running(host):
+            await agent.watched.wait()
+            await until(settled(host, central))
+            await scene(Desk(central, bob), agent, raw)
+        await agent.stop()
+        await central.stop()
+
+    scenario(story)
+
+
+def test_requests_are_listed_shown_and_signed_as_they_are(
+    central: Central, host: Host, tmp_path: Path
+) -> None:
+    async def scene(desk: Desk, agent: Listening, raw: bytes) -> None:
+        listed = await desk.run("requests", key="--mailbox-key")
+        assert listed.code == 0 and "g-1" in listed.out and "HOST" in listed.out, listed.err
+        none = await desk.run("requests", "--host", "h2", key="--mailbox-key")
+        assert "no requests wait" in none.out
+        done = await desk.run("approve", "g-1", "--yes")
+        assert done.code == 6, done.err  # too short a name
+        shown = json.loads((await desk.run("requests", "--json", key="--mailbox-key")).out)
+        assert shown[0]["request"].encode() == raw and shown[0]["collected_from"] == PREFIX
+
+    play(central, host, tmp_path, scene)
+
+
+GRANT = "g-aaaaaaaaaaaaaaaa"
+
+
+def serving(rows: List[Dict[str, Any]]) -> Callable[..., List[Dict[str, Any]]]:
+    return lambda *told: rows
+
+
+def test_approving_and_ending_send_what_the_host_can_verify(
+    central: Central, host: Host, tmp_path: Path
+) -> None:
+    async def scene(desk: Desk, agent: Listening, raw: bytes) -> None:
+        full = requested(host, GRANT)
+        agent.tell({"size": host.ledger.size})
+        await until(settled(host, central))
+        done = await desk.run("approve", GRANT[:6], "--yes")
+        assert done.code == 0 and f"{PREFIX} says: g-1: pending" in done.out, done.err
+        assert "1 sessions of alice (uid 1000) on h1" in done.out
+        item = mail.read_item(agent.taken[-1])
+        assert (item.kind, item.grant) == ("approval", GRANT)
+        signed = sshsig.SshSignature.parse((item.signature or "").encode())
+        assert signed.namespace == "recuse-grant@example.com"
+        signed.check(full)
+
+        agent.refuses = "bob@example.com may not end it"
+        ended = await desk.run("revoke", GRANT, "--yes", "--why", "enough", "--json")
+        assert ended.code == 16 and agent.refuses in ended.err
+        agent.refuses = ""
+        ended = await desk.run("reject", GRANT, "--yes", "--why", "enough", "--json")
+        told = json.loads(ended.out)
+        assert told["taken"] and told["host"] == PREFIX
+        item = mail.read_item(agent.taken[-1])
+        statement = mail.read_statement((item.statement or "").encode())
+        assert (statement.kind, statement.grant, statement.words) == ("rejection", GRANT, "enough")
+        signed = sshsig.SshSignature.parse((item.signature or "").encode())
+        signed.check((item.statement or "").encode())
+
+        asked = await desk.run("approve", GRANT)
+        assert asked.code == 2 and "no terminal to ask on" in asked.err
+        password = await desk.run("approve", GRANT, "--password")
+        assert password.code == 2
+
+    play(central, host, tmp_path, scene)
+
+
+def test_what_a_lying_collector_shows_is_not_signed(
+    central: Central, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(desk: Desk, agent: Listening, raw: bytes) -> None:
+        text = requested(host, GRANT).decode()
+        agent.tell({"size": host.ledger.size})
+        await until(settled(host, central))
+        room = central.service._mailroom
+        assert room is not None
+        real = [one for one in room.requests(None, 1_700_000_001) if one["grant"] == GRANT][0]
+        other = GRANT.replace("a", "b")
+        for change in (
+            {"request": text.replace(GRANT, other)},  # that of another, under this id
+            {"request": text + " "},
+            {"request": "ssh-rsa AAAA"},
+            {"request": 7},
+            {"approvals": [3]},
+            {"left": "all"},
+        ):
+            monkeypatch.setattr(room, "requests", serving([{**real, **change}]))
+            done = await desk.run("approve", GRANT, "--yes")
+            assert done.code == 6 and "no request" in done.err, (change, done)
+        for rows in (None, 3, {}, [None], [[]]):
+            monkeypatch.setattr(room, "requests", serving(rows))  # type: ignore[arg-type]
+            assert (await desk.run("approve", GRANT, "--yes")).code == 6
+        assert agent.taken == []
+        # Whatever it says to sign for, what is signed is an approval, and in plain sight.
+        lie = {**real, "namespace": "git", "user": "nobody", "why": "nothing", "host": "h9"}
+        monkeypatch.setattr(room, "requests", serving([lie]))
+        done = await desk.run("approve", GRANT, "--yes")
+        assert done.code == 0 and "nobody" not in done.out and "alice" in done.out
+        signature = mail.read_item(agent.taken[-1]).signature or ""
+        signed = sshsig.SshSignature.parse(signature.encode())
+        assert signed.namespace == "recuse-grant@example.com"
+
+    play(central, host, tmp_path, scene)
+
+
+def test_who_is_not_let_in_and_what_is_no_collector(
+    central: Central, host: Host, tmp_path: Path
+) -> None:
+    async def scene(desk: Desk, agent: Listening, raw: bytes) -> None:
+        let_in(central, Approver(central, tmp_path, "carol").line())
+        out = await desk.run("requests", key="--mailbox-key")
+        assert out.code == 7 and "collector-approvers" in out.err
+        central.cert = Path("/dev/null")
+        assert (await desk.run("requests", key="--mailbox-key")).code == 9
+        central.cert = tmp_path / "central/tls.crt"
+        port, central.port = central.port, 1
+        assert (await desk.run("requests", key="--mailbox-key")).code == 9
+        central.port = port
+
+    play(central, host, tmp_path, scene)
