@@ -38,6 +38,7 @@ from recuse.errors import WireError
 if TYPE_CHECKING:
     import aiohttp
 
+CLOSING_TURNS = 5  # of the loop, until a connection whose handshake failed is closed
 MAX_AT_ONCE = 64  # questions; more wait for their turn, as long as their deadline lets them
 MAX_CACHED = 4096  # answers; whoever logs in chooses some of the facts
 MAX_STDERR_BYTES = 4096
@@ -307,7 +308,8 @@ class Engines:
         for session in self._sessions.values():
             await session.close()
         self._sessions.clear()
-        await asyncio.sleep(0)
+        for _ in range(CLOSING_TURNS):
+            await asyncio.sleep(0)
 
 
 # -----------------------------------------------------------------------------
