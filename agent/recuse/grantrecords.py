@@ -546,9 +546,9 @@ class GrantState:
         for row in self.rows.values():
             live = any(use.ended_ns is None for use in row.uses.values())
             spent = any(month_of(use.started_ns) == month for use in row.uses.values())
-            if live or spent or row.state(now) in ("pending", "granted", "used", "revoked"):
-                if now < row.request.asked.expires or live or spent:
-                    wanted.append(row.seq)
+            # What was rejected counts as well: else its bytes and signatures could come again.
+            if live or spent or now < row.request.asked.expires:
+                wanted.append(row.seq)
         return min(wanted, default=None)
 
 

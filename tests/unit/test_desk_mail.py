@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_agent import run
-from test_desk import NAMESPACE, ORG, Office, Scene, paths
+from test_desk import NAMESPACE, ORG, USERS, Office, Scene, make_office, paths
 
 from recuse import mail, sshsig
 from recuse.approval import Asked
 from recuse.config import Paths
+from recuse.desk import MAX_ASKED
 from recuse.grant import Wanted, write_request
 from recuse.sshsig import AllowedSigners
 
@@ -221,5 +224,79 @@ def test_a_request_for_another_host_is_sent_there(paths: Paths) -> None:
             assert (await world.ask_for(host="db2"))["ok"]
         many = await world.ask_for(host="db2")
         assert "are elsewhere already" in many["error"]
+
+    play_mail(paths, scene)
+
+
+def test_what_was_rejected_does_not_come_again_after_a_restart(paths: Paths) -> None:
+    async def scene(world: MailOffice) -> None:
+        asked = (await world.ask_for())["grant"]
+        ended = await world.post_end("bob", end(asked, "rejection"))
+        assert ended["grant"]["state"] == "rejected"
+        await world.crash()
+        await world.start()
+        again = await world.post(mail.Item("request", request=asked["request"]))
+        assert "is here already, and rejected" in again["error"]
+        for one in ("bob", "carol"):
+            assert not (await world.post_approval(one, asked))["ok"]
+        assert await world.verdict() == "open"
+
+    play_mail(paths, scene)
+
+
+STEPS = st.sampled_from(["bob", "carol", "alice", "altered", "other", "end", "crash"])
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps=st.lists(STEPS, min_size=3, max_size=12))
+def test_no_order_loss_or_repetition_of_mail_makes_a_grant(
+    tmp_path_factory: pytest.TempPathFactory, steps: List[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        found = make_office(tmp_path_factory.mktemp("office"), patch)
+
+        async def scene(world: MailOffice) -> None:
+            asked = (await world.ask_for())["grant"]
+            other = (await world.ask_for())["grant"]
+            signed, ended = set(), False
+            for step in steps:
+                if step == "crash":
+                    await world.crash()
+                    await world.start()
+                elif step == "end":
+                    ended = (await world.post_end("carol", end(asked)))["ok"] or ended
+                    assert ended
+                elif step == "altered":
+                    wider = asked["request"].replace('"uses": 1', '"uses": 9')
+                    assert not (await world.post_approval("bob", {**asked, "request": wider}))["ok"]
+                elif step == "other":  # what was signed for this one, delivered for another
+                    moved = {**other, "request": asked["request"]}
+                    assert not (await world.post_approval("bob", moved))["ok"]
+                elif (await world.post_approval(step, asked))["ok"]:
+                    assert step != "alice" and step not in signed and not ended
+                    signed.add(step)
+                state = world.agent.desk.row(asked["grant"]).state(world.agent._now())
+                good = len(signed) == 2 and not ended
+                assert (state == "granted") is good
+                assert world.agent.desk.row(other["grant"]).state(world.agent._now()) == "pending"
+            assert (await world.verdict() == "exempt") is (len(signed) == 2 and not ended)
+
+        play_mail(found, scene)
+
+
+def test_a_flood_of_mail_enters_little_and_loses_nothing(paths: Paths) -> None:
+    async def scene(world: MailOffice) -> None:
+        asked = (await world.ask_for())["grant"]
+        size = world.agent.book.size
+        world.front._services["ship"] = USERS["robot"]
+        body = mail.write_item(mail.Item("approval", asked["grant"], signature="none")).decode()
+        for _ in range(MAX_ASKED):
+            told = await world.as_("robot", "mail", body=body)
+            assert not told["ok"] and told["exit"] == 14, told
+        told = await world.as_("robot", "mail", body=body)
+        assert told["exit"] == 7 and "try again later" in told["hint"]  # which recuse-ship does
+        assert (await world.as_("robot", "mail"))["waiting"]  # asking how things are costs nothing
+        assert world.agent.book.size == size
+        assert (await world.approve("bob", asked))["ok"]  # who comes another way is not kept out
 
     play_mail(paths, scene)
