@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
 import os
 import pwd
@@ -447,10 +448,6 @@ class Agent:
         )
         if not decision.keeps_command:
             session = records.without_command_line(session, request.command)
-        if decision.verdict == "refuse" or label == "refuse":
-            self._count(owner)
-            await self._refuse_session(connection, session, decision)
-            return
         live = LiveSession(
             session=session,
             grounds=records.Grounds.of(decision),
@@ -461,11 +458,15 @@ class Agent:
             boot_id=self.boot_id,
             outer=None if place.outer is None else place.outer.id,
         )
-        # Nothing has been awaited since the grant was found: no two sessions have its last use.
-        use = None if decision.grant is None else self.desk.take(decision.grant)
-        live.grant_use = 0 if use is None else use.n
         self._count(owner)
+        use: Optional[Taken] = None
         try:
+            if decision.verdict == "refuse" or label == "refuse":
+                await self._refuse_session(connection, session, decision)
+                return
+            # Nothing has been awaited since the grant was found: no two sessions have its last use.
+            use = None if decision.grant is None else self.desk.take(decision.grant)
+            live.grant_use = 0 if use is None else use.n
             if decision.confirm and has_tty and label in ("record", "exempt"):
                 if not await self._agrees(connection, live, decision):
                     return
@@ -477,9 +478,15 @@ class Agent:
         except GrantError as error:
             words = f"recuse: refused: {error.message}; log in again\n".encode()
             await self._refuse_session(connection, session, decision, words)
+        except BaseException:
+            if live.seq < 0:
+                owner.sessions -= 1  # neither its start nor its refusal is in the ledger
+            raise
         finally:
             if use is not None:
                 self.desk.release(use)
+            if owner.implied:
+                self.spawn(self.end_if_idle(owner))
 
     def _look_for_grant(self, decision: Decision, identity: Identity) -> Decision:
         """Decide again for a session that would be recorded, with the grants that are in force."""
@@ -551,10 +558,21 @@ class Agent:
         live = LiveLogin(
             login, records.Grounds.of(decision), "record", pid, start, self.boot_id, implied=True
         )
-        live.seq = await self.book.enter(records.login_entry, login, decision)
-        self.follow_login(live)
         self.live.save(live)
+        try:
+            live.seq = await self.book.enter(records.login_entry, login, decision)
+        except BaseException:
+            self.live.remove(live)
+            raise
+        self.follow_login(live)
         return live
+
+    async def end_if_idle(self, owner: LiveLogin) -> None:
+        """Enter the end of an implied login that has no session (any more)."""
+        if owner.implied and not any(
+            live.session.login.id == owner.id for live in self.sessions.values()
+        ):
+            await self.end_login(owner)
 
     def plain_decision(self, login: records.Login, found: Found = (None, None)) -> Decision:
         """Make the decision that stands where no rule was asked: record."""
@@ -795,7 +813,8 @@ class Agent:
         except OSError as error:
             live.taken = None
             live.flags.append("tty-not-taken")
-            self.live.save(live)
+            with contextlib.suppress(OSError):  # it is in the ledger, so it must go on
+                self.live.save(live)
             self.journal.write(
                 "tty-not-taken", session=live.id, user=live.session.login.user, pid=live.pid,
                 fault=error.strerror or str(error),
@@ -872,9 +891,8 @@ class Agent:
         self.live.remove(live)
         self._tell_end(live, outcome, exit_status, seq, survivors)
         owner = self.logins.get(live.session.login.id)
-        if owner is not None and owner.implied:
-            if not any(s.session.login.id == owner.id for s in self.sessions.values()):
-                await self.end_login(owner)
+        if owner is not None:
+            await self.end_if_idle(owner)
         self._tidy_soon()
 
     async def _survivors(self, live: LiveSession) -> Tuple[str, ...]:
@@ -988,7 +1006,8 @@ class Agent:
             self._tidying = None
         for login in self._changed:
             if login.id in self.logins and not login.ended:
-                self.live.save(login)
+                with contextlib.suppress(OSError):  # the ledger has its sessions as well
+                    self.live.save(login)
         self._changed.clear()
         recorded = sum(1 for live in self.sessions.values() if live.label == "record")
         others = len(self.sessions) - recorded

@@ -50,7 +50,8 @@ class Book:
         """Called with each entry that is durable, and its time."""
         self.faulty: Optional[str] = None
         self.on_fault: Callable[[], None] = lambda: None
-        self.reopen: Optional[Callable[[], Ledger]] = None
+        self.reopen: Optional[Callable[[int], Ledger]] = None
+        """Opens the ledger again, with no more entries than that."""
         self._kernel = kernel
         self._journal = journal
         self._waiting: List[_Waiting] = []
@@ -135,14 +136,22 @@ class Book:
         return entered, fault
 
     def _begin_anew(self) -> None:
-        """Open the ledger again after a failure: what is on disk is known then, not before."""
+        """Open the ledger again after a failure: what is on disk is known then, not before.
+
+        An entry whose fdatasync failed may be there all the same. It must not stay: whoever asked
+        for it hears that it was not entered, and a start is then recorded elsewhere, an end is
+        entered again.
+        """
         if self.reopen is None:
             return
         self.ledger.close()
         try:
-            self.ledger = self.reopen()
+            self.ledger = self.reopen(self.ledger.size)
         except RecuseError:
-            pass  # the closed one fails the next entry too, and is opened again after that
+            return  # the closed one fails the next entry too, and is opened again after that
+        if self.ledger.recovery is not None:
+            notes = "; ".join(self.ledger.recovery.notes)
+            self._journal.write("ledger-recovered", fault=notes)
 
     def checkpoint_within(self, seconds: float) -> None:
         """See to it that a checkpoint over everything so far is signed by then."""

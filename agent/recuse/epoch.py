@@ -87,7 +87,11 @@ def open_ledger(paths: Paths, config: Config, kernel: Kernel, journal: Journal) 
         ledger.close()
         previous = {**_json(there), "given_up": given_up}
         return _begin(paths, kernel, journal, prefix, previous, why, "ledger-set-back")
-    _write_epoch(paths, epoch, prefix)
+    try:
+        _write_epoch(paths, epoch, prefix)
+    except LedgerError:
+        ledger.close()
+        raise
     if told is None:
         return Opened(ledger)
     if ledger.size:
@@ -116,8 +120,10 @@ def end_renewal(paths: Paths) -> None:
         os.unlink(paths.state / _RENEWAL)
 
 
-def reopen_ledger(paths: Paths, origin: str, kernel: Kernel) -> Ledger:
-    """Open the ledger that was open before.
+def reopen_ledger(
+    paths: Paths, origin: str, kernel: Kernel, acknowledged: Optional[int] = None
+) -> Ledger:
+    """Open the ledger that was open before; see Ledger.open() for what was not acknowledged.
 
     Raises: LedgerError, CryptoError
     """
@@ -128,7 +134,7 @@ def reopen_ledger(paths: Paths, origin: str, kernel: Kernel) -> Ledger:
         written = ""
     if written != signer.vkey:
         keys.write_vkey(paths.host_pub, signer)
-    return Ledger.open(str(paths.ledger), signer, kernel.now_ns())
+    return Ledger.open(str(paths.ledger), signer, kernel.now_ns(), acknowledged)
 
 
 def host_signer(paths: Paths, origin: str) -> Signer:

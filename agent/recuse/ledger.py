@@ -399,10 +399,18 @@ class Ledger:
         self.recovery: Optional[Recovery] = None
 
     @classmethod
-    def open(cls, directory: str | os.PathLike[str], signer: Signer, now_ns: int) -> Ledger:
+    def open(
+        cls,
+        directory: str | os.PathLike[str],
+        signer: Signer,
+        now_ns: int,
+        acknowledged: Optional[int] = None,
+    ) -> Ledger:
         """Lock a ledger, make it if there is none, and put right what a crash left undone.
 
         On return all its entries are under a published checkpoint; `recovery` says what was done.
+        Entries beyond `acknowledged`, if given, are cut off as torn: whoever asked for them was
+        told that they are not there, and asks again.
 
         Raises: LedgerError if another process has it, it belongs to another key, entries that were
         signed are missing or altered, or the disk fails. It is then left as it was found.
@@ -417,7 +425,7 @@ class Ledger:
             raise LedgerError(f"ledger {path}: {error.strerror}") from error
         ledger = cls(path, signer, lock)
         try:
-            ledger._open(now_ns)
+            ledger._open(now_ns, acknowledged)
         except OSError as error:
             ledger.close()
             raise LedgerError(f"ledger {path}: {error.strerror}") from error
@@ -473,7 +481,7 @@ class Ledger:
 
     # Opening
 
-    def _open(self, now_ns: int) -> None:
+    def _open(self, now_ns: int, acknowledged: Optional[int]) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -492,6 +500,9 @@ class Ledger:
 
         data = self._files.bundle(bundles) or b""
         tail, used = unpack_frames(data)
+        if acknowledged is not None and bundles * TILE_WIDTH + len(tail) > acknowledged:
+            tail = tail[: max(0, acknowledged - bundles * TILE_WIDTH)]
+            used = len(pack_bundle(tail))
         if len(tail) > TILE_WIDTH:
             raise LedgerError(f"ledger {self._path}: {entries_path(bundles)}.part is overfull")
         size = bundles * TILE_WIDTH + len(tail)

@@ -203,7 +203,10 @@ class LiveLog:
             if os.write(self._fd, line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         except OSError:
-            os.ftruncate(self._fd, self._size)
+            try:
+                os.ftruncate(self._fd, self._size)
+            except OSError:
+                self.close()  # half a line is there: the next one begins the file anew
             raise
         self._size += len(line)
         self._lines += 1

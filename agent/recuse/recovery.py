@@ -566,7 +566,7 @@ def _open_book(ledger: Ledger, config: Config, kernel: Kernel, journal: Journal)
 async def _begin(agent: Agent, opened: Opened) -> None:
     ledger, book, journal = opened.ledger, agent.book, agent.journal
     agent.renewed = opened.renewed
-    book.reopen = lambda: reopen_ledger(agent.paths, ledger.origin, agent.kernel)
+    book.reopen = lambda size: reopen_ledger(agent.paths, ledger.origin, agent.kernel, size)
     agent.spool.prepare()
     agent.desk.load()
     seq = await book.enter(

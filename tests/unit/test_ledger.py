@@ -85,6 +85,24 @@ def test_a_ledger_grows_and_opens_again(tmp_path: Path, count: int) -> None:
     check(path, count + 2)
 
 
+@pytest.mark.parametrize(("count", "acknowledged"), [(5, 3), (5, 0), (258, 256), (5, 5), (5, 9)])
+def test_what_was_not_acknowledged_is_cut_off_and_kept(
+    tmp_path: Path, count: int, acknowledged: int
+) -> None:
+    path = tmp_path / "ledger"
+    make(path, count, signed=0)
+    left = min(count, acknowledged)
+    with Ledger.open(path, KEY, NOW, acknowledged) as ledger:
+        assert (ledger.size, ledger.root()) == (left, root(left))
+        torn = ledger.recovery and ledger.recovery.torn
+        assert (torn is not None) == (left < count)
+        if torn is not None:
+            assert cp.unpack_frames(Path(torn).read_bytes())[0] == entries(count - left, left)
+        ledger.append(entries(1, left))
+        ledger.checkpoint()
+    check(path, left + 1)
+
+
 @given(st.lists(st.integers(0, 300), max_size=6))
 @settings(max_examples=15, deadline=None)
 def test_batches_make_no_difference(sizes: List[int]) -> None:
