@@ -76,6 +76,10 @@ fuzz: ## fuzz the parsers, each for FUZZ_SECONDS (60)
 	        -max_total_time=$${FUZZ_SECONDS:-60} -artifact_prefix=build/fuzz/ build/fuzz/$$target; \
 	done
 
+.PHONY: faults
+faults: deb ## kill parts of recuse at random moments, FAULT_ROUNDS (1000) times (as root)
+	PYTHONDONTWRITEBYTECODE=1 $(python) tests/tools/faults --rounds $${FAULT_ROUNDS:-1000}
+
 .PHONY: bench
 bench: setup deb ## measure against the peers, write docs/benchmarks.md (as root, some 15 minutes)
 	$(python) bench/run.py --write docs/benchmarks.md

@@ -1,0 +1,111 @@
+"""Rounds of sessions under which something of recuse is killed at a random moment.
+
+A round is a login that prints numbered lines, and one kill -9 when a random one of them was seen:
+of the agent, of the session's relay, of its shell, or of recuse-ship. Many go on at once, so the
+kills hit whatever the others are at. Every kill is by the number of a process, and counts only if
+that process was there.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+import time
+from collections import Counter
+from typing import Dict, List, Set
+
+from accounts import export, rows, verify
+from host import Host, HostError
+
+VICTIMS = ("agent", "relay", "shell", "ship")
+LINES = 3000
+_LINE = re.compile(rb"line-\d+-\d+-\r\n")
+
+
+class Storm:
+    """Plays rounds on a host, and says in the end what they left."""
+
+    def __init__(self, host: Host, chance: random.Random) -> None:
+        self.host = host
+        self.hits: "Counter[str]" = Counter()
+        self.rounds = 0
+        self._chance = chance
+        self._shown: Dict[int, Set[bytes]] = {}
+        self._faults: List[str] = []
+        self._before = {row["session"] for row in rows(host)}
+        self._lock = threading.Lock()
+
+    def play(self, count: int) -> None:
+        """Play so many rounds at once, then log in as anybody would."""
+        drawn = [
+            (number, VICTIMS[number % len(VICTIMS)], self._chance.randrange(1, LINES // 2))
+            for number in range(self.rounds, self.rounds + count)
+        ]
+        self.rounds += count
+        threads = [threading.Thread(target=self._round, args=one) for one in drawn]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not self._faults, self._faults
+        answer = self.host.ssh("alice", "exit 3")
+        assert answer.returncode == 3, answer
+
+    def _round(self, number: int, victim: str, line: int) -> None:
+        script = f"""i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line-{number}-$i-
+            [ $((i % 100)) -ne 0 ] || sleep 0.05; done"""
+        try:
+            with self.host.login("alice", f"echo pid-$$-; {script}") as terminal:
+                shell = int(terminal.expect(rb"pid-(\d+)-\r\n").group(1))
+                kill = self._aim(victim, shell)
+                terminal.expect(rf"line-{number}-{line}-\r")
+                if not self.host.run(kill).returncode:
+                    with self._lock:
+                        self.hits[victim] += 1
+                terminal.wait(60)
+                shown = set(_LINE.findall(terminal.output))
+        except (HostError, OSError, AssertionError) as error:
+            with self._lock:
+                self._faults.append(f"round {number}, {victim} at line {line}: {error}"[:2000])
+            return
+        with self._lock:
+            self._shown[number] = shown
+
+    def _aim(self, victim: str, shell: int) -> str:
+        """Give the command that kills, and fails if there is nothing to kill."""
+        if victim == "shell":
+            return f"kill -9 {shell}"
+        if victim == "relay":
+            relay = self.host.run("ps", "-o", "ppid=", "-p", str(shell), check=True).stdout.strip()
+            name = self.host.run("ps", "-o", "comm=", "-p", relay, check=True).stdout.strip()
+            assert name == "recuse-shell", (relay, name)
+            return f"kill -9 {relay}"
+        show = f"systemctl show -P MainPID recuse-{victim}.service"
+        return f'pid=$({show}); [ "$pid" != 0 ] && kill -9 "$pid"'
+
+    def check(self) -> None:
+        """Assert that every session has one outcome, all that was shown is kept, all verifies.
+
+        And that the kills hit: an agent that another round has just killed cannot be killed again.
+        """
+        assert all(self.hits[victim] for victim in VICTIMS), self.hits
+        self.host.run("systemctl", "restart", "recuse-agent.service", check=True)  # adopts the late
+        deadline = time.monotonic() + 60
+        while True:  # a killed agent may have entered an end and not told the journal
+            found = [row for row in rows(self.host) if row["session"] not in self._before]
+            if all(row["outcome"] for row in found):
+                break
+            assert time.monotonic() < deadline, [row for row in found if not row["outcome"]]
+        ended = [row for row in found if row["kind"] != "none"]
+        assert all(row["outcome"] in ("recorded", "partial") for row in ended), found
+        kept: Dict[int, Set[bytes]] = {}
+        for row in ended:
+            text = export(self.host, row["session"]).encode(errors="surrogateescape")
+            for line in re.findall(rb"line-\d+-\d+-", text):
+                kept.setdefault(int(line.split(b"-")[1]), set()).add(line)
+        for number, shown in self._shown.items():
+            lost = {one.rstrip() for one in shown} - kept.get(number, set())
+            assert not lost, f"round {number}: {len(lost)} lines shown and not kept"
+        assert set(kept) >= set(self._shown)
+        verify(self.host)
