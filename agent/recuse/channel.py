@@ -30,6 +30,7 @@ from recuse.adminnotice import (
     sign_webhook,
     subject_line,
 )
+from recuse.connections import Connections
 from recuse.errors import RecuseError
 from recuse.notifyconf import Channel
 
@@ -211,6 +212,7 @@ class WebhookWay:
         self._org = org
         self._clock = clock
         self._session: Optional[aiohttp.ClientSession] = None
+        self._connections = Connections()
         parts = urlsplit(channel.url)
         self._where = f"{parts.scheme}://{parts.hostname}"
         if parts.port is not None:
@@ -270,7 +272,9 @@ class WebhookWay:
 
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=_tls_context(self._channel.ca), limit=2),
+                connector=self._connections.connector(
+                    ssl=_tls_context(self._channel.ca), limit=2
+                ),
                 timeout=aiohttp.ClientTimeout(total=self._channel.timeout),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=True,
@@ -281,7 +285,7 @@ class WebhookWay:
         if self._session is not None:
             await self._session.close()
             self._session = None
-            await asyncio.sleep(0)  # transports close in the turn after
+            await self._connections.close()
 
 
 class AppriseWay(_Threaded):

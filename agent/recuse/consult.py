@@ -33,12 +33,12 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence,
 
 from recuse import asks, stderrlog
 from recuse.asks import Answer, Question, Result
+from recuse.connections import Connections
 from recuse.errors import WireError
 
 if TYPE_CHECKING:
     import aiohttp
 
-CLOSING_TURNS = 5  # of the loop, until a connection whose handshake failed is closed
 MAX_AT_ONCE = 64  # questions; more wait for their turn, as long as their deadline lets them
 MAX_CACHED = 4096  # answers; whoever logs in chooses some of the facts
 MAX_STDERR_BYTES = 4096
@@ -240,6 +240,7 @@ class Engines:
 
     def __init__(self) -> None:
         self._sessions: Dict[Tuple[str, str, str], aiohttp.ClientSession] = {}
+        self._connections = Connections()
         self._ready: Optional["asyncio.Future[Any]"] = None
 
     def prepare(self) -> None:
@@ -289,13 +290,10 @@ class Engines:
 
         key = question.socket, question.ca, question.url.partition(":")[0]
         if key not in self._sessions:
-            connector: aiohttp.BaseConnector
-            if question.socket:
-                connector = aiohttp.UnixConnector(question.socket, limit=MAX_AT_ONCE)
-            else:
-                tls = question.url.startswith("https:")
-                context = ssl.create_default_context(cafile=question.ca or None) if tls else None
-                connector = aiohttp.TCPConnector(limit=MAX_AT_ONCE, ssl=context)
+            tls = question.url.startswith("https:") and not question.socket
+            context = ssl.create_default_context(cafile=question.ca or None) if tls else None
+            options = {} if question.socket else {"ssl": context}
+            connector = self._connections.connector(question.socket, limit=MAX_AT_ONCE, **options)
             self._sessions[key] = aiohttp.ClientSession(
                 connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None),
@@ -308,8 +306,7 @@ class Engines:
         for session in self._sessions.values():
             await session.close()
         self._sessions.clear()
-        for _ in range(CLOSING_TURNS):
-            await asyncio.sleep(0)
+        await self._connections.close()
 
 
 # -----------------------------------------------------------------------------

@@ -56,6 +56,7 @@ from recuse import config as configuration
 from recuse import control, httpsig, keys, stderrlog
 from recuse import store as storing
 from recuse.config import Paths
+from recuse.connections import Connections
 from recuse.errors import CollectorError, CryptoError, LedgerError, NotFound, RecuseError
 from recuse.ledger import LedgerReader
 from recuse.postman import Postman
@@ -76,7 +77,6 @@ HURRY_S = 5.0
 """How often news from the agent may cut a delay short."""
 TIMEOUT_S = 60
 CONNECT_S = 10
-CLOSING_S = 2.0
 """How long the other side of a TLS connection may take to say goodbye."""
 PARALLEL = 4
 POKE_EVERY = 64
@@ -186,7 +186,7 @@ class HttpCentral:
         self._skew_s = 0
         self._session: Optional[aiohttp.ClientSession] = None
         self._ended = False
-        self._transports: Dict[asyncio.Transport, Any] = {}  # with their sockets
+        self._connections = Connections()
         self._context = client_context(ca)
 
     async def put_blob(self, origin: str, digest: str, data: bytes) -> bytes:
@@ -237,21 +237,7 @@ class HttpCentral:
         if self._session is not None:
             await self._session.close()
             self._session = None
-            await self._closed()
-
-    async def _closed(self) -> None:
-        """Wait until connections are closed, which aiohttp leaves to the background."""
-        deadline = time.monotonic() + CLOSING_S
-        await asyncio.sleep(0)
-        while self._open_transports() and time.monotonic() < deadline:
-            await asyncio.sleep(0.005)
-        for transport in self._open_transports():
-            transport.abort()
-        self._transports.clear()
-        await asyncio.sleep(0)
-
-    def _open_transports(self) -> List[asyncio.Transport]:
-        return [one for one, sock in self._transports.items() if sock.fileno() >= 0]
+            await self._connections.close()
 
     async def _ask(
         self, method: str, path: str, keyid: str, body: bytes, good: Tuple[int, ...]
@@ -296,23 +282,9 @@ class HttpCentral:
         if self._ended:
             raise Unavailable(f"{self._url} is no longer asked")
 
-        transports, still_open = self._transports, self._open_transports
-
-        class Connector(aiohttp.TCPConnector):
-            """Remembers its connections, for they outlive its close()."""
-
-            async def connect(self, *args: Any, **kwargs: Any) -> aiohttp.connector.Connection:
-                connection = await super().connect(*args, **kwargs)
-                transport = connection.transport
-                for gone in transports.keys() - set(still_open()):
-                    del transports[gone]
-                if transport is not None and transport.get_extra_info("socket") is not None:
-                    transports[transport] = transport.get_extra_info("socket")
-                return connection
-
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=Connector(ssl=self._context, limit=PARALLEL + 1),
+                connector=self._connections.connector(ssl=self._context, limit=PARALLEL + 1),
                 timeout=aiohttp.ClientTimeout(total=self._timeout_s, connect=CONNECT_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=True,

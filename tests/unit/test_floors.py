@@ -51,6 +51,7 @@ FLOORS: Dict[int, Set[str]] = {
     },
     1: {
         "config",
+        "connections",
         "keys",
         "ledger",
         "mailstore",
