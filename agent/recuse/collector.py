@@ -56,6 +56,7 @@ from recuse import store as storing
 from recuse.checkpoint import Verifier, pack_bundle, unpack_bundle
 from recuse.config import CollectorConfig
 from recuse.errors import AccessDenied, CollectorError, CryptoError, LedgerError, RecuseError
+from recuse.mail import item_id
 from recuse.mailroom import Mailroom
 from recuse.mailstore import SqliteMailbox
 from recuse.store import Finding, Store
@@ -228,6 +229,8 @@ class Service:
     async def _keep(self, room: Mailroom, prefix: str, sender: str, body: bytes) -> web.Response:
         new = await self._call(room.put, prefix, sender, body, int(self._clock()))
         self._tell(prefix)
+        if new:
+            _log.info("%s sent %s to %s", sender, item_id(body), prefix)
         return web.json_response({"host": prefix}, status=201 if new else 200)
 
     async def _fetch(self, request: web.Request) -> web.Response:

@@ -124,7 +124,9 @@ class Postman:
         except (AccessDenied, AgentUnreachable):
             raise
         except RecuseError as error:
-            return False, _printable(error.message)
+            words = _printable(error.message)
+            _log.warning("agent refuses what was sent to this host: %s", words)
+            return False, words
         grant = answer.get("grant")
         if not isinstance(grant, dict):
             return True, ""

@@ -8,7 +8,7 @@ import json
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import aiohttp
 import pytest
@@ -82,20 +82,6 @@ async def fetch(
 
 def _run(*words: str) -> None:
     subprocess.run(words, check=True, capture_output=True, timeout=30)
-
-
-@pytest.fixture
-def central(tmp_path: Path) -> Iterator[Central]:
-    made = Central(tmp_path / "central", wait_seconds=20.0)
-    yield made
-    made.store.close()
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    made = Host(tmp_path / "host")
-    yield made
-    made.close()
 
 
 def let_in(central: Central, *lines: str) -> None:

@@ -6,7 +6,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Awaitable, Callable, Dict, Iterator, List
+from typing import Any, Awaitable, Callable, Dict, List
 
 import pytest
 from central import PREFIX, Central, Host, in_thread, running, scenario, settled, until
@@ -44,20 +44,6 @@ class Desk:
 
         code = await in_thread(run)
         return Ran(code, console.out.getvalue(), console.err.getvalue())
-
-
-@pytest.fixture
-def central(tmp_path: Path) -> Iterator[Central]:
-    made = Central(tmp_path / "central", wait_seconds=20.0)
-    yield made
-    made.store.close()
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    made = Host(tmp_path / "host")
-    yield made
-    made.close()
 
 
 Scene = Callable[[Desk, Listening, bytes], Awaitable[None]]
