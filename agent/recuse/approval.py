@@ -19,6 +19,8 @@ from recuse.ruleindex import RoleIndex
 
 LEVELS = ("metadata", "commands", "output")
 """What a request may ask to be kept of a session, least first."""
+SCOPES = ("session", "pause")
+"""What a use is: a session that is exempt, or a pause of the recording of one."""
 MAX_PENDING = 8
 """Requests of one person that may wait at the same time: anybody may ask, and each is kept."""
 MAX_AHEAD = timedelta(days=90)
@@ -41,8 +43,9 @@ class Asked:
     reason: str  # code
     ticket: Optional[str] = None
     why: str = ""
-    max_seconds: Optional[int] = None  # of one session; None: as long as it lasts
+    max_seconds: Optional[int] = None  # of one use; None: as long as it lasts
     supervised: bool = False
+    scope: str = "session"
 
     @property
     def seconds(self) -> float:
@@ -71,6 +74,7 @@ class Allowance:
     others: Optional[Tuple[Matcher, ...]]  # who may ask for them; None: only they themselves
     reasons: FrozenSet[str]
     levels: FrozenSet[str]
+    scopes: FrozenSet[str]
     longest_seconds: int
     uses: int
     budget_seconds: Optional[int]
@@ -208,6 +212,10 @@ def _general(
         refuse("other-host", f"it is for host {asked.host}, and this is {user.host}")
     if asked.level not in LEVELS:
         refuse("level", f"{asked.level!r} is no level: one of {', '.join(LEVELS)}")
+    if asked.scope not in SCOPES:
+        refuse("scope", f"{asked.scope!r} is no scope: one of {', '.join(SCOPES)}")
+    if asked.scope == "pause" and (asked.level != "metadata" or asked.supervised):
+        refuse("scope", "a pause has no level, and is supervised anyhow")
     if asked.expires <= asked.not_before:
         refuse("window", "it ends before it begins")
     if asked.expires <= now:
@@ -252,9 +260,12 @@ def _against(
             refuse("ticket", ticket)
         if reason.roles and not reason.roles & asker.roles:
             refuse("reason-role", f"{asked.requester} may not give the reason {asked.reason}")
-    if asked.level not in one.levels:
+    if asked.scope not in one.scopes:
+        may = ", ".join(sorted(one.scopes))
+        refuse("scope", f"scope {asked.scope} may not be asked for, only {may}")
+    elif asked.scope == "session" and asked.level not in one.levels:
         refuse("level", f"level {asked.level} is not among {', '.join(sorted(one.levels))}")
-    if one.supervised and not asked.supervised:
+    if one.supervised and not asked.supervised and asked.scope == "session":
         refuse("supervised", "only supervised exemptions may be asked for")
     window = (asked.expires - asked.not_before).total_seconds()
     if window > one.longest_seconds:

@@ -8,6 +8,7 @@ from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Set, Tupl
 
 from recuse.approval import (
     LEVELS,
+    SCOPES,
     Allowance,
     ApprovalPolicy,
     BreakGlass,
@@ -34,8 +35,8 @@ MAX_USES = 1000
 MAX_APPROVERS = 9
 TOP = ("allow", "approvers", "accounts", "never", "break_glass", "revoked_max_age")
 ALLOW = (
-    "name", "for_others", "reasons", "levels", "longest", "uses", "budget", "approvers", "from",
-    "auto", "key_types", "verification", "local", "quiet", "supervised", "end_sessions",
+    "name", "for_others", "reasons", "levels", "scopes", "longest", "uses", "budget", "approvers",
+    "from", "auto", "key_types", "verification", "local", "quiet", "supervised", "end_sessions",
 )  # fmt: skip
 GLASS = ("level", "longest", "uses", "review_within", "reviewers", "supervised")
 
@@ -197,6 +198,7 @@ class _Parser:
                 others=others,
                 reasons=self._known(file, key, table, "reasons", self._reasons, name),
                 levels=self._known(file, key, table, "levels", LEVELS, name, ("metadata",)),
+                scopes=self._known(file, key, table, "scopes", SCOPES, name, ("session",)),
                 longest_seconds=_needed_seconds(file, key, table, "longest", name),
                 uses=_count(file, key + ("uses",), table.get("uses", 1), 1, MAX_USES),
                 budget_seconds=_optional_seconds(file, key, table, "budget"),

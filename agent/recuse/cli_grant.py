@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Iterator, List, Mapping, Optional, Sequence
 
 from recuse import audit, mail
-from recuse.approval import LEVELS, say_seconds
+from recuse.approval import LEVELS, SCOPES, say_seconds
 from recuse.cast import printable
 from recuse.cli_mail import Collector, choose, statement_of
 from recuse.console import (
@@ -50,7 +50,8 @@ def add_commands(add: Add, commands: Any) -> None:
     one.add_argument("--begin", metavar="TIME", type=moment, help="default: now")
     one.add_argument("--uses", metavar="N", type=int, default=1, help="sessions; default: 1")
     one.add_argument("--level", choices=LEVELS, default="metadata", help="what is kept")
-    one.add_argument("--max", metavar="TIME", type=seconds, help="of one session")
+    one.add_argument("--scope", choices=SCOPES, default="session", help="what a use is")
+    one.add_argument("--max", metavar="TIME", type=seconds, help="of one session, or one pause")
     one.add_argument("--supervised", action="store_true", help="so that recording can begin in it")
     one.add_argument("--host", metavar="NAME", help="another one of the same collector")
     one.add_argument("--from", metavar="ADDRESS", dest="source", help="or a network")
@@ -145,7 +146,7 @@ def request(call: Call) -> int:
         "reason": args.reason, "why": args.why, "ticket": args.ticket,
         "seconds": round(args.seconds), "uses": args.uses, "level": args.level,
         "supervised": args.supervised, "host": args.host, "source": args.source,
-        "user": args.user,
+        "user": args.user, "scope": args.scope,
     }  # fmt: skip
     if args.max is not None:
         told["max_seconds"] = round(args.max)
@@ -182,8 +183,11 @@ def _tell(call: Call, grant: Mapping[str, Any]) -> int:
         call.console.hint("tell approvers: recuse approve %s" % word(grant["grant"]))
     elif grant["state"] == "granted":
         call.console.print(
-            "%d sessions of %s on %s, until %s"
-            % (grant["left"], word(grant["user"]), word(grant["host"]), local(grant["expires"]))
+            "%d %s of %s on %s, until %s"
+            % (
+                grant["left"], word(grant["scope"]) + "s", word(grant["user"]),
+                word(grant["host"]), local(grant["expires"]),
+            )  # fmt: skip
         )
     return 0
 
@@ -337,7 +341,10 @@ def describe(raw: str) -> Iterator[str]:
         if kind != "request/1":
             raise ValueError
         who = word(told["user"]) + " (uid %d)" % told["uid"]
-        yield "%d sessions of %s on %s may be exempt" % (told["uses"], who, word(told["host"]))
+        scope = told.get("scope", "session")
+        may = {"session": "sessions of %s on %s may be exempt",
+               "pause": "pauses in recorded sessions of %s on %s"}[scope]  # fmt: skip
+        yield "%d " % told["uses"] + may % (who, word(told["host"]))
         if told.get("source"):
             yield "from       %s" % word(told["source"])
         yield "between    %s and %s" % (local(told["not_before"]), local(told["expires"]))
@@ -348,7 +355,10 @@ def describe(raw: str) -> Iterator[str]:
             "commands": "who, when, from where, and the command line",
             "output": "everything but what is typed",
         }
-        yield "kept       %s (%s)" % (word(told["level"]), kept[told["level"]])
+        if scope == "session":
+            yield "kept       %s (%s)" % (word(told["level"]), kept[told["level"]])
+        else:
+            yield "kept       how much passes in a pause; not what is done"
         if told["supervised"]:
             yield "supervised, so that recording can begin in it"
         yield "reason     %s, ticket %s" % (word(told["reason"]), word(told.get("ticket")))

@@ -15,6 +15,7 @@ def add_commands(add: Add, commands: Any) -> None:
     one.add_argument("--reason", metavar="CODE", help="code that says why")
     one.add_argument("--for", metavar="TIME", dest="length", help="such as 10m; default: longest")
     one.add_argument("--words", metavar="TEXT", default="", help="more on why")
+    one.add_argument("--ticket", metavar="NAME", help="that the reason needs")
     one.add_argument("--status", action="store_true", help="only say whether it is paused")
     as_json(one)
     one = add("resume", resume, "end the pause of this session")
@@ -44,7 +45,8 @@ def pause(call: Call) -> int:
         seconds = None if args.length is None else parse_duration(args.length)
     except ValueError as e:
         raise UsageError(str(e)) from None
-    found = call.control("pause", reason=args.reason, words=args.words, seconds=seconds)
+    found = call.control("pause", reason=args.reason, words=args.words, seconds=seconds,
+                         ticket=args.ticket)  # fmt: skip
     if args.json:
         call.console.json(_shown(found))
     return 0

@@ -28,7 +28,15 @@ from .approval import (
     judge_break_glass,
 )
 from .approvers import Approvers, Signed, Unusable
-from .errors import AccessDenied, GrantError, LedgerError, NotFound, RecuseError, WireError
+from .errors import (
+    AccessDenied,
+    GrantError,
+    LedgerError,
+    NotFound,
+    PauseError,
+    RecuseError,
+    WireError,
+)
 from .grant import Checked
 from .grant import Terms as TermsOfApproval
 from .grantrecords import Approval, GrantRow, GrantState, Request, SignedEnd
@@ -63,6 +71,16 @@ class Caller:
     @property
     def name(self) -> str:
         return self.account.name
+
+
+@dataclass(frozen=True)
+class PauseOffer:
+    """A grant by which a recording may be paused."""
+
+    grant: str
+    reason: str
+    ticket: Optional[str]
+    seconds: int
 
 
 @dataclass(frozen=True)
@@ -219,6 +237,7 @@ class Desk:
             if told.get("max_seconds") is not None
             else None,
             supervised=told.get("supervised") is True,
+            scope=_text(told, "scope") or "session",
         )
         source = _source(told)
         account, groups = await self._agent.accounts.find(-1, user)
@@ -506,7 +525,8 @@ class Desk:
         row = self.row(_text(told, "grant") or "")
         state = row.state(self._now())
         live = [one for one in self._agent.sessions.values() if one.grounds.grant == row.id]
-        if state in ("rejected", "revoked") or (state != "granted" and not live):
+        paused = self._agent.pauses.under(row.id)
+        if state in ("rejected", "revoked") or (state != "granted" and not live and not paused):
             raise GrantError(f"request {row.id} is {state}: there is nothing to revoke")
         self._may_end(caller, row)
         await self._end("revocation", caller, row, _text(told, "words") or "")
@@ -516,7 +536,7 @@ class Desk:
         live = [one for one in self._agent.sessions.values() if one.grounds.grant == row.id]
         for one in live:
             self._withdraw(one, "grant-revoked", f"grant {row.id} was revoked by {by}")
-        return [one.id for one in live]
+        return [one.id for one in live] + self._agent.pauses.revoke(row.id)
 
     def _may_end(self, caller: Caller, row: GrantRow) -> None:
         if caller.is_root or caller.name in self._people(row.request):
@@ -564,6 +584,7 @@ class Desk:
         async with self._granting:
             state = row.state(self._now())
             live = any(one.grounds.grant == row.id for one in self._agent.sessions.values())
+            live = live or bool(self._agent.pauses.under(row.id))
             ended = row.rejected_by is not None or row.revoked_by is not None
             if ended or (state not in ("pending", "granted") and not live):
                 raise GrantError(f"request {row.id} is {state}: there is nothing to end")
@@ -579,29 +600,88 @@ class Desk:
 
         `identity` is the kernel's word on whose session it is.
         """
-        rows = [row for row in self.state.rows.values() if row.request.asked.user == user]
+        return [
+            Grant(
+                id=row.id,
+                reason=self._words_of(row.request.asked),
+                owner=row.owner or "",
+                not_before=row.request.asked.not_before,
+                expires=row.request.asked.expires,
+                reason_code=row.request.asked.reason,
+                terms=Terms(
+                    level=row.request.asked.level, supervised=row.request.asked.supervised
+                ),
+            )
+            for row in self._in_force("session", user, identity, facts)
+        ]
+
+    def _in_force(
+        self, scope: str, user: str, identity: Identity, facts: Facts, told: bool = True
+    ) -> List[GrantRow]:
+        """Find the grants that may be used here and now; tell the journal why others may not."""
         now = self._now()
-        found: List[Grant] = []
-        for row in rows:
-            if row.state(now) != "granted":
+        found: List[GrantRow] = []
+        for row in self.state.rows.values():
+            asked = row.request.asked
+            if (asked.user, asked.scope) != (user, scope) or row.state(now) != "granted":
                 continue
             fault = self._fault(row, identity, facts, now)
-            if fault is not None:
+            if fault is None:
+                found.append(row)
+            elif told:
                 self._tell("grant-unused", row.request, fault=fault)
-                continue
-            asked = row.request.asked
-            found.append(
-                Grant(
-                    id=row.id,
-                    reason=self._words_of(asked),
-                    owner=row.owner or "",
-                    not_before=asked.not_before,
-                    expires=asked.expires,
-                    reason_code=asked.reason,
-                    terms=Terms(level=asked.level, supervised=asked.supervised),
-                )
-            )
         return found
+
+    async def pause_offers(self, live: LiveSession, told: bool = True) -> List[PauseOffer]:
+        """Give the grants by which the recording of a session may be paused now, longest first."""
+        login = live.session.login
+        account, groups = await self._agent.accounts.find(login.uid, login.user)
+        if account is None or live.grounds.effect == "require-record":
+            return []
+        source = login.source.kernel
+        if source is not None:
+            source, _ = records.split_endpoint(source)
+        facts = replace(
+            self._facts(account, groups or ()), service=login.service, source=source,
+            command=live.session.command, tty=live.session.tty is not None,
+        )  # fmt: skip
+        identity = self._kernel.identity(live.pid)
+        found = []
+        for row in self._in_force("pause", account.name, identity, facts, told):
+            asked = row.request.asked
+            left = int((asked.expires - self._now()).total_seconds())
+            seconds = min(left, asked.max_seconds or left)
+            if seconds > 0:
+                found.append(PauseOffer(row.id, asked.reason, asked.ticket, seconds))
+        return sorted(found, key=lambda one: (-one.seconds, one.grant))
+
+    async def check_pause_reason(
+        self, live: LiveSession, code: str, ticket: Optional[str]
+    ) -> None:
+        """See that a reason may be given for a pause. Raises: PauseError
+
+        A policy without a catalogue of reasons takes any.
+        """
+        reasons = self._agent.policy.reasons
+        if not reasons:
+            return
+        reason, login = reasons.get(code), live.session.login
+        if reason is None:
+            may = ", ".join(sorted(reasons))
+            raise PauseError(f"{code!r} is no reason here: one of {may}")
+        fault = reason.fault_of_ticket(ticket)
+        if fault is not None:
+            raise PauseError(fault, "name it: recuse pause --ticket NAME")
+        account, groups = await self._agent.accounts.find(login.uid, login.user)
+        if reason.roles:
+            known = account is not None
+            roles = (
+                self.policy.index.subject(self._facts(account, groups or ()), self._now()).roles
+                if account is not None
+                else frozenset()
+            )
+            if not known or not reason.roles & roles:
+                raise PauseError(f"{login.user} may not give the reason {code}")
 
     def _words_of(self, asked: Asked) -> str:
         reason = self.policy.reasons.get(asked.reason)
@@ -675,7 +755,7 @@ class Desk:
         }
 
     def started(self, live: LiveSession, use: Taken) -> None:
-        """Hear that a session goes on under a grant."""
+        """Hear that a session, or a pause in it, goes on under a grant."""
         row = self.state.rows[use.grant]
         self._tell(
             "grant-used", row.request, session=live.id, use=use.n, uses=row.request.asked.uses,

@@ -187,7 +187,7 @@ class Front:
         if verb == "resume":
             return {"ok": True, **await agent.pauses.resume(self.peer_pid(writer), uid)}
         if verb == "pause-status":
-            return {"ok": True, **agent.pauses.status(self.peer_pid(writer))}
+            return {"ok": True, **await agent.pauses.status(self.peer_pid(writer))}
         if verb == "proofs":
             return {"ok": True, **await self._proofs(uid)}
         if verb == "tags":

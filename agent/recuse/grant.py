@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple
 
 from recuse import sshsig
-from recuse.approval import LEVELS, Asked
+from recuse.approval import LEVELS, SCOPES, Asked
 from recuse.errors import CryptoError, LedgerError
 from recuse.grantrecords import MAX_REQUEST_BYTES, Approval, Request
 from recuse.records import format_time, parse_time
@@ -25,7 +25,7 @@ MAX_APPROVALS = 32
 
 _TEXTS = ("id", "org", "host", "user", "requester", "level", "issued", "not_before", "expires")
 _MORE_TEXTS = ("reason", "why")
-_MAYBE_TEXTS = ("source", "ticket")
+_MAYBE_TEXTS = ("scope", "source", "ticket")
 _NUMBERS = ("uid", "uses")
 _FIELDS = frozenset(
     {"recuse", "supervised", "max_seconds", *_TEXTS, *_MORE_TEXTS, *_MAYBE_TEXTS, *_NUMBERS}
@@ -78,6 +78,7 @@ def write_request(wanted: Wanted) -> bytes:
         "user": asked.user,
         "uid": wanted.uid,
         "requester": asked.requester,
+        "scope": None if asked.scope == "session" else asked.scope,
         "level": asked.level,
         "supervised": asked.supervised,
         "source": wanted.source,
@@ -130,7 +131,7 @@ def read_request(raw: bytes) -> Wanted:
             level=told["level"], not_before=_read(told["not_before"]),
             expires=_read(told["expires"]), uses=told["uses"], reason=told["reason"],
             ticket=told.get("ticket"), why=told["why"], max_seconds=told.get("max_seconds"),
-            supervised=told["supervised"],
+            supervised=told["supervised"], scope=told.get("scope", "session"),
         )  # fmt: skip
         wanted = Wanted(
             told["id"], told["org"], asked, told["uid"], told.get("source"), _read(told["issued"])
@@ -139,6 +140,8 @@ def read_request(raw: bytes) -> Wanted:
         raise CryptoError("it has a time that is none, in UTC to the second") from None
     if asked.level not in LEVELS:
         raise CryptoError(f"its level is {asked.level!r:.40}, none of {', '.join(LEVELS)}")
+    if asked.scope not in SCOPES:
+        raise CryptoError(f"its scope is {asked.scope!r:.40}, none of {', '.join(SCOPES)}")
     if write_request(wanted) != raw:
         raise CryptoError("it is not written as one: a field a line, in order")
     return wanted

@@ -39,6 +39,7 @@ class GrantAudit:
         self._revoked = revoked
         self._state = GrantState()
         self._sessions: Dict[str, _Session] = {}
+        self._pauses: Dict[str, _Session] = {}
         self._revoked_ns: Dict[str, int] = {}
         self.checked = 0  # uses
         self.unchecked: Set[str] = set()
@@ -49,8 +50,10 @@ class GrantAudit:
     def read(self, entry: Entry) -> List[GrantFault]:
         """Take in the next entry; say what is wrong with it."""
         found: List[GrantFault] = []
-        if entry.kind in ("exempt", "open"):
+        if entry.kind in ("exempt", "open", "pause"):
             found = self._read_use(entry)
+        elif entry.kind == "resume":
+            found = self._read_resume(entry)
         elif entry.kind == "close":
             found = self._read_close(entry)
         self._state.apply(entry)
@@ -88,30 +91,31 @@ class GrantAudit:
 
     def _read_use(self, entry: Entry) -> List[GrantFault]:
         grant, session = entry.get("grant"), entry.get("session") or ""
-        use = entry.ours.get("grant_use")
-        if grant is None and use is None:
+        use, is_pause = entry.ours.get("grant_use"), entry.kind == "pause"
+        if (grant is None or is_pause) and use is None:
             return []
         before = self._sessions.get(session)
-        if before is not None and before.grant == grant:
+        if not is_pause and before is not None and before.grant == grant:
             return []  # entered anew, in a later epoch
         if not isinstance(use, dict) or grant is None:
             return [GrantFault("grant-uses", "the use of a grant, and it is not counted")]
         try:
-            started_ns = parse_time(entry.get("started") or "")
+            started_ns = entry.time_ns if is_pause else parse_time(entry.get("started") or "")
         except LedgerError:
             return [GrantFault("grant-window", "it is not known when it began")]
-        self._sessions[session] = _Session(grant, started_ns)
+        going = self._pauses if is_pause else self._sessions
+        going[session] = _Session(grant, started_ns)
         self.checked += 1
         row = self._state.rows.get(grant)
         if row is None:
             return [GrantFault("grant-unknown", f"no entry has a request {grant!r:.60}")]
-        found = self._check_state(row, use, session)
+        found = self._check_state(row, use, session, is_pause)
         found += self._check_fit(row, entry, started_ns)
         found += self._check_approvals(row, entry.origin, started_ns)
         return found
 
     def _check_state(
-        self, row: GrantRow, use: Dict[str, object], session: str
+        self, row: GrantRow, use: Dict[str, object], session: str, is_pause: bool
     ) -> List[GrantFault]:
         found: List[GrantFault] = []
 
@@ -121,7 +125,7 @@ class GrantAudit:
         n, uses = use.get("n"), row.request.asked.uses
         if type(n) is not int or n < 1:
             fault("grant-uses", "it does not say which use of the grant it is")
-        elif n in row.uses and row.uses[n].session != session:
+        elif n in row.uses and (is_pause or row.uses[n].session != session):
             fault("grant-uses", f"use {n} of {row.id} was that of {row.uses[n].session} before")
         elif n > uses or len(row.uses) >= uses:
             fault("grant-uses", f"use {max(n, len(row.uses) + 1)} of a grant for {uses}")
@@ -161,6 +165,11 @@ class GrantAudit:
             fault("grant-source", f"from {entry.get('source')}, and {row.id} is for {wanted}")
         if not _ns(asked.not_before) <= started_ns < _ns(asked.expires):
             fault("grant-window", f"at another time than {row.id} is for")
+        scope = "pause" if entry.kind == "pause" else "session"
+        if scope != asked.scope:
+            fault("grant-scope", f"a {scope}, and {row.id} is for a {asked.scope}")
+        if scope == "pause":
+            return found
         level = entry.get("level")
         if _keeps(level) < _keeps(asked.level):
             fault("grant-level", f"keeps {level}, and {row.id} asks for {asked.level}")
@@ -199,24 +208,33 @@ class GrantAudit:
             return []
         return [GrantFault("grant-quorum", f"of {row.id} {checked.shortfall}")]
 
+    def _read_resume(self, entry: Entry) -> List[GrantFault]:
+        known = self._pauses.pop(entry.get("session") or "", None)
+        return [] if known is None else self._check_length(known, entry.time_ns, "paused")
+
     def _read_close(self, entry: Entry) -> List[GrantFault]:
         known = self._sessions.get(entry.get("session") or "")
-        row = None if known is None else self._state.rows.get(known.grant)
-        if known is None or row is None or entry.get("outcome") != "exempt":
+        if known is None or entry.get("outcome") != "exempt":
             return []
         try:
             ended_ns = parse_time(entry.get("ended") or "")
         except LedgerError:
             return []
+        return self._check_length(known, ended_ns, "exempt")
+
+    def _check_length(self, known: _Session, ended_ns: int, how: str) -> List[GrantFault]:
+        row = self._state.rows.get(known.grant)
+        if row is None:
+            return []
         asked, ends = row.request.asked, []
         if asked.max_seconds is not None:
             ends.append((known.started_ns + asked.max_seconds * 10**9, "its longest"))
-        if row.request.end_sessions:
+        if row.request.end_sessions or asked.scope == "pause":
             ends.append((_ns(asked.expires), "its end"))
         if row.id in self._revoked_ns:
             ends.append((self._revoked_ns[row.id], "its revocation"))
         return [
-            GrantFault("grant-overrun", f"exempt {(ended_ns - end) // 10**9} s beyond {what}")
+            GrantFault("grant-overrun", f"{how} {(ended_ns - end) // 10**9} s beyond {what}")
             for end, what in ends
             if ended_ns > end + LEEWAY_NS
         ]

@@ -117,6 +117,7 @@ def request_entry(host: Host, index: int, time_ns: int, request: Request) -> byt
             "requester_uid": None if request.requester_uid < 0 else request.requester_uid,
             "host": asked.host,
             "source_wanted": request.source,
+            "scope": None if asked.scope == "session" else asked.scope,
             "level": asked.level,
             "supervised": asked.supervised or None,
             "not_before": _moment(asked.not_before),
@@ -274,7 +275,7 @@ def review_entry(
 
 @dataclass
 class Use:
-    """One session that a grant exempted."""
+    """One session that a grant exempted, or one pause in it."""
 
     session: str
     n: int
@@ -337,6 +338,7 @@ class GrantRow:
             "requester": asked.requester,
             "host": asked.host,
             "source": self.request.source,
+            "scope": asked.scope,
             "level": asked.level,
             "supervised": asked.supervised,
             "reason": asked.reason,
@@ -421,6 +423,7 @@ class GrantState:
         self.newest_ns = 0
         """The latest time of any entry: a clock that says less was set back."""
         self._sessions: Dict[str, Tuple[str, Use]] = {}
+        self._pauses: Dict[str, Tuple[str, Use]] = {}  # of sessions, those that go on
 
     def see_time(self, time_ns: int) -> None:
         """Take in the time of an entry that says nothing of grants."""
@@ -433,9 +436,9 @@ class GrantState:
         try:
             if kind in KINDS:
                 getattr(self, f"_{kind}")(entry, entry.get("grant") or "")
-            elif kind in ("exempt", "open"):
+            elif kind in ("exempt", "open", "pause"):
                 self._use(entry)
-            elif kind == "close":
+            elif kind in ("close", "resume"):
                 self._close(entry)
             elif kind == "start" and entry.ours.get("previous") is not None:
                 self.began_ns = entry.time_ns
@@ -487,24 +490,37 @@ class GrantState:
     def _use(self, entry: Entry) -> None:
         told, session = entry.ours.get("grant_use"), entry.get("session")
         grant = entry.get("grant") or ""
-        if not isinstance(told, dict) or session is None or session in self._sessions:
+        is_pause = entry.kind == "pause"
+        going = self._pauses if is_pause else self._sessions
+        if not isinstance(told, dict) or session is None:
+            return
+        if session in going and not is_pause:
             return
         n = told["n"]
         if isinstance(n, bool) or not isinstance(n, int):
             raise TypeError
-        use = Use(session, n, parse_time(entry.get("started") or ""))
-        self._sessions[session] = grant, use
+        began_ns = entry.time_ns if is_pause else parse_time(entry.get("started") or "")
+        use = Use(session, n, began_ns)
+        if session in going:  # a pause that nothing ended: the next one does
+            self._end(entry, going[session][1], began_ns)
+        going[session] = grant, use
         row = self.rows.get(grant)
         if row is not None:
             row.uses[n] = use
             row.taken = max(row.taken, n)
 
     def _close(self, entry: Entry) -> None:
-        found = self._sessions.get(entry.get("session") or "")
-        if found is None or found[1].ended_ns is not None:
-            return
-        use = found[1]
-        use.ended_ns = parse_time(entry.get("ended") or "")
+        """Take in the end of a session, or of a pause, which a session ends as well."""
+        session = entry.get("session") or ""
+        paused = self._pauses.pop(session, None)
+        if paused is not None:
+            self._end(entry, paused[1], entry.time_ns)
+        found = self._sessions.get(session)
+        if entry.kind == "close" and found is not None and found[1].ended_ns is None:
+            self._end(entry, found[1], parse_time(entry.get("ended") or ""))
+
+    def _end(self, entry: Entry, use: Use, ended_ns: int) -> None:
+        use.ended_ns = ended_ns
         key = entry.get("user") or "", month_of(use.started_ns)
         spent = max(0, use.ended_ns - use.started_ns) / 1e9
         self.used[key] = self.used.get(key, 0.0) + spent
@@ -570,7 +586,7 @@ MARKS_WITHOUT_CLOSE = tuple(f'"event_code":"{kind}"'.encode() for kind in (*KIND
 )
 """What entries have in them that change how requests stand; the close of a session counts only for
 how long somebody was exempt."""
-_MARKS = (*MARKS_WITHOUT_CLOSE, b'"event_code":"close"')
+_MARKS = (*MARKS_WITHOUT_CLOSE, b'"event_code":"close"', b'"event_code":"resume"')
 
 
 def month_of(time_ns: int) -> str:
@@ -609,8 +625,9 @@ def _read_request(entry: Entry, grant: str) -> Request:
         why=entry.get("why") or "",
         max_seconds=entry.number("max_seconds"),
         supervised=ours.get("supervised") is True,
+        scope=ours.get("scope", "session"),
     )
-    texts = (asked.user, asked.requester, asked.host, asked.level, asked.reason)
+    texts = (asked.user, asked.requester, asked.host, asked.level, asked.reason, asked.scope)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError
     uid = entry.number("requester_uid")

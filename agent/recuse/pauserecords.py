@@ -5,7 +5,7 @@ Pure. Builders as in records; docs/formats.md lists the fields.
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Mapping, Optional
 
 from recuse import records
 from recuse.records import Grounds, Host, Session, format_time
@@ -28,25 +28,33 @@ def pause_entry(
     words: str,
     until_ns: int,
     by_uid: int,
+    ticket: Optional[str] = None,
+    grant: Optional[str] = None,
+    grant_use: Optional[Mapping[str, Any]] = None,
 ) -> bytes:
     """Say that the recording of a session is suspended, why, by whom and until when at the latest.
 
-    `reason` is the code that was given, `words` what else was said.
+    `reason` is the code that was given, `words` what else was said. `grant_use` is what is said
+    of the use of a grant that the pause rests on, as of that of a session.
     """
     ours = {
         "session": session.id,
         "login": session.login.id,
         "user": session.login.user,
         "uid": session.login.uid,
+        "source": session.login.source.kernel,
         "rule": grounds.rule,
-        "grant": grounds.grant,
+        "grant": grant or grounds.grant,
+        "grant_use": grant_use,
         "pause_reason": reason,
+        "ticket": ticket,
         "words": words or None,
         "until": format_time(until_ns),
         "by_uid": by_uid,
     }
     return records.session_event(
-        host, index, time_ns, "pause", _DISABLE, _MEDIUM, session, grounds, ours, (reason, words)
+        host, index, time_ns, "pause", _DISABLE, _MEDIUM, session, grounds, ours,
+        (reason, ticket, words),
     )
 
 
@@ -59,6 +67,7 @@ def resume_entry(
     why: str,
     since_ns: int,
     by_uid: Optional[int] = None,
+    grant: Optional[str] = None,
 ) -> bytes:
     """Say that content is recorded from here on, or would be had the session not ended."""
     if why not in WHYS:
@@ -69,7 +78,7 @@ def resume_entry(
         "user": session.login.user,
         "uid": session.login.uid,
         "rule": grounds.rule,
-        "grant": grounds.grant,
+        "grant": grant or grounds.grant,
         "why": why,
         "since": format_time(since_ns),
         "by_uid": by_uid,

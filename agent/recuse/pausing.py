@@ -9,20 +9,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
 
 from . import pauserecords, wire
 from .errors import AccessDenied, NotFound, PauseError
 from .live import LiveSession
-from .records import format_time
+from .records import Host, format_time
 
 if TYPE_CHECKING:
     from .agent import Agent
+    from .desk import PauseOffer, Taken
 
 HELD_SECONDS = 1.0  # for the relay to say that it has switched
 SLACK_NS = 500_000_000  # by which the relay is later than we are
 _REASON = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 MAX_WORDS = 200
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What somebody asks for who may."""
+
+    reason: str
+    words: str
+    ticket: Optional[str]
+    seconds: int
+    uid: int
 
 
 class Pauses:
@@ -36,12 +49,14 @@ class Pauses:
 
     # -- what is asked over the control socket ---------------------------------------
 
-    def may_pause(self, live: LiveSession) -> Optional[int]:
+    async def may_pause(self, live: LiveSession) -> Optional[int]:
         """Say how many seconds the recording of a session may be paused; None for not at all.
 
-        This is where a grant of scope pause counts, beside the rule that decided.
+        By the rule that decided, or by a grant.
         """
-        return live.grounds.pause_seconds
+        offers = await self._agent.desk.pause_offers(live, False)
+        by_rule = live.grounds.pause_seconds or 0
+        return max([by_rule, *(one.seconds for one in offers)]) or None
 
     async def pause(self, pid: int, uid: int, told: Mapping[str, Any]) -> Dict[str, Any]:
         """Suspend the recording of the session that a process stands in.
@@ -54,18 +69,15 @@ class Pauses:
             raise PauseError("no reason code", "say why: recuse pause --reason CODE")
         if not isinstance(words, str) or len(words) > MAX_WORDS or not words.isprintable():
             raise PauseError(f"the words are no line of at most {MAX_WORDS} characters")
-        longest = self.may_pause(live)
-        if longest is None:
-            raise AccessDenied(
-                f"session {live.id} may not be paused: neither its rule nor a grant allows it",
-                "ask for it: recuse request",
-            )
-        if wanted is None:
-            wanted = longest
-        if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted <= 0:
+        ticket = told.get("ticket")
+        if ticket is not None and (
+            not isinstance(ticket, str) or len(ticket) > MAX_WORDS or not ticket.isprintable()
+        ):
+            raise PauseError(f"the ticket is no line of at most {MAX_WORDS} characters")
+        if wanted is not None and (
+            not isinstance(wanted, int) or isinstance(wanted, bool) or wanted <= 0
+        ):
             raise PauseError("the time is none")
-        if wanted > longest:
-            raise PauseError(f"a pause of {wanted} s is too long here", f"at most {longest} s")
         async with self._lock(live):
             if live.withheld:
                 raise PauseError(f"session {live.id} is exempt: nothing is recorded to be paused")
@@ -74,8 +86,47 @@ class Pauses:
                     f"session {live.id} is paused already, until {live.pause['until']}",
                     "one at a time: recuse resume",
                 )
-            until = await self._begin(live, reason, words, wanted, uid)
-        return {"session": live.id, "until": until, "seconds": wanted}
+            seconds, offer = await self._leave(live, reason, wanted)
+            if offer is not None:  # its reason and ticket were looked at when it was asked for
+                ticket = offer.ticket or ticket
+                # Nothing has been awaited since it was found: no two pauses have its last use.
+                use = self._agent.desk.take(offer.grant)
+            else:
+                use = None
+                await self._agent.desk.check_pause_reason(live, reason, ticket)
+            asked = _Asked(reason, words, ticket or None, seconds, uid)
+            try:
+                until = await self._begin(live, asked, use)
+            finally:
+                if use is not None:
+                    self._agent.desk.release(use)
+        return {"session": live.id, "until": until, "seconds": seconds}
+
+    async def _leave(
+        self, live: LiveSession, reason: str, wanted: Optional[int]
+    ) -> Tuple[int, Optional[PauseOffer]]:
+        """Say how long a recording may be paused, and by which grant if not by its rule.
+
+        Raises: AccessDenied, PauseError
+        """
+        by_rule = live.grounds.pause_seconds
+        if by_rule is not None and (wanted is None or wanted <= by_rule):
+            return wanted or by_rule, None
+        offers = await self._agent.desk.pause_offers(live)
+        longest = max([by_rule or 0, *(one.seconds for one in offers)])
+        if not longest:
+            raise AccessDenied(
+                f"session {live.id} may not be paused: neither its rule nor a grant allows it",
+                "ask for it: recuse request --scope pause",
+            )
+        fitting = [one for one in offers if wanted is None or wanted <= one.seconds]
+        if not fitting:
+            raise PauseError(f"a pause of {wanted} s is too long here", f"at most {longest} s")
+        for one in fitting:
+            if one.reason == reason:
+                return wanted or one.seconds, one
+        granted = ", ".join(sorted({one.reason for one in fitting}))
+        raise PauseError(f"{reason!r} is not what the pause was granted for: {granted}")
 
     async def resume(self, pid: int, uid: int) -> Dict[str, Any]:
         """Record again. Raises: PauseError, NotFound"""
@@ -85,7 +136,7 @@ class Pauses:
         await self._end(live, "asked", uid)
         return {"session": live.id}
 
-    def status(self, pid: int) -> Dict[str, Any]:
+    async def status(self, pid: int) -> Dict[str, Any]:
         """Say whether the session that a process stands in is paused. Raises: NotFound"""
         live = self._session_of(pid)
         pause = live.pause or {}
@@ -94,7 +145,7 @@ class Pauses:
             "paused": live.pause is not None,
             "reason": pause.get("reason"),
             "until": pause.get("until"),
-            "longest": self.may_pause(live),
+            "longest": await self.may_pause(live),
         }
 
     def _session_of(self, pid: int) -> LiveSession:
@@ -108,32 +159,56 @@ class Pauses:
 
     # -- what comes of it ------------------------------------------------------------
 
-    async def _begin(
-        self, live: LiveSession, reason: str, words: str, seconds: int, uid: int
-    ) -> str:
-        agent = self._agent
+    def under(self, grant: str) -> List[LiveSession]:
+        """Find the sessions that are paused by a grant."""
+        return [
+            live
+            for live in self._agent.sessions.values()
+            if live.pause is not None and live.pause.get("grant") == grant
+        ]
+
+    def revoke(self, grant: str) -> List[str]:
+        """End the pauses that rest on a grant; tell whose."""
+        found = self.under(grant)
+        for live in found:
+            self._agent.spawn(self._end(live, "revoked"))
+        return [live.id for live in found]
+
+    async def _begin(self, live: LiveSession, asked: _Asked, use: Optional[Taken]) -> str:
+        agent, reason, seconds = self._agent, asked.reason, asked.seconds
+        grant = None if use is None else use.grant
         since_ns, mono_ns = agent.kernel.now_ns(), agent.kernel.mono_ns()
         until_ns = since_ns + seconds * 10**9
         until, until_mono_ns = format_time(until_ns), mono_ns + seconds * 10**9
         live.pause = {
             "reason": reason, "since_ns": since_ns, "until": until, "until_mono_ns": until_mono_ns,
+            "grant": grant,
         }  # fmt: skip
         agent.live.save(live)
+
+        def build(host: Host, index: int, time_ns: int) -> bytes:
+            """Look at the grant once more at the very moment of entering."""
+            told = None if use is None else agent.desk.use_entry(use)
+            return pauserecords.pause_entry(
+                host, index, time_ns, live.session, live.grounds, reason, asked.words, until_ns,
+                asked.uid, asked.ticket, grant, told,
+            )  # fmt: skip
+
         try:
-            seq = await agent.book.enter(
-                pauserecords.pause_entry, live.session, live.grounds, reason, words, until_ns, uid
-            )
+            seq = await agent.book.enter(build)
         except BaseException:
             live.pause = None
             agent.live.save(live)
             raise
         agent.book.checkpoint()
+        if use is not None:
+            agent.desk.started(live, use)
         mark = f"recuse paused reason={reason} by={live.session.login.user} seq={seq}"
         line = f"recuse: recording paused ({reason}) for {seconds} s at most"
         told = wire.Hold(until_mono_ns + SLACK_NS, _line(mark), _line(line))
         held = await self._switch(live, told, True)
         self._arm(live)
-        self._tell("paused", live, seq, reason=reason, until=until)
+        self._tell("paused", live, seq, reason=reason, until=until, grant=grant)
         if not held:
             raise PauseError(
                 f"session {live.id}: its recorder does not say that it paused",
@@ -148,10 +223,11 @@ class Pauses:
             if live.pause is None:
                 return
             self._disarm(live)
-            since_ns = live.pause["since_ns"]
+            since_ns, grant = live.pause["since_ns"], live.pause.get("grant")
             seq = await agent.enter_for_sure(
-                pauserecords.resume_entry, live.session, live.grounds, why, since_ns, uid
-            )
+                pauserecords.resume_entry, live.session, live.grounds, why, since_ns, uid,
+                grant,
+            )  # fmt: skip
             agent.book.checkpoint()
             reason, live.pause = live.pause["reason"], None
             with contextlib.suppress(OSError):
@@ -161,7 +237,7 @@ class Pauses:
             if why != "ended":
                 told = wire.Release(_line(mark), b"recuse: recording resumed")
                 await self._switch(live, told, False)
-            self._tell("resumed", live, seq, reason=reason, why=why)
+            self._tell("resumed", live, seq, reason=reason, why=why, grant=grant)
 
     async def withdraw(self, live: LiveSession, words: str) -> None:
         """Record from now on a session that was exempt under supervision."""
@@ -244,10 +320,11 @@ class Pauses:
 
     def _tell(self, kind: str, live: LiveSession, seq: int, **more: Optional[str]) -> None:
         login = live.session.login
+        more["grant"] = more.get("grant") or live.grounds.grant
         self._agent.journal.write(
             kind, session=live.id, login=login.id, user=login.user, uid=login.uid,
             service=login.service, source=login.source.kernel, tty=live.session.tty,
-            rule=live.grounds.rule, grant=live.grounds.grant, seq=seq, pid=live.pid, **more,
+            rule=live.grounds.rule, seq=seq, pid=live.pid, **more,
         )  # fmt: skip
 
 

@@ -46,6 +46,7 @@ _recuse() {
                 covered overlaps broad exempts-much exempt-unanswered unused-role unused-ask program' \
                 -- "$cur"))
             return ;;
+        --scope) COMPREPLY=($(compgen -W 'session pause' -- "$cur")); return ;;
         --blobs) COMPREPLY=($(compgen -W 'require present skip' -- "$cur")); return ;;
         --since | --until | --at) COMPREPLY=($(compgen -W 'now today yesterday' -- "$cur")); return ;;
         -s | --speed | -k | --smallest-group | --settle | -i | --idle-limit | --start | --seek | --min-size | --url | --token | \
@@ -66,7 +67,7 @@ _recuse() {
         doctor) options='--coverage --since --settle --json' ;;
         sessions) options='--user --mine --verdict --outcome --since --until --dir --json' ;;
         show) options='--dir --json' ;;
-        pause) options='--reason --for --words --status --json' ;;
+        pause) options='--reason --ticket --for --words --status --json' ;;
         resume) options='--json' ;;
         play) options='--speed --idle-limit --start --seek --follow --raw --dir' ;;
         export) options='--format --output --merge-stderr --plain --bundle --approvers --dir' ;;
@@ -74,7 +75,7 @@ _recuse() {
             options='--mine --key --host-key --collector-key --blobs --min-size --approvers'
             options+=' --revoked --dir --json' ;;
         request)
-            options='--reason --why --ticket --for --begin --uses --level --max --supervised --host
+            options='--reason --why --ticket --for --begin --uses --level --scope --max --supervised --host
                 --from --user --json' ;;
         requests) options='--collector --ca --mailbox-key --host --json' ;;
         grants) options='--all --debts --dir --json' ;;

@@ -1769,6 +1769,37 @@ def test_damaged_ledger_begins_a_new_epoch_that_names_the_old(paths: Paths) -> N
     run(paths, scene)
 
 
+def test_pause_goes_on_in_a_new_epoch(paths: Paths) -> None:
+    (paths.policy_dir / "60-pause.toml").write_text(PAUSES)
+
+    async def scene(world: World) -> None:
+        shell, _ = await relayed(world, "alice")
+        await switching(world, shell, 1, control_of(world, shell, verb="pause", reason="x"))
+        until = world.last("pause").get("until")
+        await world.control(verb="sync")
+        await world.stop()
+        bundle = paths.ledger / "tile" / "entries" / "000.part"
+        data = bytearray(bundle.read_bytes())
+        data[100] ^= 1
+        bundle.write_bytes(data)
+        await world.start()
+        assert world.agent.book.host.origin.endswith("/2")
+        pause = world.last("pause")
+        assert (pause.get("pause_reason"), pause.get("until")) == ("x", until)
+        await switching(world, shell, 0, control_of(world, shell, verb="resume"))
+        shell.write(
+            b'[0.2,"g","stream=o bytes=9 lines=1 cause=pause"]', b'[0.4,"x","0"]'
+        )
+        shell.end()
+        await world.ended()
+        assert world.last("resume").ours["since"] is not None
+        row = next(iter(records.fold(world.entries()).sessions.values()))
+        assert (row.outcome, row.paused_seq) == ("partial", None)
+        assert verified(world).ok
+
+    run(paths, scene)
+
+
 def test_second_agent_leaves_the_ledger_of_the_first_alone(paths: Paths) -> None:
     async def scene(world: World) -> None:
         second = World(paths)

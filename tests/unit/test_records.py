@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recuse import pauserecords
 from recuse import records as rec
 from recuse.errors import LedgerError
 from recuse.policy import Decision, Facts
@@ -64,6 +65,7 @@ FINDING = rec.Finding(
     "192.0.2.7:40112", pid=812,
 )  # fmt: skip
 
+KINDS = (*rec.KINDS, *pauserecords.KINDS)
 ENTRIES: Dict[str, bytes] = {
     "start": rec.start_entry(HOST, 0, NOW, None, "boot"),
     "stop": rec.stop_entry(HOST, 1, NOW, "asked"),
@@ -90,6 +92,14 @@ ENTRIES: Dict[str, bytes] = {
     ),
     "recovered": rec.recovered_entry(HOST, 14, NOW, "ledger", {"notes": ["torn entry 3"]}),
     "finding": rec.finding_entry(HOST, 15, NOW, FINDING),
+    "pause": pauserecords.pause_entry(
+        HOST, 17, NOW, SESSION, rec.Grounds.of(RECORD), "hr-data", "salaries", NOW + 10**9, 1000,
+        "HR-7", "g-aaaaaaaaaaaaaaaa", {"n": 1, "uses": 2},
+    ),
+    "resume": pauserecords.resume_entry(
+        HOST, 18, NOW, SESSION, rec.Grounds.of(RECORD), "asked", NOW - 10**9, 1000,
+        "g-aaaaaaaaaaaaaaaa",
+    ),
 }  # fmt: skip
 
 BASE = {
@@ -115,7 +125,9 @@ KNOWN = {
     },
     2004: {"is_alert"},
 }  # fmt: skip
-ACTIVITIES = {3002: {1: "logon", 2: "logoff", 7: "account switch"}, 1008: {6, 7, 10, 99}, 2004: {1}}
+ACTIVITIES = {
+    3002: {1: "logon", 2: "logoff", 7: "account switch"}, 1008: {6, 7, 9, 10, 99}, 2004: {1},
+}  # fmt: skip
 
 
 def load(name: str) -> Dict[str, Any]:
@@ -183,6 +195,8 @@ def test_the_objects_of_an_entry_have_what_ocsf_requires(name: str) -> None:
         ("close", 1008, 7, 1, 99),
         ("close-exempt", 1008, 99, 1, 1),
         ("heartbeat", 1008, 99, 1, 1),
+        ("pause", 1008, 10, 3, 1),
+        ("resume", 1008, 9, 1, 1),
         ("finding", 2004, 1, 4, 1),
     ],
 )
@@ -195,7 +209,7 @@ def test_what_happened_has_its_class_activity_severity_and_status(
 
 
 def test_every_kind_has_a_builder() -> None:
-    assert {load(name)["unmapped"]["recuse"]["kind"] for name in ENTRIES} == set(rec.KINDS)
+    assert {load(name)["unmapped"]["recuse"]["kind"] for name in ENTRIES} == set(KINDS)
 
 
 def test_a_refusal_is_denied_whatever_the_verdict_was() -> None:
@@ -268,7 +282,7 @@ def test_an_entry_says_on_what_terms_the_session_goes_on() -> None:
 def test_an_entry_parses_back(name: str) -> None:
     entry = rec.parse(ENTRIES[name])
     assert entry.index == load(name)["metadata"]["sequence"]
-    assert entry.kind in rec.KINDS
+    assert entry.kind in KINDS
     assert entry.origin == HOST.origin
     assert entry.time_ns in (NOW, NOW + 10**9)
     assert b"\n" not in ENTRIES[name] and b'": ' not in ENTRIES[name]
