@@ -335,7 +335,7 @@ class SpoolConfig:
     reserve: int = _key(16 << 20, _number(1 << 20, 1 << 40, parse_size))
     keep: int = _key(0, _number(0, 3650 * 86400, parse_duration))  # seconds
     segment_seconds: int = _key(30, _number(1, 3600, parse_duration))
-    segment_bytes: int = _key(256 << 10, _number(4 << 10, 64 << 20, parse_size))
+    segment_bytes: int = _key(512 << 10, _number(4 << 10, 64 << 20, parse_size))
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def test_defaults_are_those_of_the_manual() -> None:
         transfer=("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server"),
         input=False,
     )
-    assert default.spool == config.SpoolConfig(64 << 20, 16 << 20, 0, 30, 262144)
+    assert default.spool == config.SpoolConfig(64 << 20, 16 << 20, 0, 30, 524288)
     assert default.ledger.heartbeat_seconds == 300
 
 
