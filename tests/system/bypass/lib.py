@@ -1,15 +1,61 @@
 """What the cases in Python share."""
 
+from __future__ import annotations
+
+import ctypes
+import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 SHELL = "/usr/lib/recuse/recuse-shell"
+
+#: Errors by which the kernel says no.
+NO = (errno.EPERM, errno.EACCES)
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+# Numbers of the calls that libc has no function for, where this runs (x86-64 and arm64).
+_X86 = {"migrate_pages": 256, "kcmp": 312, "rt_tgsigqueueinfo": 297, "ioprio_set": 251}
+_ARM = {"migrate_pages": 238, "kcmp": 272, "rt_tgsigqueueinfo": 240, "ioprio_set": 30}
+NUMBERS = {
+    "pidfd_getfd": 438,
+    "pidfd_send_signal": 424,
+    "io_uring_setup": 425,
+    "io_uring_register": 427,
+    **{"x86_64": _X86, "aarch64": _ARM}[os.uname().machine],
+}
 
 
 def act() -> None:
     """Do what ought to be accounted for."""
     print("ACTED-" + os.path.basename(sys.argv[0]), flush=True)
+
+
+def must_fail(
+    name: str, function: Callable[..., Any], *arguments: Any, errors: Sequence[int] = NO
+) -> None:
+    """Try what ought to be turned down with one of these errors; say so if it is not."""
+    try:
+        function(*arguments)
+    except OSError as error:
+        if error.errno not in errors:
+            print("WORKED, oddly:", name, error)
+    else:
+        print("WORKED:", name)
+
+
+def call(name: str, *arguments: Any) -> None:
+    """Make a system call, by libc's function or by its number. Raises: OSError"""
+    wide = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
+    if name in NUMBERS:
+        done = libc.syscall(NUMBERS[name], *wide)
+    else:
+        done = getattr(libc, name)(*wide)
+    if done == -1:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def relay() -> int:
