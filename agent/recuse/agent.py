@@ -85,6 +85,7 @@ class Agent:
         self.started_ns = kernel.now_ns()
         self.floor = 0  # the entry from which the next start reads the ledger
         self.renewed = False  # the ledger is another than that of the sessions before the start
+        self.adopting = asyncio.Lock()
         self.set_back = asyncio.Event()  # central storage has another ledger of this name
         self.spool = Spool(str(paths.spool))
         self.upkeep = Upkeep(paths, config, policy, kernel, journal, notifier, book, self.spool)

@@ -14,8 +14,9 @@ import hashlib
 import re
 import struct
 from dataclasses import dataclass, field, replace
-from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
+from .errors import LedgerError
 from .policy import UNKNOWN_SOURCE
 from .records import Entry, Finding, LoginRow, View, format_time, parse_time
 
@@ -235,9 +236,12 @@ def merge(traces: Iterable[Trace]) -> List[Sighting]:
                 continue
         if not trace.ends:
             by_process[key] = _begin(found, trace)
-    terminals = [one for one in found if one.service in (None, "sshd", "login", "remote")]
+    terminals: Dict[str, List[Sighting]] = {}
+    for one in found:
+        if one.service in (None, "sshd", "login", "remote"):
+            terminals.setdefault(one.user, []).append(one)
     for trace in loose:
-        near = _nearest(trace, [one for one in terminals if "wtmp" not in one.witnesses])
+        near = _nearest(trace, terminals.get(trace.user, ()))
         if near is not None:
             near.take(trace)
         else:
@@ -257,7 +261,8 @@ def _nearest(trace: Trace, among: Sequence[Sighting]) -> Optional[Sighting]:
     close = [
         one
         for one in among
-        if one.user == trace.user and abs(one.time_ns - trace.time_ns) <= NEAR_SECONDS * _SECOND
+        if "wtmp" not in one.witnesses
+        and abs(one.time_ns - trace.time_ns) <= NEAR_SECONDS * _SECOND
     ]
     return min(close, key=lambda one: abs(one.time_ns - trace.time_ns), default=None)
 
@@ -307,7 +312,11 @@ class Reader:
             boot, pid, audit = self._process.get(row.login, ("", None, None))
             sessions = [self.view.sessions[one] for one in row.sessions]
             ttys = tuple(one.tty for one in sessions if one.tty)
-            found.append(Kept(row, boot, pid, audit, parse_time(row.started or ""), ttys))
+            try:
+                started_ns = parse_time(row.started or "")
+            except LedgerError:
+                continue  # an entry that says nothing accounts for nothing
+            found.append(Kept(row, boot, pid, audit, started_ns, ttys))
         return found
 
 
@@ -325,17 +334,7 @@ def reconcile(
     outcome = Reconciled()
     settled_ns = now_ns - int(limits.settle_seconds * _SECOND)
     todo = [one for one in sightings if one.service not in limits.ignored]
-    taken: Dict[int, Kept] = {}
-    free = list(kept)
-    for same in (_same_process, _same_audit_session, _same_user):
-        for number, one in enumerate(todo):
-            if number in taken:
-                continue
-            fitting = [other for other in free if same(one, other)]
-            if fitting:
-                best = min(fitting, key=lambda other: abs(other.started_ns - one.time_ns))
-                taken[number] = best
-                free.remove(best)
+    taken, free = _pair(todo, kept)
     for number, one in enumerate(todo):
         login = taken.get(number)
         outcome.sightings += one.recent
@@ -359,6 +358,39 @@ def reconcile(
             if limits.witnessed_from_ns < login.started_ns < settled_ns:
                 outcome.findings.append(_unwitnessed(login))
     return outcome
+
+
+def _pair(
+    todo: Sequence[Sighting], kept: Sequence[Kept]
+) -> Tuple[Dict[int, Kept], List[Kept]]:
+    """Give every sighting, by number, the login that fits best, if one does; and those left."""
+    by_user: Dict[Optional[str], Dict[int, Kept]] = {}
+    by_process: Dict[Tuple[Optional[str], Optional[int]], Dict[int, Kept]] = {}
+    for place, login in enumerate(kept):
+        by_process.setdefault((login.row.user, login.pid), {})[place] = login
+        by_user.setdefault(login.row.user, {})[place] = login
+    taken: Dict[int, Kept] = {}
+    used: Set[int] = set()
+    for same in (_same_process, _same_audit_session, _same_user):
+        for number, one in enumerate(todo):
+            if number in taken:
+                continue
+            if same is _same_process:
+                among = by_process.get((one.user, one.pid), {})
+            else:
+                among = by_user.get(one.user, {})
+            fitting = [
+                place for place, other in among.items() if place not in used and same(one, other)
+            ]
+            if fitting:
+                best = min(fitting, key=lambda at: abs(kept[at].started_ns - one.time_ns))
+                taken[number] = kept[best]
+                used.add(best)
+        if same is _same_process:
+            for users in by_user.values():
+                for place in used & users.keys():
+                    del users[place]
+    return taken, [login for place, login in enumerate(kept) if place not in used]
 
 
 def _same_process(one: Sighting, other: Kept) -> bool:

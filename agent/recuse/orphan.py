@@ -107,6 +107,11 @@ def _text(fields: Dict[str, Any], name: str, limit: int = MAX_TEXT) -> str:
 
 async def adopt_orphans(agent: Agent) -> int:
     """Enter every orphan there is; say how many."""
+    async with agent.adopting:  # none twice: the heartbeat and coverage both ask for it
+        return await _adopt_all(agent)
+
+
+async def _adopt_all(agent: Agent) -> int:
     adopted = 0
     known = {live.orphan for live in agent.sessions.values() if live.orphan}
     for name, fd, locked, fault in agent.spool.orphans(agent.recuse_uid):

@@ -87,9 +87,14 @@ def _raw(reader: Any) -> Iterator[Any]:
         yield entry
 
 
+def wtmp_layout(machine: str) -> str:
+    """Say how wtmp is laid out on a kind of machine, see utmp(5)."""
+    return "wide" if machine in ("aarch64", "riscv64", "loongarch64") else "narrow"
+
+
 def read_wtmp(root: str, since: datetime) -> List[Trace]:
     """Give the logins of wtmp since then; none if there is no such file."""
-    layout = "wide" if platform.machine() in ("aarch64", "riscv64", "loongarch64") else "narrow"
+    layout = wtmp_layout(platform.machine())
     try:
         with open(os.path.join(root, WTMP), "rb") as file:
             size = os.fstat(file.fileno()).st_size

@@ -2462,6 +2462,15 @@ def test_a_finding_is_entered_and_told_once(paths: Paths) -> None:
     run(paths, after_a_restart)
 
 
+def test_orphans_are_adopted_once_however_many_ask(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        write_orphan(paths, 4_000_000, "cast", b'[0.1,"o","hi"]', b'[0.2,"x","4"]')
+        await asyncio.gather(*(world.control(verb="settle") for _ in range(4)))
+        assert world.kinds().count("open") == world.kinds().count("close") == 1
+
+    run(paths, scene)
+
+
 def test_findings_are_bounded_and_checked(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recuse import records
+from recuse import audit, keys, records, witness
+from recuse import ledger as ledgers
+from recuse.archive import LedgerArchive
 from recuse.coverage import (
     WTMP_LAYOUTS,
     Limits,
@@ -25,6 +30,7 @@ from recuse.coverage import (
 from recuse.policy import UNKNOWN_SOURCE, Decision, Facts
 
 SECOND = 10**9
+DAY = 86400 * SECOND
 NOW = 1_763_860_004 * SECOND
 BOOT = "0c5e7f0a-1111-2222-3333-444455556666"
 FLAT = BOOT.replace("-", "")
@@ -416,3 +422,45 @@ def test_wtmp_is_read_and_its_size_is_that_of_utmp(layout: str, size: int) -> No
 def test_wtmp_of_nonsense_is_read_without_a_fault(data: bytes, layout: str) -> None:
     for trace in wtmp_traces(data, layout):
         assert trace.user and trace.tty and trace.time_ns > 0
+
+
+# What is read
+
+
+def test_ledgers_are_read_from_when_it_matters(tmp_path: Path) -> None:
+    entries = Ledger(NOW - 90 * DAY)
+    for number in range(600):
+        entries.login(NOW - (700 - number) * 3600 * SECOND, 1000 + number)
+    signer = keys.load_or_create(tmp_path / "host.key", HOST.origin)
+    with ledgers.Ledger.open(tmp_path / "ledger", signer, NOW) as kept:
+        kept.append(entries.raw)
+        kept.checkpoint()
+    since = datetime.fromtimestamp((NOW - 5 * DAY) / SECOND, timezone.utc)
+    found = witness.read_ledgers([str(tmp_path / "ledger")], since)
+    assert found.enabled_ns == NOW - 90 * DAY
+    pids = {one.pid for one in found.kept()}
+    wanted = {1000 + n for n in range(600) if 700 - n <= 5 * 24}
+    assert wanted <= pids and len(pids) < 600
+
+
+def test_wtmp_is_read_from_a_time_on(tmp_path: Path) -> None:
+    (tmp_path / "var/log").mkdir(parents=True)
+    since = datetime.fromtimestamp(100, timezone.utc)
+    assert witness.read_wtmp(str(tmp_path), since) == []
+    layout = witness.wtmp_layout(os.uname().machine)
+    records_of = [record(layout, 7, b"ann", b"pts/1", at) for at in (99, 100, 101)]
+    (tmp_path / witness.WTMP).write_bytes(b"".join(records_of))
+    assert [one.time_ns // SECOND for one in witness.read_wtmp(str(tmp_path), since)] == [100, 101]
+
+
+def test_verification_lists_findings(tmp_path: Path) -> None:
+    signer = keys.load_or_create(tmp_path / "host.key", HOST.origin)
+    finding = count(Ledger(), [pam(AT)]).findings[0]
+    with ledgers.Ledger.open(tmp_path / "ledger", signer, NOW) as kept:
+        kept.append([records.start_entry(HOST, 0, NOW, None, "boot")])
+        kept.append([records.finding_entry(HOST, 1, NOW, finding)])
+        kept.checkpoint()
+    report = audit.verify(LedgerArchive(str(tmp_path / "ledger")), audit.Trusted(signer.verifier))
+    assert report.ok and [one.code for one in report.findings] == ["missing-login"]
+    assert any("finding: entry 1" in line and "alice by sshd" in line for line in report.lines())
+    assert report.to_json()["findings"][0]["index"] == 1
