@@ -13,11 +13,12 @@ from pathlib import Path
 from .approval import ApprovalPolicy
 from .approvaltoml import parse_approval
 from .config import Paths, read_policy_dir
-from .errors import ConfigError, PolicyError, RecuseError
+from .errors import ConfigError, Fault, PolicyError, RecuseError
 from .journal import Journal
 from .notices import Notices, read_notices
 from .policy import Policy
 from .policytoml import parse_policy
+from .tomlfile import did_you_mean
 
 FAULTS_SHOWN = 5
 
@@ -57,6 +58,22 @@ def boot_approval(paths: Paths, policy: Policy, journal: Journal) -> ApprovalPol
     except PolicyError as error:
         journal.write("policy-bad", fault=say_faults(error), proceeding="no approval policy")
         return parse_approval([], policy)
+
+
+def check_names(policy: Policy, notices: Notices) -> None:
+    """See that there is every template of a notice that a rule asks for. Raises: ConfigError"""
+    faults = [
+        Fault(
+            rule.file,
+            rule.line,
+            f"rule {rule.name!r} asks for notice {rule.terms.notice!r}, which notices.d has not"
+            + did_you_mean(rule.terms.notice, notices.names),
+        )
+        for rule in policy.rules
+        if rule.terms.notice is not None and rule.terms.notice not in notices.names
+    ]
+    if faults:
+        raise ConfigError("rules ask for notices that are not there", faults=faults)
 
 
 def boot_policy(paths: Paths, journal: Journal) -> Policy:

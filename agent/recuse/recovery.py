@@ -49,6 +49,7 @@ from .policy import Verdict
 from .policyfile import (
     boot_approval,
     boot_policy,
+    check_names,
     load_approval,
     load_notices,
     load_policy,
@@ -94,6 +95,7 @@ def check(paths: Paths, config: Optional[Path]) -> int:
         lambda: load(config or paths.config),
         lambda: load_notices(paths),
         lambda: load_policy(paths),
+        lambda: _check_names(paths),
         lambda: _check_approval(paths),
     ]
     if os.access(paths.state, os.R_OK | os.X_OK) and os.path.lexists(paths.host_key):
@@ -108,6 +110,15 @@ def check(paths: Paths, config: Optional[Path]) -> int:
         except RecuseError as error:
             status = fail(error)
     return status
+
+
+def _check_names(paths: Paths) -> None:
+    """See that rules ask for notices that there are; what cannot be read was named already."""
+    try:
+        policy, notices = load_policy(paths), load_notices(paths)
+    except (ConfigError, PolicyError):
+        return
+    check_names(policy, notices)
 
 
 def _check_approval(paths: Paths) -> None:

@@ -23,7 +23,14 @@ from .host import Kernel
 from .journal import Journal
 from .notices import Notices
 from .policy import Policy
-from .policyfile import keep_policy, load_approval, load_notices, load_policy, say_faults
+from .policyfile import (
+    check_names,
+    keep_policy,
+    load_approval,
+    load_notices,
+    load_policy,
+    say_faults,
+)
 from .spool import Reserve, Spool
 from .wiring import Wiring
 
@@ -117,6 +124,7 @@ class Upkeep:
         self._reloading = asyncio.Lock()
         self.notices = Notices()
         self._read_notices("those shipped")
+        self._look_at_names()
         # The ledger must be able to tell of a full disk, on whichever file system it is.
         self._reserves = [
             Reserve(str(paths.spool / "reserve"), config.spool.reserve),
@@ -169,6 +177,7 @@ class Upkeep:
                 self._journal.write(
                     "policy-bad", fault=self.faults["approval"], proceeding="the one in force"
                 )
+            self._look_at_names()
             self.set_fallback()
             await self.look_at_wiring()
             for call in self.on_reload:
@@ -184,6 +193,15 @@ class Upkeep:
         except ConfigError as error:
             self.faults["notices"] = say_faults(error)
             self._journal.write("config-bad", fault=self.faults["notices"], proceeding=proceeding)
+
+    def _look_at_names(self) -> None:
+        """Say which notices rules ask for that are not there; users get the usual one."""
+        try:
+            check_names(self.policy, self.notices)
+        except ConfigError as error:
+            fault = say_faults(error)
+            self.faults["notice names"] = fault
+            self._journal.write("config-bad", fault=fault, proceeding="the usual notice")
 
     async def enter_policy(self) -> None:
         """Enter which policy is in force."""

@@ -790,6 +790,27 @@ def test_templates_of_the_host_are_used_and_bad_ones_leave_those_in_force(paths:
     run(paths, scene)
 
 
+def test_notice_that_a_rule_asks_for_and_is_not_there_is_a_fault(paths: Paths) -> None:
+    rule = CONFIRMED.replace("confirm = true", 'notice = "pcl"')
+    assert rule != CONFIRMED
+    paths.notices_dir.mkdir()
+    named = NOTICE.replace("[[notice]]", "[[notice]]\nname = 'pci'")
+    (paths.notices_dir / "10-own.toml").write_text(named)
+    (paths.policy_dir / "60-agree.toml").write_text(rule)
+
+    async def scene(world: World) -> None:
+        told = world.event("config-bad")["MESSAGE"]
+        assert "asks for notice 'pcl', which notices.d has not; did you mean 'pci'?" in told
+        _, answer = await world.session(await world.login("alice"), "alice")
+        assert b"is recorded" in answer.notice
+        (paths.policy_dir / "60-agree.toml").write_text(rule.replace("pcl", "pci"))
+        assert (await world.control(verb="reload"))["ok"] is True
+        _, answer = await world.session(await world.login("alice"), "alice")
+        assert answer.notice == b"seen by auditors, alice\n"
+
+    run(paths, scene)
+
+
 def test_user_who_does_not_agree_is_refused(paths: Paths) -> None:
     (paths.policy_dir / "60-agree.toml").write_text(CONFIRMED)
 
