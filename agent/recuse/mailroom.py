@@ -7,6 +7,7 @@ until the host fetches it. It verifies nothing but who may come in: hosts do the
 from __future__ import annotations
 
 import hashlib
+import logging
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -28,6 +29,8 @@ SHOWN = ("pending", "granted", "used")
 """What may still be ended; sessions of a grant that is used up may still run."""
 MAX_FETCH = 48 << 10
 """Bytes of items in one answer to a host."""
+
+_log = logging.getLogger("recuse-collector")
 
 
 class Mailroom:
@@ -57,10 +60,11 @@ class Mailroom:
                 read_trusted(self._approvers), str(self._approvers)
             )
         except FileNotFoundError:
-            raise AccessDenied(f"no approver is let in: {self._approvers} does not exist") from None
+            raise AccessDenied("no approver is let in: their file does not exist") from None
         except RecuseError as error:
             told = "; ".join(map(str, getattr(error, "faults", ()))) or error.message
-            raise AccessDenied(f"no approver is let in: {told}") from None
+            _log.error("no approver is let in: %s", told)
+            raise AccessDenied("no approver is let in: their file cannot be used") from None
         text = mail.access_text(self._store.vkey, method, path, created_s, digest)
         signed = sshsig.verify(
             text, armored.encode(), signers, mail.access_namespace(self._org),
