@@ -95,11 +95,11 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuple[Host, Els
         host.run(*enrol, "--token", token, check=True)
         elsewhere = Elsewhere(host, tmp_path_factory.mktemp("elsewhere"))
         rules = RULES.replace("handles patient data", "maintenance")
-        host.write("/etc/recuse/policy.d/10-test.toml", POLICY + rules)
+        host.write("/etc/recuse/policy.d/10-test.toml", POLICY + rules)  # that the next one needs
         host.write("/etc/recuse/approval.d/10-test.toml", APPROVAL)
         host.run("recuse", "policy", "check", check=True)
         host.run("systemctl", "restart", "recuse-agent", "recuse-ship", check=True)
-        enable(host)
+        enable(host, POLICY + rules)
         yield host, elsewhere
 
 
