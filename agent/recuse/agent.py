@@ -103,11 +103,13 @@ class Agent:
         self.quotas = Quotas(self)
         self.sealer.on_tick.append(self.quotas.look)
         self.door.on_held = self.pauses.heard
+        self.door.on_late = self._adopt_soon
         self._refused: Dict[Tuple[Peer, wire.Login], Tuple[int, wire.Answer]] = {}
         self._sources: Dict[int, str] = {}  # by audit session, also of logins that ended
         self._tasks: Set["asyncio.Task[Any]"] = set()
         self._changed: Set[LiveLogin] = set()
         self._tidying: Optional[asyncio.TimerHandle] = None
+        self._adopting: Optional[asyncio.TimerHandle] = None
 
     @property
     def config(self) -> Config:
@@ -1000,6 +1002,16 @@ class Agent:
         if self._tidying is None:
             self._tidying = asyncio.get_running_loop().call_later(TIDY_SECONDS, self._tidy)
 
+    def _adopt_soon(self) -> None:
+        """Take in what recuse-shell did without our answer, not only with the next heartbeat."""
+
+        def adopt() -> None:
+            self._adopting = None
+            self.spawn(adopt_orphans(self))
+
+        if self._adopting is None:
+            self._adopting = asyncio.get_running_loop().call_later(TIDY_SECONDS, adopt)
+
     def _tidy(self) -> None:
         """Save logins whose sessions were counted, and tell systemd how many there are."""
         if self._tidying is not None:
@@ -1087,8 +1099,9 @@ class Agent:
         """Close our descriptors of what goes on, and end what was being done about it."""
         loop = asyncio.get_running_loop()
         self.pauses.halt()
-        if self._tidying is not None:
-            self._tidying.cancel()
+        for timer in (self._tidying, self._adopting):
+            if timer is not None:
+                timer.cancel()
         lives: List[Live] = [*self.logins.values(), *self.sessions.values()]
         for live in lives:
             if live.pidfd >= 0:

@@ -74,6 +74,8 @@ class Door:
         self._serve_message = serve
         self._forget = forget
         self.on_held: Callable[[LiveSession, bool], None] = lambda live, held: None
+        self.on_late: Callable[[], None] = lambda: None
+        """Called when somebody did not wait for the answer."""
         self._connections: Set[Connection] = set()
         self._tasks: Set["asyncio.Task[None]"] = set()
         self._settled: Optional[asyncio.Event] = None
@@ -262,7 +264,7 @@ class Door:
         try:
             connection.sock.sendmsg([packet], rights if fd >= 0 else [])
         except OSError:
-            pass  # it did not wait; its pidfd says when it ends
+            self.on_late()  # it did not wait; its pidfd says when it ends
         connection.busy = False
         if connection.relay is None:
             self.hang_up(connection)

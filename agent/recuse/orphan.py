@@ -8,6 +8,7 @@ as late, and follows the session if it still lives. What makes no sense is set a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_HEADER_BYTES = 65536
 MAX_TEXT = 4096
+RETRY_SECONDS = 5.0
 
 
 class BadOrphan(Exception):
@@ -155,7 +157,32 @@ async def _adopt(agent: Agent, orphan: Orphan, locked: bool) -> None:
         if pidfd >= 0:
             os.close(pidfd)
         raise
-    if pidfd >= 0:
+    try:
+        take_file(agent, live)
+    except (SpoolError, OSError) as error:
+        agent.sessions[live.id] = live  # known: it must not be entered again
+        agent.journal.write("spool-fault", file=f"orphan/{orphan.name}", fault=str(error))
+        agent.spawn(_take_later(agent, live))
+        return
+    await _go_on(agent, live)
+
+
+async def _take_later(agent: Agent, live: LiveSession) -> None:
+    """Take the file of a session that is entered, however often it takes."""
+    assert live.orphan is not None
+    while agent.spool.has_orphan(live.orphan):
+        await asyncio.sleep(RETRY_SECONDS)
+        with contextlib.suppress(SpoolError, OSError):
+            take_file(agent, live)
+            break
+    else:
+        live.flags.append("recording-missing")
+    await _go_on(agent, live)
+
+
+async def _go_on(agent: Agent, live: LiveSession) -> None:
+    """Follow a session that lives, end one that does not."""
+    if live.pidfd >= 0:
         agent.follow_session(live)
         return
     agent.sessions[live.id] = live
@@ -202,13 +229,14 @@ async def _enter(agent: Agent, orphan: Orphan, pidfd: int, start: int) -> LiveSe
         pidfd=pidfd,
     )
     owner.sessions += 1
-    agent.live.save(live)
     try:
+        agent.live.save(live)
         live.seq = await agent.book.enter(records.open_entry, session, decision)
     except BaseException:
         agent.live.remove(live)
+        owner.sessions -= 1
+        agent.spawn(agent.end_if_idle(owner))
         raise
-    take_file(agent, live)
     agent.journal.write(
         "adopted", session=session.id, login=owner.id, user=owner.login.user, uid=orphan.uid,
         seq=live.seq, verdict="record", tty=session.tty, pid=orphan.pid,

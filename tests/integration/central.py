@@ -239,6 +239,16 @@ class MoodyService(collector.Service):
         self.on_request(number, "after")
         if mood == "twice":
             answer = await handler(request)
+        if mood == "half":  # the connection breaks in the middle of the answer
+            assert request.transport is not None and isinstance(answer, web.Response)
+            body = bytes(answer.body) if isinstance(answer.body, bytes) else b""
+            half = web.StreamResponse(status=answer.status)
+            half.content_type = answer.content_type
+            half.content_length = len(body) + 1
+            await half.prepare(request)
+            await half.write(body[: len(body) // 2] or b"x")
+            request.transport.close()
+            return half
         if mood == "drop-after":
             assert request.transport is not None
             request.transport.close()

@@ -16,13 +16,14 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterator, List, Set, Tuple
+from pathlib import Path
+from typing import Any, Awaitable, Callable, Dict, Iterator, List, Set, Tuple
 
 import pytest
 from test_agent import RECUSE, USERS, Child, World, paths, write_orphan
 
 from recuse import agent as agent_module
-from recuse import keys, records, sealing, wire
+from recuse import keys, orphan, records, sealing, wire
 from recuse.archive import LedgerArchive
 from recuse.audit import Trusted, verify
 from recuse.book import NotEntered
@@ -77,6 +78,7 @@ def failing(disk: Disk) -> Iterator[None]:
             patch.setattr(os, name, disk.spoil(name, getattr(os, name)))
         patch.setattr(agent_module, "RETRY_SECONDS", 0.001)
         patch.setattr(sealing, "RETRY_SECONDS", 0.001)
+        patch.setattr(orphan, "RETRY_SECONDS", 0.001)
         yield
 
 
@@ -143,6 +145,21 @@ class Play:
         await self.idle()
         await self.world.stop()
 
+    async def orphans(self) -> None:
+        """Take in what recuse-shell recorded and let pass; the dead writers are no processes."""
+        line = b'[0.1,"o","shown to nobody in time"]'
+        for pid, kind, lines in ((4_000_001, "cast", (line,)), (4_000_002, "stub", ())):
+            write_orphan(self.world.paths, pid, kind, *lines)
+            self.late.add(pid)
+        await self.start()
+        agent = self.world.agent
+        for _ in range(20):
+            await adopt_orphans(agent)
+            await self.idle()
+            if not os.listdir(self.world.paths.spool / "orphan"):
+                break
+        await self.world.stop()
+
     async def idle(self) -> None:
         agent = self.world.agent
         await self.world.until(lambda: not agent.sessions and not agent.logins)
@@ -169,7 +186,8 @@ class Play:
             assert words in self.text(rows[session])
         late = {row.session: row for row in rows.values() if row.session not in self.shown}
         assert len(late) == len(self.late)
-        assert all("shown to" in self.text(row) for row in late.values())
+        for row in late.values():
+            assert row.outcome == "failed" or "shown to" in self.text(row)
         assert os.listdir(world.paths.spool / "live") == []
         assert os.listdir(world.paths.spool / "orphan") == []
         archive = LedgerArchive(str(world.paths.ledger), [str(world.paths.spool / "out")])
@@ -186,7 +204,7 @@ class Play:
         )
 
 
-def play(paths: Paths, disk: Disk) -> None:
+def play(paths: Paths, disk: Disk, scene: Callable[[Play], Awaitable[None]]) -> None:
     async def main() -> None:
         world = World(paths)
         playing = Play(world)
@@ -196,7 +214,7 @@ def play(paths: Paths, disk: Disk) -> None:
         )
         try:
             with failing(disk):
-                await playing.scene()
+                await scene(playing)
             await playing.check(disk)
         finally:
             for child in reversed(world.children):
@@ -210,12 +228,22 @@ def play(paths: Paths, disk: Disk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "length"),
-    [(errno.EIO, 1), (errno.ENOSPC, 3), (errno.EROFS, 5)],
-    ids=["input-output-error", "full-for-a-while", "read-only-for-a-while"],
+    ("scene", "code", "length"),
+    [
+        (Play.scene, errno.EIO, 1),
+        (Play.scene, errno.ENOSPC, 3),
+        (Play.scene, errno.EROFS, 5),
+        (Play.orphans, errno.ENOSPC, 1),
+        (Play.orphans, errno.EROFS, 5),
+    ],
+    ids=["input-output-error", "full", "read-only", "full-for-orphans", "read-only-for-orphans"],
 )
 def test_disk_that_fails_at_any_call(
-    paths: Paths, tmp_path_factory: pytest.TempPathFactory, code: int, length: int
+    paths: Paths,
+    tmp_path_factory: pytest.TempPathFactory,
+    scene: Callable[[Play], Awaitable[None]],
+    code: int,
+    length: int,
 ) -> None:
     wrong: List[str] = []
     for number in itertools.count(1, length):
@@ -223,7 +251,7 @@ def test_disk_that_fails_at_any_call(
         shutil.copytree(paths.root, root, dirs_exist_ok=True)
         disk = Disk(number, length, code)
         try:
-            play(Paths(root), disk)
+            play(Paths(root), disk, scene)
         except (AssertionError, asyncio.TimeoutError) as error:
             wrong.append(f"{number} ({', '.join(disk.failed)}): {error!r:.300}")
         shutil.rmtree(root)
@@ -231,3 +259,80 @@ def test_disk_that_fails_at_any_call(
             break
     assert not wrong, "\n".join(wrong)
     assert disk.calls > 50
+
+
+# -- the table of the design ----------------------------------------------------------
+
+PROOF = {
+    "agent does not answer": (
+        "c/test_pam.py::test_open_past_the_deadline",
+        "c/test_shell.py::test_alone_when_the_agent_is_of_no_use",
+        "c/test_shell.py::test_alone_may_be_refused",
+        "c/test_shell.py::test_alone_may_leave_a_stub_only",
+        "system/test_booted_restart.py::test_login_while_the_agent_is_down_is_recorded_and_adopted",
+    ),
+    "agent killed": (
+        "system/test_booted_fault.py::test_kills_at_random_moments_lose_nothing",
+        "system/test_booted_restart.py::test_agent_killed_and_restarted_under_twenty_sessions",
+    ),
+    "an entry cannot be written": (
+        "unit/test_faults.py::test_disk_that_fails_at_any_call",
+        "unit/test_agent.py::test_end_that_cannot_be_entered_is_entered_later",
+    ),
+    "spool full": ("unit/test_agent.py::test_full_spool",),
+    "a recording cannot be written to": (
+        "c/test_shell.py::test_full_disk_leaves_a_gap_that_says_what_is_missing",
+        "c/test_shell.py::test_full_disk_ends_the_session_if_policy_says_so",
+    ),
+    "collector away": (
+        "integration/test_ship.py::test_collector_away_then_back_loses_nothing",
+        "integration/test_ship.py::test_a_moody_collector_gets_everything_in_the_end",
+        "integration/test_ship.py::test_hurry_cuts_a_delay_short",
+    ),
+    "a receiver of notices": (
+        "integration/test_notify.py::test_receiver_that_fails_gets_all_in_order_later",
+        "integration/test_notify.py::test_receiver_that_hangs_keeps_nobody_else_waiting",
+        "integration/test_notify.py::test_what_is_too_old_is_given_up_entered_and_told",
+    ),
+    "users are slow": (
+        "unit/test_accounts.py::test_slow_lookup_delays_nobody_else",
+        "unit/test_accounts.py::test_login_of_a_user_who_cannot_be_looked_up_is_left_to_the_fallback",
+    ),
+    "a program or engine": (
+        "unit/test_asking.py::test_login_is_refused_for_want_of_an_answer",
+        "unit/test_asking.py::test_slow_program_delays_nobody_else",
+    ),
+    "one odd file": (
+        "unit/test_agent.py::test_orphan_that_makes_no_sense_is_set_aside_and_the_others_go_on",
+        "integration/test_ship.py::test_odd_files_in_the_spool_do_not_stop_the_others",
+    ),
+    "the clock is set": ("unit/test_agent.py::test_clock_that_steps_changes_no_order",),
+    "relay killed": ("system/test_booted_restart.py::test_a_killed_relay_loses_nothing",),
+    "broken policy": (
+        "unit/test_agent.py::test_bad_policy_leaves_the_running_one_in_force",
+        "unit/test_agent.py::test_bad_policy_at_boot_falls_back_to_the_last_good_one",
+    ),
+    "ledger damaged": (
+        "unit/test_agent.py::test_damaged_ledger_begins_a_new_epoch_that_names_the_old",
+        "unit/test_epoch.py::test_host_set_back_begins_an_epoch_that_central_storage_takes",
+    ),
+    "broken installation": (
+        "system/test_booted_restart.py::test_disabled_file_makes_everything_transparent",
+        "unit/test_agent.py::test_disabled_is_entered_when_it_appears_and_when_it_goes",
+    ),
+}
+"""Where each row of "When things fail" in docs/design.md is seen to hold."""
+
+
+def test_each_row_of_what_happens_when_things_fail_is_seen_to_hold() -> None:
+    tests = Path(__file__).parent.parent
+    design = (tests.parent / "docs" / "design.md").read_text()
+    table = design.partition("## When things fail\n")[2].partition("\n## ")[0]
+    rows = [line[2:] for line in table.splitlines() if line.startswith("| ")][1:]
+    assert [next((one for one in PROOF if row.startswith(one)), row) for row in rows] == [
+        one for row in rows for one in PROOF if row.startswith(one)
+    ]
+    assert len(rows) == len(PROOF)
+    for proof in (proof for proofs in PROOF.values() for proof in proofs):
+        name, _, function = proof.partition("::")
+        assert f"def {function}" in (tests / name).read_text(), proof
