@@ -540,7 +540,7 @@ become_recorder(const struct caller *c)
 {
     static const int TIMERS[] = { ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF };
     static const struct itimerval never;
-    static const struct rlimit no_core;
+    static const struct rlimit none;
     const struct sigaction by_default = { .sa_handler = SIG_DFL };
     struct rlimit size;
 
@@ -553,7 +553,9 @@ become_recorder(const struct caller *c)
         size.rlim_cur = size.rlim_max;
         setrlimit(RLIMIT_FSIZE, &size);
     }
-    setrlimit(RLIMIT_CORE, &no_core);
+    setrlimit(RLIMIT_CORE, &none);
+    setrlimit(RLIMIT_NPROC, &none);     /* the child runs already */
+    setrlimit(RLIMIT_MEMLOCK, &none);
     return become(c->our_uid, c->our_gid)
         && prctl(PR_SET_DUMPABLE, 0) == 0
         && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0

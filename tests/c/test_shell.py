@@ -896,6 +896,9 @@ def test_recorder_may_make_few_system_calls_and_the_user_any(
     with host.agent():
         terminal.start(host.command("grep Seccomp: /proc/$$/status; echo up; cat"))
         assert b"0" in terminal.wait_for(b"up")
+        limits = Path(f"/proc/{terminal.process.pid}/limits").read_text()
+        for name, most in (("processes", 0), ("locked memory", 0), ("core file size", 0)):
+            assert re.search(rf"^Max {name} +{most} +{most} ", limits, re.M), limits
         # The sanitizers make calls of their own: there is no filter then.
         assert status_of(terminal.process.pid)["Seccomp"] == ("0" if host.sanitized else "2")
         terminal.type(b"\x04")
