@@ -90,8 +90,14 @@ class Catalog:
         if row.verdict in ("exempt", "refuse") and not row.segments:  # a relay may have been there
             reason = "exempt from recording" if row.verdict == "exempt" else "refused"
             rule = " by rule %s" % cast.printable(row.rule) if row.rule else ""
+            grant = " by grant %s" % cast.printable(row.grant) if row.grant else ""
+            told = "there is no recording"
+            if row.verdict == "exempt" and row.supervised:
+                told = "its content was withheld, and there is no recording"
+                if row.live:
+                    told = "its content is withheld unless the exemption is withdrawn"
             raise NotFound(
-                "session %s was %s%s: there is no recording" % (row.session, reason, rule),
+                "session %s was %s%s%s: %s" % (row.session, reason, rule, grant, told),
                 "see: recuse show %s" % row.session,
             )
         if row.kind in ("nested", "transfer") and not row.segments and not row.live:

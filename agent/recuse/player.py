@@ -27,6 +27,7 @@ _KEY = re.compile(
     rb"|\x1b[^\[O\]PX^_]"
     rb"|[^\x1b]"
 )
+_WITHHOLDS = re.compile(r"recuse (?:paused|content withheld)\b")
 _NAMES = {
     b" ": "pause",
     b"q": "quit",
@@ -80,13 +81,17 @@ class Screen:
                 for match in _ALTERNATE.finditer(data):
                     self._alternate = match.group(1) == b"h"
             elif event.code == "g" and not self.raw:
-                words = ("[gap: %s]" % cast.printable(event.text)).encode()
-                parts.append(
-                    b"\r\n\x1b[7m" + words + b"\x1b[0m\r\n" if self.is_tty else words + b"\n"
-                )
+                parts.append(self._line("[gap: %s]" % cast.printable(event.text)))
+            elif event.code == "m" and not self.raw and _WITHHOLDS.match(event.text):
+                # Where what is not there begins; how much it is, the gap says, after it.
+                parts.append(self._line("[%s]" % cast.printable(event.text[len("recuse ") :])))
             elif event.code == "r":
                 self.resize(event.text)
         self._write(b"".join(parts))
+
+    def _line(self, text: str) -> bytes:
+        words = text.encode()
+        return b"\r\n\x1b[7m" + words + b"\x1b[0m\r\n" if self.is_tty else words + b"\n"
 
     def resize(self, text: str) -> None:
         match = re.match(r"(\d{1,5})x(\d{1,5})\Z", text)

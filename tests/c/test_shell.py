@@ -156,6 +156,90 @@ def test_terminal_input_without_echo_is_hidden(host: Host, terminal: Terminal) -
     assert b"sec" not in host.recording.read_bytes()
 
 
+def typed(host: Host) -> bytes:
+    return host.recorded("i")
+
+
+def hidden(host: Host) -> int:
+    return sum(e.code == "m" and e.data == b"recuse input hidden" for e in host.events())
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        pytest.param("read -s -p 'word: ' x", id="read-s"),
+        pytest.param(
+            "python3 -c 'import getpass; getpass.getpass(\"word: \")'", id="getpass"
+        ),
+        pytest.param(
+            "stty -echo -icanon; printf 'word: '; head -c 7 >/dev/null; stty sane", id="raw"
+        ),
+    ],
+)
+@pytest.mark.parametrize("secret", [b"secret\n", b"sec\x7fret\n"], ids=["plain", "erased"])
+def test_password_is_hidden_with_its_length_however_it_is_asked_for(
+    host: Host, terminal: Terminal, ask: str, secret: bytes
+) -> None:
+    with host.agent(flags=wire.ANSWER_INPUT):
+        inner = f"{ask}; echo; echo done; read y".replace('"', '\\"').replace("$", "\\$")
+        terminal.start(host.command(f'bash -c "{inner}"'))
+        terminal.wait_for(b"word: ")
+        terminal.type(secret)
+        terminal.wait_for(b"done\r\n")
+        terminal.type(b"seen\n")
+        assert terminal.end() == 0
+    assert (typed(host), hidden(host)) == (b"seen\n", 1)
+    assert b"sec" not in host.recording.read_bytes()
+
+
+def test_what_is_typed_ahead_of_a_prompt_is_on_record_as_it_is_on_the_screen(
+    host: Host, terminal: Terminal
+) -> None:
+    """The terminal itself shows it: it echoes what comes while nobody has asked yet."""
+    with host.agent(flags=wire.ANSWER_INPUT):
+        terminal.start(host.command("echo up; read x; stty -echo; read y; stty echo; echo $y"))
+        terminal.wait_for(b"up\r\n")
+        terminal.type(b"ahead")  # of nothing yet: echoed
+        terminal.wait_for(b"ahead")
+        terminal.type(b"\nbefore\n")
+        assert terminal.end() == 0
+    assert b"before\r\n" in host.recorded("o")
+    assert typed(host).startswith(b"ahead")
+
+
+def test_paste_around_a_prompt_hides_what_comes_while_it_stands(
+    host: Host, terminal: Terminal
+) -> None:
+    lines = b"".join(b"line %d\n" % number for number in range(50))
+    with host.agent(flags=wire.ANSWER_INPUT):
+        command = "for i in $(seq 50); do read x; done; stty -echo; printf word:; " \
+            "for i in $(seq 50); do read x; done; stty echo; echo end; read z"  # fmt: skip
+        terminal.start(host.command(command))
+        terminal.type(lines)
+        terminal.wait_for(b"word:")
+        terminal.type(lines.replace(b"line", b"pass"))
+        terminal.wait_for(b"end\r\n")
+        terminal.type(b"after\n")
+        assert terminal.end() == 0
+    assert typed(host) == lines + b"after\n" and hidden(host) == 1
+    assert b"pass" not in host.recording.read_bytes()
+
+
+def test_input_of_programs_that_echo_themselves_is_in_what_they_show(
+    host: Host, terminal: Terminal
+) -> None:
+    """readline switches ECHO off, as password prompts do: only ECHO tells."""
+    with host.agent(flags=wire.ANSWER_INPUT):
+        terminal.start(host.command("bash --norc --noprofile -i"))
+        terminal.wait_for(b"$ ")
+        terminal.type(b"echo one$((1 + 1))\r")
+        terminal.wait_for(b"one2\r\n")
+        terminal.type(b"exit\r")
+        assert terminal.end() == 0
+    assert typed(host) == b"" and hidden(host) == 1
+    assert b"echo one$((1 + 1))" in host.recorded("o")
+
+
 def test_terminal_has_modes_and_size_of_the_outer_one(host: Host, terminal: Terminal) -> None:
     terminal.resize(33, 99)
     modes = termios.tcgetattr(terminal.slave)

@@ -78,6 +78,69 @@ def test_rsync_both_ways(host: Host, data: Path, tmp_path: Path) -> None:
     accounted(seen)
 
 
+def test_large_rsync_costs_next_to_no_spool(host: Host, tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    large.write_bytes(os.urandom(1 << 20) * 64)
+    with watching(host) as seen:
+        run(host.network("rsync", "-aW", "-e", rsh(host), str(large), f"alice@{ADDRESS}:large"))
+    assert same(host, large, "/home/alice/large")
+    assert 0 < seen.session["bytes"] < 1 << 20
+    with watching(host) as seen:
+        back = str(tmp_path / "back")
+        run(host.network("rsync", "-aW", "-e", rsh(host), f"alice@{ADDRESS}:large", back))
+    assert (tmp_path / "back").read_bytes() == large.read_bytes()
+    assert 0 < seen.session["bytes"] < 1 << 20
+    host.path("/home/alice/large").unlink()
+
+
+def test_client_without_input(host: Host) -> None:
+    with watching(host) as seen:
+        done = run(host.ssh_command("alice", "cat; echo end", options=["-n"]))
+    assert done.stdout == b"end\n" and seen.session["outcome"] == "recorded"
+
+
+def test_output_that_ends_before_the_input(host: Host) -> None:
+    with watching(host) as seen:
+        done = host.ssh("alice", "exec >&- 2>&-; cat >got", input=b"half")
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert host.read("/home/alice/got") == "half" and seen.session["exit_status"] == 0
+
+
+def test_input_that_ends_before_the_output(host: Host) -> None:
+    with watching(host):
+        done = host.ssh("alice", "cat; echo more; echo no >&2", input=b"in\n")
+    assert (done.stdout, done.stderr) == (b"in\nmore\n", b"no\n")
+
+
+@pytest.mark.parametrize("stream", ["1", "2"])
+def test_session_goes_on_while_a_background_process_holds_a_stream(
+    host: Host, stream: str
+) -> None:
+    others = {"1": "2>&-", "2": ">&-"}[stream]
+    with watching(host) as seen:
+        with subprocess.Popen(
+            host.ssh_command(
+                "alice", f"mkfifo gate; (cat gate >&{stream}) {others} </dev/null & echo early"
+            ),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+        ) as client:  # fmt: skip
+            assert client.stdout is not None and client.stderr is not None
+            assert client.stdout.read(6) == b"early\n"
+            host.run("sh", "-c", "echo late >/home/alice/gate", check=True)
+            assert client.wait(30) == 0
+            late = client.stdout.read() + client.stderr.read()
+    assert late == b"late\n"
+    host.path("/home/alice/gate").unlink()
+    assert seen.session["outcome"] == "recorded"
+
+
+def test_background_process_that_holds_the_input_alone_keeps_nobody(host: Host) -> None:
+    with watching(host):
+        done = host.ssh("alice", "sleep 3600 >/dev/null 2>&1 & echo $!")
+    assert done.returncode == 0
+    host.run("kill", done.stdout.decode().strip(), check=True)
+
+
 def test_git_push_and_clone(host: Host, data: Path, tmp_path: Path) -> None:
     host.run("su alice -s /bin/sh -c 'git init -q --bare /home/alice/repo.git'", check=True)
     work = tmp_path / "work"

@@ -15,14 +15,16 @@ import threading
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable, Iterator, Optional
 
 import pytest
 
-from recuse import cli, hostsetup, keys, player, records
+from recuse import cast, catalog, cli, hostsetup, keys, player, records
 from recuse.cast import Encoder
 from recuse.cli import main
 from recuse.console import parse_moment
+from recuse.errors import NotFound
 from recuse.ledger import Ledger
 from recuse.policy import Decision, Facts
 from recuse.spool import Spool
@@ -370,6 +372,21 @@ def test_what_was_not_recorded_is_not_called_missing(recuse: Any, which: str, wo
         assert ran.code == 6 and words in ran.err and "recuse show" in ran.err
 
 
+@pytest.mark.parametrize(
+    "live, words",
+    [(False, "content was withheld, and there is no recording"), (True, "is withheld unless")],
+)
+def test_what_is_withheld_is_said_to_be(made: Made, live: bool, words: str) -> None:
+    row = records.fold(map(records.parse, made.ledger.entries())).sessions[EXEMPT]
+    row.supervised, row.grant = True, "g-aaaaaaaaaaaaaaaa"
+    if live:
+        row.closed_seq = row.outcome = None
+    nowhere: Any = SimpleNamespace(live_dir=None)
+    with pytest.raises(NotFound, match=words) as found:
+        catalog.Catalog.recording(nowhere, row)
+    assert "by grant g-aaaaaaaaaaaaaaaa" in found.value.message
+
+
 def _blobs(made: Made) -> list[Path]:
     """Blobs of the recording in order of its segments."""
     row = records.fold(map(records.parse, made.ledger.entries())).sessions[RECORDED]
@@ -383,6 +400,35 @@ def test_a_missing_segment_becomes_a_gap(recuse: Any, made: Made) -> None:
     assert ran.code == 0
     assert ran.out == ("$ café \ufffd\n[gap: stream=o cause=missing-segment segment=1]\nend\n")
     assert "recuse: warning: segments missing: 1\n" in ran.err
+
+
+def test_a_pause_is_played_as_a_line_where_it_begins_and_a_gap_where_it_ends(
+    tmp_path: Path,
+) -> None:
+    events = (
+        cast.Event(1.0, "o", b"before\n"),
+        cast.Event(2.0, "m", b"recuse paused reason=hr by=alice seq=7"),
+        cast.Event(602.0, "g", b"stream=o bytes=9 lines=1 cause=pause"),
+        cast.Event(602.0, "m", b"recuse resumed after=600s seq=8"),
+        cast.Event(603.0, "o", b"after\n"),
+    )
+    shown = tmp_path / "shown"
+    header = cast.Header(80, 24, None, {})
+    warned: list[str] = []
+    with open(shown, "wb") as file, open(os.devnull, "rb") as null:
+        player.play(
+            header, lambda: iter(events), warned.append, idle_limit=0.001, in_fd=null.fileno(),
+            out_fd=file.fileno(),
+        )  # fmt: skip
+    assert shown.read_bytes() == (
+        b"before\n[paused reason=hr by=alice seq=7]\n"
+        b"[gap: stream=o bytes=9 lines=1 cause=pause]\nafter\n"
+    )
+    assert list(cast.write_text(header, events)) == [
+        "before\n", "[mark: recuse paused reason=hr by=alice seq=7]\n",
+        "[gap: stream=o bytes=9 lines=1 cause=pause]\n",
+        "[mark: recuse resumed after=600s seq=8]\n", "after\n",
+    ]  # fmt: skip
 
 
 def test_a_missing_first_segment_still_plays(recuse: Any, made: Made) -> None:
