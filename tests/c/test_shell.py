@@ -172,11 +172,11 @@ def hidden(host: Host) -> int:
             "python3 -c 'import getpass; getpass.getpass(\"word: \")'", id="getpass"
         ),
         pytest.param(
-            "stty -echo -icanon; printf 'word: '; head -c 7 >/dev/null; stty sane", id="raw"
+            "stty -echo -icanon; printf 'word: '; head -c 8 >/dev/null; stty sane", id="raw"
         ),
     ],
 )
-@pytest.mark.parametrize("secret", [b"secret\n", b"sec\x7fret\n"], ids=["plain", "erased"])
+@pytest.mark.parametrize("secret", [b"secrets\n", b"sec\x7fret\n"], ids=["plain", "erased"])
 def test_password_is_hidden_with_its_length_however_it_is_asked_for(
     host: Host, terminal: Terminal, ask: str, secret: bytes
 ) -> None:

@@ -51,5 +51,5 @@ def test_flood_of_one_user_leaves_the_spool_and_others_alone(limited: Host) -> N
     finally:
         for one in floods:
             one.kill()
-            one.wait()
+            one.communicate()  # closes its input
     verify(host)
