@@ -94,8 +94,9 @@ def test_large_rsync_costs_next_to_no_spool(host: Host, tmp_path: Path) -> None:
 
 
 def test_client_without_input(host: Host) -> None:
+    """As ssh -n."""
     with watching(host) as seen:
-        done = run(host.ssh_command("alice", "cat; echo end", options=["-n"]))
+        done = run(host.ssh_command("alice", "cat; echo end", options=["StdinNull=yes"]))
     assert done.stdout == b"end\n" and seen.session["outcome"] == "recorded"
 
 
