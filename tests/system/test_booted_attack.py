@@ -167,7 +167,8 @@ def test_user_who_fills_the_spool_gets_a_signed_gap_and_keeps_nobody_out() -> No
             filling = host.ssh("bob", "head -c 12M /dev/zero | base64; echo at-the-end", tty=True)
         assert filling.returncode == 0 and b"at-the-end" in filling.stdout
         assert seen.session["outcome"] == "partial", seen.session
-        assert {gap["cause"] for gap in seen.session["gaps"]} == {"fault"}, seen.session
+        causes = {gap["cause"] for gap in seen.session["gaps"]}
+        assert causes and causes <= {"fault", "limit"}, seen.session
         host.wait_journal(event("spool-full"), after=cursor)
         with watching(host) as seen:  # with what it filled shipped, there is room again
             assert host.ssh("alice", "true").returncode == 0
