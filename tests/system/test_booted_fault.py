@@ -5,16 +5,26 @@ What the rounds do is in storm.py; `make faults` plays a thousand of them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import secrets
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
-from host import Host
-from storm import Storm
+import pytest
+from accounts import enable, event, export, rows, verify
+from disk import AT, disk_of
+from host import Host, HostError
+from storm import Storm, shown_in
 
 SEED = int(os.environ.get("RECUSE_FAULT_SEED", "0")) or secrets.randbelow(1 << 32)
 ROUNDS = 24
 AT_ONCE = 8
+AGENT = "recuse-agent.service"
+DEADLINE_SECONDS = 2.0  # RECUSE_DEADLINE_MS of wire.h
 
 
 def test_kills_at_random_moments_lose_nothing(host: Host) -> None:
@@ -23,3 +33,139 @@ def test_kills_at_random_moments_lose_nothing(host: Host) -> None:
     for _ in range(ROUNDS // AT_ONCE):
         storm.play(AT_ONCE)
     storm.check()
+
+
+# -- disks ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own() -> Iterator[Host]:
+    with Host() as host:
+        enable(host)
+        yield host
+
+
+def test_full_disk_costs_a_signed_gap_and_locks_nobody_out(own: Host, tmp_path: Path) -> None:
+    host = own
+    with disk_of(host, tmp_path / "image"), host.login("alice") as terminal:
+        terminal.expect(r"\$ $")
+        terminal.run("echo before-it-is-full")
+        running = next(row for row in rows(host) if row["outcome"] is None)
+        cursor = host.cursor()
+        left = f"$(( $(df --output=avail -B1M {AT} | tail -n 1) - 40 ))M"  # less than min_free
+        host.run(f"fallocate -l {left} {AT}/filler", check=True)
+        host.wait_journal(event("spool-full"), after=cursor)
+        assert host.ssh("alice", "exit 3").returncode == 3
+        assert host.ssh("dave", "exit 4").returncode == 4
+        stub = host.wait_journal(event("unrecorded"), after=cursor)[0]["RECUSE_SESSION"]
+        host.run(f"dd if=/dev/zero of={AT}/filler2 bs=4k")  # what the reserve gave, too
+        assert b"while-full" in terminal.run("seq 5000; echo while-full")
+        assert host.ssh("alice", "exit 3").returncode == 3
+        host.run("rm", f"{AT}/filler", f"{AT}/filler2", check=True)
+        host.wait_journal(event("spool-free"), after=cursor)
+        terminal.run("echo after-it-is-free")
+        terminal.line("exit 5")
+        assert terminal.wait() == 5
+        host.wait_journal(event("closed"), RECUSE_SESSION=running["session"], after=cursor)
+        found = {row["session"]: row for row in rows(host)}
+        assert found[stub]["outcome"] == "failed"
+        assert found[running["session"]]["outcome"] == "partial"  # the gap
+        text = export(host, running["session"])
+        assert "before-it-is-full" in text and "after-it-is-free" in text
+        verify(host)
+
+
+# -- power ----------------------------------------------------------------------------
+
+
+class Typist:
+    """A session that prints a numbered line twenty times a second, and when each was shown."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        self.name = name
+        self.shown: list[tuple[float, str]] = []
+        self.more = threading.Condition()
+        loop = f"i=0; while :; do i=$((i+1)); echo {name}-$i-; sleep 0.05; done"
+        self.terminal = host.login("alice", loop)
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(HostError, OSError, ValueError):
+            while True:
+                line = self.terminal.expect(rf"{self.name}-\d+-\r\n", 60).group()
+                with self.more:
+                    self.shown.append((time.monotonic(), line.decode().strip()))
+                    self.more.notify()
+
+    def wait(self, lines: int) -> None:
+        """Wait until so many more lines were shown."""
+        with self.more:
+            wanted = len(self.shown) + lines
+            assert self.more.wait_for(lambda: len(self.shown) >= wanted, 60)
+
+    def close(self) -> None:
+        self.terminal.process.kill()
+        self._thread.join()
+        self.terminal.close()
+
+
+def test_power_loss_costs_a_second_at_most(tmp_path: Path) -> None:
+    """The image is copied as it lies there, and a copy counts if nothing was written meanwhile."""
+    chance = random.Random(SEED)
+    print(f"RECUSE_FAULT_SEED={SEED}")
+    with Host() as host:
+        host.write("/etc/recuse/recuse.toml", '[spool]\nmin_free = "1 MiB"\nreserve = "1 MiB"\n')
+        enable(host)
+        with disk_of(host, tmp_path / "image", 48) as disk:
+            typists = [Typist(host, f"typist{n}") for n in range(4)]
+            taken: list[tuple[float, Path]] = []
+            for number in range(5):
+                typists[0].wait(chance.randrange(40, 80))
+                moment = time.monotonic()
+                disk.copy(tmp_path / f"copy{number}")
+                taken.append((moment, tmp_path / f"copy{number}"))
+            for typist in typists:
+                typist.close()
+            disk.unmount()
+            for moment, copy in taken:
+                disk.image = copy
+                disk.mount()
+                assert host.ssh("alice", "exit 3").returncode == 3
+                verify(host)
+                found = rows(host)
+                ended = {row["session"]: row["outcome"] for row in found if row["kind"] != "none"}
+                assert set(ended.values()) <= {"recorded", "partial", "lost"}, found
+                kept = b"".join(shown_in(host, set(ended))).decode()
+                for typist in typists:
+                    safe = [line for at, line in typist.shown if at < moment - 1.0]
+                    missing = [line for line in safe if f"{line}\r\n" not in kept]
+                    assert not missing, (copy.name, typist.name, missing)
+                    assert safe
+                disk.unmount()
+            disk.image = tmp_path / "image"
+            disk.mount()
+
+
+# -- an agent that stands still --------------------------------------------------------
+
+
+def test_agent_that_is_stopped_delays_logins_no_longer_than_its_deadline(host: Host) -> None:
+    """SIGSTOP: its sockets take connections and nobody answers; then SIGCONT, then the watchdog."""
+    pid = host.run("systemctl", "show", "-P", "MainPID", AGENT, check=True).stdout.strip()
+    assert pid != "0"  # that would be the process group of kill itself
+    cursor = host.cursor()
+    host.run("kill", "-STOP", pid, check=True)
+    try:
+        began = time.monotonic()
+        result = host.ssh("alice", "echo while-stopped; exit 3")
+        took = time.monotonic() - began
+    finally:
+        host.run("kill", "-CONT", pid, check=True)
+    assert (result.returncode, result.stdout) == (3, b"while-stopped\n")
+    assert took < 6 * DEADLINE_SECONDS  # PAM at open and at close, the shell; the rest is ssh
+    with host.login("alice", "exit 4") as terminal:
+        assert terminal.wait() == 4
+    host.run("systemctl", "reload", AGENT, check=True)
+    host.wait_journal(event("closed"), count=1, after=cursor)
+    assert host.run("systemctl", "show", "-P", "MainPID", AGENT).stdout.strip() == pid

@@ -270,6 +270,8 @@ PROOF = {
         "c/test_shell.py::test_alone_may_be_refused",
         "c/test_shell.py::test_alone_may_leave_a_stub_only",
         "system/test_booted_restart.py::test_login_while_the_agent_is_down_is_recorded_and_adopted",
+        "system/test_booted_fault.py"
+        "::test_agent_that_is_stopped_delays_logins_no_longer_than_its_deadline",
     ),
     "agent killed": (
         "system/test_booted_fault.py::test_kills_at_random_moments_lose_nothing",
@@ -279,7 +281,11 @@ PROOF = {
         "unit/test_faults.py::test_disk_that_fails_at_any_call",
         "unit/test_agent.py::test_end_that_cannot_be_entered_is_entered_later",
     ),
-    "spool full": ("unit/test_agent.py::test_full_spool",),
+    "spool full": (
+        "unit/test_agent.py::test_full_spool",
+        "system/test_booted_fault.py::test_full_disk_costs_a_signed_gap_and_locks_nobody_out",
+    ),
+    "power lost": ("system/test_booted_fault.py::test_power_loss_costs_a_second_at_most",),
     "a recording cannot be written to": (
         "c/test_shell.py::test_full_disk_leaves_a_gap_that_says_what_is_missing",
         "c/test_shell.py::test_full_disk_ends_the_session_if_policy_says_so",
