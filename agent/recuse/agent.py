@@ -33,6 +33,7 @@ from .facts import NO_ANSWERS
 from .host import Account, Identity, Kernel, Peer, Stat
 from .journal import Journal
 from .live import Live, LiveLog, LiveLogin, LiveSession
+from .notices import encode
 from .orphan import adopt_orphans
 from .pausing import Pauses
 from .policy import UNKNOWN_SOURCE, Decision, Facts, Policy, decide, questions
@@ -41,7 +42,7 @@ from .sealing import Sealed, Sealer
 from .spool import Spool
 from .upkeep import Notifier, Upkeep
 from .wire import Verdict
-from .wording import cast_header, declined, notice, question, refusal
+from .wording import cast_header, declined, ended, notice, question, refusal
 
 RETRY_SECONDS = 5.0
 FINISH_SECONDS = 5.0  # for ends under way, when the agent leaves
@@ -788,11 +789,18 @@ class Agent:
         if use is not None:
             self.desk.started(live, use)
 
-    async def stop_session(self, live: LiveSession) -> None:
-        """End a session that is no longer exempt: nothing of ours is in it that could record it."""
+    async def stop_session(self, live: LiveSession, why: str) -> None:
+        """End a session that is no longer exempt: nothing of ours is in it that could record it.
+
+        Who is at its terminal is told why.
+        """
+        loop = asyncio.get_running_loop()
+        if live.session.tty is not None and self.config.session.notice:
+            told = ended(self.upkeep.notices, live, why)
+            await loop.run_in_executor(None, self.kernel.tell_terminal, live.pid, live.start, told)
         others = frozenset(one.pid for one in self.sessions.values() if one is not live)
         login = live.session.login
-        await asyncio.get_running_loop().run_in_executor(
+        await loop.run_in_executor(
             None, self.kernel.end_session, live.pid, live.start, login.audit_session, login.pid,
             others,
         )  # fmt: skip
@@ -936,6 +944,9 @@ class Agent:
             self.upkeep.notices, live, decision, host, named, self.policy.reasons
         )
         if shown and is_shown:
+            locale = live.session.lang
+            shown += encode(self.desk.outcomes_for(live.session.login, locale), locale)
+            shown = shown[: wire.MAX_TEXT]
             live.session = replace(
                 live.session,
                 notice_sha256=hashlib.sha256(shown).hexdigest(),

@@ -43,6 +43,7 @@ from .grantrecords import Approval, GrantRow, GrantState, Request, SignedEnd
 from .host import Account, Identity
 from .ledger import LedgerReader
 from .live import LiveSession
+from .outcomes import Outcomes
 from .policy import Facts, Grant, Terms
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class Desk:
         self._timer: Optional[asyncio.TimerHandle] = None
         self._overdue_told: Set[str] = set()
         self._sent: Set[str] = set()  # requests that have gone to the hosts they are for
+        self._outcomes = Outcomes(agent.paths.state / "outcomes-told")
         agent.book.on_entry.append(self._take_in)
 
     # -- what the ledger says --------------------------------------------------------
@@ -836,7 +838,7 @@ class Desk:
         if live.withheld:
             self._agent.spawn(self._agent.pauses.withdraw(live, words))
         else:
-            self._agent.spawn(self._agent.stop_session(live))
+            self._agent.spawn(self._agent.stop_session(live, words))
 
     # -- breaking the glass ----------------------------------------------------------
 
@@ -916,6 +918,11 @@ class Desk:
         told["statement"] = debt.statement.decode()
         told["namespace"] = self.approvers.namespace(self._org())
         return told
+
+    def outcomes_for(self, login: records.Login, locale: str) -> str:
+        """Give lines for somebody who logs in on a terminal: what became of what they asked for."""
+        texts = self._agent.upkeep.notices
+        return self._outcomes.take(self.state.rows, login, texts, locale, self._now())
 
     # -- showing ---------------------------------------------------------------------
 

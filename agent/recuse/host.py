@@ -437,6 +437,37 @@ class Kernel:
         mode = stat_module.S_IMODE(found.st_mode)
         return Terminal(handle, found.st_rdev, found.st_uid, found.st_gid, mode)
 
+    def tell_terminal(self, pid: int, start: int, text: bytes) -> bool:
+        """Show a text on the controlling terminal of a process, if it has one of its own open.
+
+        Never waits for a terminal: one that takes nothing now is not told. Closing a serial line
+        can take a moment: run it in a thread.
+        """
+        try:
+            found = self.stat(pid)
+            if found.start != start or not found.tty:
+                return False
+            for number in (2, 1, 0):
+                path = f"{self.proc}/{pid}/fd/{number}"
+                with contextlib.suppress(OSError):
+                    if self._show(path, found.tty, text):
+                        return True
+        except ProcessLookupError:
+            pass
+        return False
+
+    @staticmethod
+    def _show(path: str, rdev: int, text: bytes) -> bool:
+        if os.stat(path).st_rdev != rdev:  # before it is opened: that may be felt elsewhere
+            return False
+        fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            if os.fstat(fd).st_rdev != rdev or not os.isatty(fd):
+                return False
+            return os.write(fd, text) == len(text)
+        finally:
+            os.close(fd)
+
     def reopen_terminal(self, rdev: int, uid: int, gid: int, mode: int) -> Optional[Terminal]:
         """Find a terminal taken before a restart, if it is still in the state it was left in."""
         path = f"/dev/{self.tty_name(rdev)}"

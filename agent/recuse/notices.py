@@ -20,8 +20,11 @@ MAX_TEMPLATE = 4000  # characters; an answer to the shell holds 8192 bytes
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 
-SITUATIONS = ("record", "exempt", "stub", "question", "declined")
-"""What is said when: session recorded, exempt, cannot be recorded; asked to agree, did not."""
+SITUATIONS = (
+    "record", "exempt", "stub", "question", "declined", "ended", "granted", "rejected", "revoked",
+)  # fmt: skip
+"""What is said when: session recorded, exempt, cannot be recorded; asked to agree, did not; ended
+since its exemption is; what became of a request."""
 WORDS = (
     "by_rule", "by_grant", "by_default", "viewers", "pause", "supervised",
     "level_full", "level_output", "level_commands", "level_metadata",
@@ -46,6 +49,12 @@ BUILTIN: Mapping[str, Mapping[str, str]] = {
         "question": "recuse: do you agree? yes or no: ",
         "declined": "recuse: refused: the notice was not agreed to; "
         "log in again to read it once more",
+        "ended": "recuse: this session is ended, it is no longer exempt: {reason}",
+        "granted": "recuse: your request {grant} for {user} was granted, "
+        "until {until}, by {owner}",
+        "rejected": "recuse: your request {grant} for {user} was turned down "
+        "by {owner}[: {reason}]",
+        "revoked": "recuse: grant {grant} for {user} was revoked by {owner}[: {reason}]",
         "by_rule": "rule {rule}",
         "by_grant": "grant {grant}",
         "by_default": "by default",
@@ -69,6 +78,13 @@ BUILTIN: Mapping[str, Mapping[str, str]] = {
         "question": "recuse: stimmen Sie zu? yes (ja) oder no (nein): ",
         "declined": "recuse: abgelehnt: dem Hinweis wurde nicht zugestimmt; "
         "bei erneuter Anmeldung ist er wieder zu lesen",
+        "ended": "recuse: diese Sitzung wird beendet, sie ist nicht mehr ausgenommen: {reason}",
+        "granted": "recuse: Ihr Antrag {grant} für {user} wurde genehmigt, "
+        "bis {until}, von {owner}",
+        "rejected": "recuse: Ihr Antrag {grant} für {user} wurde abgelehnt "
+        "von {owner}[: {reason}]",
+        "revoked": "recuse: Genehmigung {grant} für {user} wurde widerrufen "
+        "von {owner}[: {reason}]",
         "by_rule": "Regel {rule}",
         "by_grant": "Genehmigung {grant}",
         "by_default": "wie üblich",
@@ -92,6 +108,13 @@ BUILTIN: Mapping[str, Mapping[str, str]] = {
         "question": "recuse: acceptez-vous ? yes (oui) ou no (non) : ",
         "declined": "recuse: refusé : l'avis n'a pas été accepté; "
         "reconnectez-vous pour le relire",
+        "ended": "recuse: cette session est terminée, elle n'est plus exemptée : {reason}",
+        "granted": "recuse: votre demande {grant} pour {user} a été accordée, "
+        "jusqu'au {until}, par {owner}",
+        "rejected": "recuse: votre demande {grant} pour {user} a été rejetée "
+        "par {owner}[ : {reason}]",
+        "revoked": "recuse: l'autorisation {grant} pour {user} a été révoquée "
+        "par {owner}[ : {reason}]",
         "by_rule": "règle {rule}",
         "by_grant": "autorisation {grant}",
         "by_default": "par défaut",

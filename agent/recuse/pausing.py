@@ -259,7 +259,7 @@ class Pauses:
             held = await self._switch(live, wire.Release(_line(mark), _line(line)), False)
             self._tell("resumed", live, seq, reason=live.grounds.reason, why="revoked")
             if not held:  # nobody records it: then it must not go on
-                agent.spawn(agent.stop_session(live))
+                agent.spawn(agent.stop_session(live, words))
 
     async def _switch(self, live: LiveSession, told: wire.Message, held: bool) -> bool:
         """Tell the relay, and wait for its word that it is done."""

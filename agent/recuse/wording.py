@@ -78,6 +78,13 @@ def declined(texts: Notices, live: LiveSession, decision: Decision) -> bytes:
     return _fit(encode(text.rstrip("\n") + "\n", locale))
 
 
+def ended(texts: Notices, live: LiveSession, why: str) -> bytes:
+    """Word the last that somebody is told whose session is ended; the line begins anew."""
+    locale = live.session.lang
+    text, _ = texts.say("ended", None, locale, {"reason": why, "session": live.id})
+    return _fit(encode("\r\n" + text.strip().replace("\n", "\r\n") + "\r\n", locale))
+
+
 def _fit(text: bytes) -> bytes:
     return text[: wire.MAX_TEXT]
 

@@ -238,10 +238,12 @@ def test_ten_logins_at_once_share_three_uses(office: Host) -> None:
 def test_revoking_ends_the_session_within_a_second(office: Host) -> None:
     grant = granted(office, "alice")
     with watching(office) as seen, office.login("alice") as terminal:
+        terminal.expect(f"your request {grant['grant']} for alice was granted, until .*by frank@")
         terminal.run("trap '' HUP; setsid sleep 4444 & sleep 5555 & echo started")
         began = time.monotonic()
         ran = by(office, "heidi", "recuse", "revoke", grant["grant"], "--why", "enough")
         assert ran.returncode == 0 and "is no longer exempt" in ran.stdout, ran.stderr
+        terminal.expect(f"no longer exempt: grant {grant['grant']} was revoked by heidi")
         terminal.wait(5)
         assert time.monotonic() - began < 3  # with what starting the command itself takes
     assert seen.session["outcome"] == "exempt" and "grant-revoked" in seen.session["flags"]
@@ -250,6 +252,12 @@ def test_revoking_ends_the_session_within_a_second(office: Host) -> None:
     closed = office.wait_journal(event("closed"), RECUSE_SESSION=seen.session["session"])[0]
     apart = int(closed["__REALTIME_TIMESTAMP"]) - int(ended["__REALTIME_TIMESTAMP"])
     assert apart < 1_000_000
+    with watching(office), office.login("alice") as terminal:
+        terminal.expect(f"grant {grant['grant']} for alice was revoked by heidi: enough")
+        terminal.line("exit")
+        terminal.wait()
+    with watching(office):
+        assert b"recuse:" not in office.ssh("alice", "true").stdout  # nor on what is none
 
 
 def test_revoking_records_a_supervised_session_from_then_on(office: Host) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -524,6 +525,44 @@ def test_a_crash_between_the_last_approval_and_the_grant(paths: Paths) -> None:
         await world.crash()
         await world.start()
         assert await world.verdict() == "exempt"
+
+    play(paths, scene)
+
+
+def test_who_asked_learns_the_outcome_once(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        await world.login("alice")
+        (live,) = world.agent.logins.values()
+
+        def news(**more: Any) -> List[str]:
+            login = dataclasses.replace(live.login, **more)
+            return world.agent.desk.outcomes_for(login, "C").splitlines()
+
+        asked = (await world.ask_for())["grant"]
+        assert news() == []
+        await world.as_("carol", "reject", grant=asked["grant"], words="not today")
+        grant = await world.granted(uses=2)
+        assert news(user="robot", uid=1001) == news(uid=1001) == news(auid=1002) == []
+        assert news() == [
+            f"recuse: your request {asked['grant']} for alice was turned down by carol: not today",
+            f"recuse: your request {grant['grant']} for alice was granted, until "
+            f"{grant['expires'][:16]}Z, by bob@example.org, carol@example.org",
+        ]
+        await world.crash()
+        await world.start()
+        assert news() == []
+        await world.as_("bob", "revoke", grant=grant["grant"])
+        german = world.agent.desk.outcomes_for(live.login, "de_DE.UTF-8")
+        assert german == (
+            f"recuse: Genehmigung {grant['grant']} für alice wurde widerrufen von bob\n"
+        )
+        own = (await world.ask_for())["grant"]
+        await world.as_("alice", "reject", grant=own["grant"])
+        assert news() == []
+        for _ in range(6):
+            asked = (await world.ask_for())["grant"]
+            await world.as_("carol", "reject", grant=asked["grant"])
+        assert [len(news()) for _ in range(3)] == [4, 2, 0]
 
     play(paths, scene)
 

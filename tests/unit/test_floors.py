@@ -86,6 +86,7 @@ PARTS = {
         "front",
         "live",
         "orphan",
+        "outcomes",
         "pausing",
         "policyfile",
         "quota",

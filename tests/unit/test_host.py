@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 from pathlib import Path
 from typing import Iterator, Optional
@@ -263,6 +264,64 @@ def test_wake_continues_the_foreground_of_the_inner_terminal(kernel: Kernel) -> 
     kernel.wake(os.getpid())
     assert os.waitpid(pid, 0)[1] >> 8 == 5
     os.close(master)
+
+
+TELLING = [
+    pytest.param(":", True, id="terminal"),
+    pytest.param("exec </dev/null >/dev/null 2>&1", False, id="none-open"),
+    pytest.param("exec 0<>FIFO 1<>FIFO 2<>FIFO", False, id="fifo"),
+    pytest.param("exec </dev/null 2>/dev/null", True, id="stdout"),
+    pytest.param("exec 0<>/dev/ptmx 1<&0 2<&0", False, id="other"),
+]
+
+
+@pytest.mark.parametrize(("redirects", "told"), TELLING)
+def test_tell_terminal_shows_a_text_on_the_terminal_of_a_process_alone(
+    kernel: Kernel, tmp_path: Path, redirects: str, told: bool
+) -> None:
+    fifo, ready = tmp_path / "fifo", tmp_path / "ready"
+    os.mkfifo(fifo)
+    os.mkfifo(ready)
+    pid, master = pty.fork()
+    if pid == 0:
+        script = f"{redirects.replace('FIFO', str(fifo))}; echo >{ready}; read line; exec sleep 60"
+        os.execv("/bin/sh", ["sh", "-c", script])
+    try:
+        ready.read_text()
+        start = kernel.stat(pid).start
+        assert kernel.tell_terminal(pid, start + 1, b"not its start") is False
+        assert kernel.tell_terminal(pid, start, b"\r\nthat is why\r\n") is told
+        if told:
+            shown = os.read(master, 4096)
+            while b"why" not in shown:
+                shown += os.read(master, 4096)
+        else:
+            with contextlib.suppress(OSError):  # EIO: nobody has it open
+                assert not select.select([master], [], [], 0)[0] or not os.read(master, 4096)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.close(master)
+        os.waitpid(pid, 0)
+    assert kernel.tell_terminal(pid, start, b"too late") is False
+
+
+def test_tell_terminal_does_not_wait_for_one_that_takes_nothing(kernel: Kernel) -> None:
+    pid, master = pty.fork()
+    if pid == 0:
+        termios.tcflow(1, termios.TCOOFF)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+    assert kernel.tell_terminal(pid, kernel.stat(pid).start, b"that is why") is False
+    os.kill(pid, signal.SIGKILL)
+    os.close(master)
+    os.waitpid(pid, 0)
+
+
+def test_tell_terminal_leaves_a_process_without_one_alone(kernel: Kernel) -> None:
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+        assert kernel.tell_terminal(process.pid, kernel.stat(process.pid).start, b"x") is False
+        process.kill()
 
 
 def test_peer_of_finds_the_address_of_the_connection(
