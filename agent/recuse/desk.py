@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ipaddress
 import os
+import threading
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set
@@ -56,6 +57,7 @@ MAX_ROWS = 500
 MAX_ASKED = 60  # by one user, of what is entered or told to the journal
 ASKED_SPELL_NS = 600 * 10**9
 PASSWORD_TRIES = 3
+PAM_SECONDS = 20.0  # less than the command line waits
 PASSWORD_SPELL_NS = 600 * 10**9  # in which so many may fail
 CHECK_SECONDS = 60.0  # timers look at the clock this often: it may be set
 
@@ -106,6 +108,8 @@ class Desk:
         self._asked: Dict[int, List[int]] = {}  # uid -> when
         self._failed: Dict[int, List[int]] = {}  # uid -> when passwords were wrong
         self._asking_password = asyncio.Lock()
+        self._pam_back = threading.Event()  # PAM has answered, or was not asked
+        self._pam_back.set()
         self._granting = asyncio.Lock()
         self._timer: Optional[asyncio.TimerHandle] = None
         self._overdue_told: Set[str] = set()
@@ -450,12 +454,42 @@ class Desk:
             )
         failed.append(now_ns)  # before it is known: tries at the same time count as well
         async with self._asking_password:
-            held = await asyncio.get_running_loop().run_in_executor(
-                None, self.approvers.password_holds, caller.name, password
-            )
+            held = await self._ask_pam(caller.name, password)
         if not held:
             raise AccessDenied(f"that is not the password of {caller.name}")
         failed.remove(now_ns)
+
+    async def _ask_pam(self, user: str, password: str) -> bool:
+        """Ask PAM in a thread that nobody else waits for, not even the end of the agent.
+
+        Raises: GrantError if a module does not come back; until it has, no other password is taken
+        """
+        hint = "sign instead; see the modules in /etc/pam.d/recuse-approve"
+        if not self._pam_back.is_set():
+            raise GrantError("a module of PAM has not come back from an earlier password", hint)
+        loop = asyncio.get_running_loop()
+        answer: "asyncio.Future[bool]" = loop.create_future()
+
+        def settle(held: bool, error: Optional[BaseException]) -> None:
+            if not answer.done():
+                answer.set_exception(error) if error else answer.set_result(held)
+
+        def work() -> None:
+            held, failed = False, None
+            try:
+                held = self.approvers.password_holds(user, password)
+            except Exception as error:
+                failed = error
+            self._pam_back.set()
+            with contextlib.suppress(RuntimeError):  # the agent has ended meanwhile
+                loop.call_soon_threadsafe(settle, held, failed)
+
+        self._pam_back.clear()
+        threading.Thread(target=work, name="pam", daemon=True).start()
+        try:
+            return await asyncio.wait_for(answer, PAM_SECONDS)
+        except asyncio.TimeoutError:
+            raise GrantError(f"PAM has not answered within {PAM_SECONDS:g} s", hint) from None
 
     async def _grant_if_complete(self, row: GrantRow) -> None:
         async with self._granting:

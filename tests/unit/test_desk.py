@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any, Awaitable, Callable, Dict, List, Sequence
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from test_agent import ROOMY, World, run
 
 import sshkeys
-from recuse import records
+from recuse import desk, records
 from recuse.config import Paths
 from recuse.grantrecords import fold_grants
 
@@ -673,6 +674,34 @@ def test_a_password_counts_where_the_policy_says_so(paths: Paths) -> None:
     world = play(paths, scene)
     assert world.last("approval").get("method") == "pam"
     assert b"right" not in b"".join(json.dumps(one.data).encode() for one in world.entries())
+
+
+def test_a_module_of_pam_that_hangs_holds_up_nothing_else(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk, "PAM_SECONDS", 0.05)
+    released = threading.Event()
+
+    async def scene(world: Office) -> None:
+        def holds(user: str, password: str) -> bool:
+            return released.wait(30)
+
+        world.agent.desk.approvers.password_holds = holds  # type: ignore[method-assign]
+        asked = (await world.ask_for("robot", reason="private", ticket=None))["grant"]
+        told = {"grant": asked["grant"], "password": "right"}
+        answer = await world.as_("bob", "approve", **told)
+        assert answer["exit"] == 16 and "PAM has not answered within 0.05 s" in answer["error"]
+        assert "PAM has not answered" in world.told("approval-refused")[-1]
+        answer = await world.as_("carol", "approve", **told)
+        assert "has not come back from an earlier password" in answer["error"]
+        await world.granted()  # by signature, meanwhile
+        assert await world.verdict() == "exempt"
+        released.set()
+        assert world.agent.desk._pam_back.wait(10)
+        answer = await world.as_("carol", "approve", **told)
+        assert answer["grant"]["state"] == "granted", answer
+
+    play(paths, scene)
 
 
 def test_broken_glass_is_a_debt(paths: Paths) -> None:
