@@ -49,7 +49,7 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
             shell, _ = await relayed(world, "carol")
             world.as_user = "carol"
             for verb, held, more in (
-                ("pause", 1, {"reason": "hr-data", "seconds": 60}), ("resume", 0, {}),
+                ("pause", 1, {"reason": "private", "seconds": 60}), ("resume", 0, {}),
             ):  # fmt: skip
                 work = control_of(world, shell, verb=verb, **more)
                 assert (await switching(world, shell, held, work))[0]["ok"]
@@ -89,8 +89,8 @@ TOLD: Dict[str, Tuple[str, str, Mapping[str, str]]] = {
         {"by": "erin@example.org", "words": "it did"},
     ),
     "pause": (
-        "paused", r"carol pauses the recording of s-\w+ until \S+Z: hr-data",
-        {"reason": "hr-data", "rule": "may-pause", "session": "s-.*", "login": "l-.*"},
+        "paused", r"carol pauses the recording of s-\w+ until \S+Z: private",
+        {"reason": "private", "rule": "may-pause", "session": "s-.*", "login": "l-.*"},
     ),
     "resume": (
         "resumed", r"the pause in s-\w+ of carol is over: asked",
