@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import select
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Dict, List
@@ -54,26 +57,31 @@ class Receiver:
     def __init__(self, host: Host) -> None:
         program = str(Path(__file__).with_name("notice_receiver.py"))
         self._process = subprocess.Popen(
-            host.network(sys.executable, program), stdout=subprocess.PIPE, text=True
+            host.network(sys.executable, program), stdout=subprocess.PIPE
         )
+        self._came: List[Dict[str, Any]] = []
+        self._rest = b""
         self.wait("ready")
 
-    def next(self) -> Dict[str, Any]:
+    def _read(self, deadline: float) -> None:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, "the receiver ended"
-        found = json.loads(line)
-        assert isinstance(found, dict)
-        return found
+        left = max(0.0, deadline - time.monotonic())
+        assert select.select([self._process.stdout], [], [], left)[0], "nothing came in time"
+        data = os.read(self._process.stdout.fileno(), 65536)
+        assert data, "the receiver ended"
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._came += [json.loads(line) for line in lines]
 
     def wait(self, *hows: str) -> List[Dict[str, Any]]:
-        """Wait until something has come in each of these ways; give it in that order."""
-        found: Dict[str, Dict[str, Any]] = {}
-        while set(found) < set(hows):
-            one = self.next()
-            if one["how"] in hows:
-                found.setdefault(one["how"], one)
-        return [found[how] for how in hows]
+        """Take the first that came, or comes, in each of these ways, in that order."""
+        deadline = time.monotonic() + 60
+        found = []
+        for how in hows:
+            while not any(one["how"] == how for one in self._came):
+                self._read(deadline)
+            found.append(next(one for one in self._came if one["how"] == how))
+            self._came.remove(found[-1])
+        return found
 
     def close(self) -> None:
         assert self._process.stdout is not None
