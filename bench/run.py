@@ -39,6 +39,29 @@ reason = "handles patient data"
 owner = "privacy@example.org"
 expires = 2099-12-31
 """
+SIZES = {
+    "all": {
+        "startup": "--rounds 60 --cpu 100",
+        "flow": "--rounds 5 --mib 16 --keys 2000",
+        "scale": "--sessions 1000 --seconds 20",
+        "loss": "--rounds 5",
+        "ssh": "20",
+    },
+    "few": {
+        "startup": "--rounds 25 --cpu 50",
+        "flow": "--rounds 2 --mib 16 --keys 1000",
+        "scale": "--sessions 1000 --seconds 10",
+        "loss": "--rounds 3",
+        "ssh": "8",
+    },
+    "one": {
+        "startup": "--rounds 3 --cpu 5",
+        "flow": "--rounds 1 --mib 2 --keys 100",
+        "scale": "--sessions 50 --seconds 3",
+        "loss": "--rounds 1",
+        "ssh": "2",
+    },
+}
 
 
 def say(words: str) -> None:
@@ -162,33 +185,28 @@ class Ssh:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few rounds: does it run at all?")
+    parser.add_argument(
+        "--rounds", choices=SIZES, default="all", help="few take 5 minutes; one: does it run?"
+    )
     parser.add_argument("--only", metavar="PART", help="startup, flow, scale, loss or ssh")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     parser.add_argument("--write", metavar="FILE", help="write the page there")
     options = parser.parse_args()
-    quick = options.quick
-    sizes: dict[str, tuple[str, ...]] = {
-        "startup": ("--rounds", "3" if quick else "60", "--cpu", "5" if quick else "100"),
-        "flow": ("--rounds", "1" if quick else "5", "--mib", "2" if quick else "16")
-        + ("--keys", "100" if quick else "2000"),
-        "scale": ("--sessions", "50" if quick else "1000", "--seconds", "3" if quick else "20"),
-        "loss": ("--rounds", "1" if quick else "5"),
-    }
+    sizes = SIZES[options.rounds]
     found: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
         "load_before": os.getloadavg()[0],
     }
     with Host() as host:
         furnish(host)
-        for name, given in sizes.items():
+        for name in ("startup", "flow", "scale", "loss"):
             if options.only in (None, name):
-                found[name] = part(host, f"{name}.py", *given)
+                found[name] = part(host, f"{name}.py", *sizes[name].split())
         if options.only in (None, "ssh"):
             say("logins over ssh")
             ssh = Ssh(host)
-            found["ssh"] = ssh.measure(2 if quick else 20, channels=False)
-            found["channel"] = ssh.measure(2 if quick else 40, channels=True)
+            found["ssh"] = ssh.measure(int(sizes["ssh"]), channels=False)
+            found["channel"] = ssh.measure(2 * int(sizes["ssh"]), channels=True)
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=2) + "\n")
     page = report.page(found)
