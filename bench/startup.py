@@ -30,6 +30,7 @@ from contenders import (
     contenders,
     cpu_seconds,
     pids_of,
+    read_some,
     read_until,
     set_up,
     start,
@@ -48,12 +49,8 @@ def run_once(contender: Contender) -> tuple[float, float]:
     pid, master = start(contender, f"echo {MARK}")
     read_until(master, MARK.encode(), 20)
     first = time.monotonic_ns()
-    while True:
-        try:
-            if not os.read(master, 65536):
-                break
-        except OSError:
-            break
+    while read_some(master, 20):
+        pass
     _, status = os.waitpid(pid, 0)
     ended = time.monotonic_ns()
     os.close(master)
