@@ -24,13 +24,14 @@ from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple
 from . import __version__, records, wire
 from .accounts import Accounts, Found
 from .asking import Asking
+from .batching import Batcher, in_thread
 from .book import Book, NotEntered
 from .config import Config, HostConfig, Paths
 from .desk import Desk, Taken
 from .door import Connection, Door
 from .errors import GrantError, RecuseError, SpoolError
 from .facts import NO_ANSWERS
-from .host import Account, Identity, Kernel, Peer, Stat
+from .host import Account, Held, Identity, Kernel, Left, Peer, Stat
 from .journal import Journal
 from .live import Live, LiveLog, LiveLogin, LiveSession
 from .notices import encode
@@ -49,6 +50,7 @@ FINISH_SECONDS = 5.0  # for ends under way, when the agent leaves
 TIDY_SECONDS = 1.0  # how late systemd is told of our state, and state files of small changes
 AGAIN_SECONDS = 10.0  # a login refused is refused again without an entry, from the same process
 FALLBACK_SHELL = "/bin/sh"
+LOOK_EVERY_SECONDS = 0.25  # at most so often at all processes, however many begin and end
 MAX_SOURCES = 4096  # remembered for what daemons of ended logins do
 
 
@@ -87,6 +89,8 @@ class Agent:
         self.floor = 0  # the entry from which the next start reads the ledger
         self.renewed = False  # the ledger is another than that of the sessions before the start
         self.adopting = asyncio.Lock()
+        self._held = Batcher(in_thread(kernel.holders), LOOK_EVERY_SECONDS)
+        self._left = Batcher(in_thread(kernel.survivors), LOOK_EVERY_SECONDS)
         self.set_back = asyncio.Event()  # central storage has another ledger of this name
         self.spool = Spool(str(paths.spool))
         self.upkeep = Upkeep(paths, config, policy, kernel, journal, notifier, book, self.spool)
@@ -835,9 +839,7 @@ class Agent:
         self, live: LiveSession, uid: int, pids: FrozenSet[int]
     ) -> None:
         assert live.terminal is not None
-        found = await asyncio.get_running_loop().run_in_executor(
-            None, self.kernel.holders, live.terminal.rdev, uid, pids, live.pid
-        )
+        found = await self._held.ask(Held(live.terminal.rdev, uid, pids, live.pid))
         if found:
             live.flags.extend(f"tty-held:{name}" for name in found)
             self.live.save(live)
@@ -915,9 +917,7 @@ class Agent:
         others = (other for other in self.sessions.values() if other is not live)
         if any(other.session.login.id == login.id for other in others):
             return ()  # what runs may belong to the other sessions of this connection
-        return await asyncio.get_running_loop().run_in_executor(
-            None, self.kernel.survivors, login.audit_session, frozenset(ttys), login.pid
-        )
+        return await self._left.ask(Left(login.audit_session, frozenset(ttys), login.pid))
 
     async def enter_for_sure(self, build: Any, *arguments: Any) -> int:
         """Enter an end, however often it takes: nothing can be asked to go back."""
@@ -1129,6 +1129,7 @@ class Agent:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(self._held.stop(), self._left.stop())
         await self.sealer.stop()
         self.live.close()
 

@@ -106,6 +106,25 @@ class Terminal:
     mode: int
 
 
+@dataclass(frozen=True)
+class Held:
+    """A terminal that processes of `uid` may have open, but for those named or below one."""
+
+    rdev: int
+    uid: int
+    except_pids: FrozenSet[int]
+    below: int = 0
+
+
+@dataclass(frozen=True)
+class Left:
+    """A session that ended: its audit session, its own terminals, and its login's process."""
+
+    audit_session: int
+    ttys: FrozenSet[int]
+    login_pid: int
+
+
 class Kernel:
     """The running system, read through /proc, ioctl and sock_diag."""
 
@@ -494,55 +513,63 @@ class Kernel:
         finally:
             os.close(terminal.handle)
 
-    def holders(
-        self, rdev: int, uid: int, except_pids: FrozenSet[int], below: int = 0
-    ) -> Tuple[str, ...]:
-        """Name the processes of `uid` that have a terminal open, but for those below a process.
+    def holders(self, asked: Sequence[Held]) -> List[Tuple[str, ...]]:
+        """Name the processes that have terminals open; one look at all processes serves all.
 
         Slow: run it in a thread.
         """
-        found: List[str] = []
+        found: List[List[str]] = [[] for _ in asked]
+        by_uid: Dict[int, List[int]] = {}
+        for number, one in enumerate(asked):
+            by_uid.setdefault(one.uid, []).append(number)
         for pid in self.processes():
-            if pid in except_pids or pid == os.getpid():
+            if pid == os.getpid():
                 continue
             try:
-                if os.stat(f"{self.proc}/{pid}").st_uid != uid and self._uids(pid)[0] != uid:
-                    continue
-                if any(_rdev(path) == rdev for path in self._descriptors(pid)):
-                    if below not in (one.pid for one in self.lineage(pid)):
-                        found.append(self._label(pid))
+                uids = {os.stat(f"{self.proc}/{pid}").st_uid, self._uids(pid)[0]}
+                mine = [n for uid in uids for n in by_uid.get(uid, ())]
+                open_here = {_rdev(path) for path in self._descriptors(pid)} if mine else set()
+                for number in mine:
+                    one = asked[number]
+                    if one.rdev not in open_here or pid in one.except_pids:
+                        continue
+                    if one.below not in (above.pid for above in self.lineage(pid)):
+                        found[number].append(self._label(pid))
             except OSError:
                 continue
-        return _limited(found)
+        return [_limited(names) for names in found]
 
-    def survivors(
-        self, audit_session: Optional[int], ttys: FrozenSet[int], login_pid: int
-    ) -> Tuple[str, ...]:
+    def survivors(self, asked: Sequence[Left]) -> List[Tuple[str, ...]]:
         """Name what outlived its session with a terminal of its own (tmux, screen, mosh-server).
 
         Goes by the audit session, which follows a daemon that left its ancestors; what is still
-        below the login's process belongs to the connection. `ttys` are the session's own
-        terminals. Slow: run it in a thread.
+        below the login's process belongs to the connection. One look at all processes serves all.
+        Slow: run it in a thread.
         """
-        if audit_session is None:
-            return ()
-        found: List[str] = []
-        for pid in self.processes():
+        found: List[List[str]] = [[] for _ in asked]
+        by_session: Dict[int, List[int]] = {}
+        for number, one in enumerate(asked):
+            by_session.setdefault(one.audit_session, []).append(number)
+        for pid in self.processes() if asked else ():
             try:
-                if self._audit(pid, "sessionid") != audit_session:
+                audit_session = self._audit(pid, "sessionid")
+                mine = [] if audit_session is None else by_session.get(audit_session, [])
+                if not mine:
                     continue
                 process = self.stat(pid)
-                if process.tty:
-                    outlives = process.tty not in ttys
-                else:
-                    outlives = process.comm not in RELAY_NAMES and any(
-                        _is_master(path) for path in self._descriptors(pid)
-                    )
-                if outlives and login_pid not in (one.pid for one in self.lineage(pid)):
-                    found.append(self._label(pid))
+                is_master = (
+                    not process.tty
+                    and process.comm not in RELAY_NAMES
+                    and any(_is_master(path) for path in self._descriptors(pid))
+                )
+                for number in mine:
+                    one = asked[number]
+                    outlives = process.tty not in one.ttys if process.tty else is_master
+                    if outlives and one.login_pid not in (up.pid for up in self.lineage(pid)):
+                        found[number].append(self._label(pid))
             except OSError:
                 continue
-        return _limited(found)
+        return [_limited(names) for names in found]
 
     def _descriptors(self, pid: int) -> List[str]:
         return [f"{self.proc}/{pid}/fd/{name}" for name in os.listdir(f"{self.proc}/{pid}/fd")]

@@ -4,7 +4,7 @@ Below one directory: live/ (a recording per live session, append-only), out/ (se
 each named by the SHA-256 of its bytes), orphan/ (recordings begun without the agent), quarantine/
 (what could not be read) and `reserve`, space held back so that a full disk can still be reported.
 
-A recording is cut at line ends, never inside an event's line. What a cut took is handed out again
+A recording is cut at line ends, never inside an event's line. What was cut is handed out again
 until done() says that its segment is durable, so that a failing disk delays and loses nothing.
 """
 
@@ -20,7 +20,7 @@ import os
 import re
 import stat as stat_module
 from dataclasses import dataclass, field
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 from .cast import MAX_LINE_BYTES
 from .errors import SpoolError
@@ -72,7 +72,7 @@ class Recording:
     gaps: List[Gap] = field(default_factory=list)
     exit_status: Optional[int] = None
     torn: int = 0  # bytes after the last complete line, once finished
-    pending: Optional[Cut] = None
+    pending: List[Cut] = field(default_factory=list)  # cut, and not known to be durable
     digest: Any = field(default_factory=hashlib.sha256)
 
     def size(self) -> int:
@@ -171,69 +171,75 @@ class Spool:
 
     def is_due(self, recording: Recording, mono_ns: int, seconds: float, size: int) -> bool:
         """Say whether a cut is worth making now."""
-        if recording.pending is not None:
+        if recording.pending:
             return True
         waiting = recording.size() - recording.offset
         age_ns = mono_ns - recording.last_cut_ns
         return waiting >= size or (waiting > 0 and age_ns >= seconds * 1e9)
 
-    def cut(self, recording: Recording, mono_ns: int, size: int) -> Optional[Cut]:
-        """Take at most about `size` bytes of whole lines; None if there are none.
+    def cut(
+        self, recording: Recording, mono_ns: int, size: int, most: Optional[int] = None
+    ) -> List[Cut]:
+        """Take whole lines, about `size` bytes a cut: one, or as many full ones as `most` holds.
 
-        Gives the same cut again until done().  Raises: SpoolError
+        Gives the same cuts again until done(); none if there are no lines.  Raises: SpoolError
         """
-        if recording.pending is not None:
-            return recording.pending
-        try:
-            plain = _read_lines(recording.fd, recording.offset, size)
-        except OSError as error:
-            raise SpoolError(f"recording {recording.session}: {error.strerror}") from error
-        if not plain:
-            return None
-        recording.digest.update(plain)
-        recording.offset += len(plain)
-        recording.last_cut_ns = mono_ns
-        marks = _note_marks(recording, plain)
-        t0 = recording.t1 if marks.t0 is None else marks.t0
-        if marks.t1 is not None:
-            recording.t1 = marks.t1
-        recording.pending = Cut(
-            recording.session, recording.n, plain, t0, recording.t1, marks.events, marks.replaced,
-            marks.gaps,
-        )  # fmt: skip
-        recording.n += 1
-        return recording.pending
+        taken = 0
+        while not recording.pending or (taken and (most or size) - taken >= size):
+            try:
+                plain = _read_lines(recording.fd, recording.offset, size)
+            except OSError as error:
+                if recording.pending:
+                    break
+                raise SpoolError(f"recording {recording.session}: {error.strerror}") from error
+            if not plain:
+                break
+            taken += len(plain)
+            recording.digest.update(plain)
+            recording.offset += len(plain)
+            recording.last_cut_ns = mono_ns
+            marks = _note_marks(recording, plain)
+            t0 = recording.t1 if marks.t0 is None else marks.t0
+            if marks.t1 is not None:
+                recording.t1 = marks.t1
+            recording.pending.append(
+                Cut(
+                    recording.session, recording.n, plain, t0, recording.t1, marks.events,
+                    marks.replaced, marks.gaps,
+                )
+            )  # fmt: skip
+            recording.n += 1
+        return list(recording.pending)
 
-    def seal(self, cut: Cut) -> Tuple[str, int]:
-        """Write a cut as a segment; durable on return.  Gives the name and size of the blob.
+    def seal(self, cuts: Sequence[Cut]) -> List[Tuple[str, int]]:
+        """Write cuts as segments; durable on return.  Gives the names and sizes of the blobs.
 
         Meant for a thread: compressing, hashing and writing all let go of the interpreter.
-        Raises: SpoolError
+        Raises: SpoolError, and then any of them may be there or not
         """
-        data = gzip.compress(cut.plain, COMPRESSION, mtime=0)
-        name = hashlib.sha256(data).hexdigest()
-        path = os.path.join(self.out, name)
-        temporary = os.path.join(self.out, f".{cut.session}.{cut.n}")
-        try:
-            fd = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o640)
+        made = []
+        for cut in cuts:
+            data = gzip.compress(cut.plain, COMPRESSION, mtime=0)
+            name = hashlib.sha256(data).hexdigest()
+            temporary = os.path.join(self.out, f".{cut.session}.{cut.n}")
             try:
-                os.fchown(fd, -1, os.stat(self.out).st_gid)  # recuse-ship reads it
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(fd, view) :]
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            os.rename(temporary, path)
-            _sync_directory(self.out)
-        except OSError as error:
-            _unlink(temporary)
-            raise SpoolError(f"segment {cut.n} of {cut.session}: {error.strerror}") from error
-        return name, len(data)
+                group = os.stat(self.out).st_gid  # recuse-ship reads it
+                _write_durable(temporary, data, group)
+                os.rename(temporary, os.path.join(self.out, name))
+            except OSError as error:
+                _unlink(temporary)
+                raise SpoolError(f"segment {cut.n} of {cut.session}: {error.strerror}") from error
+            made.append((name, len(data)))
+        if made:
+            try:
+                _sync_directory(self.out)
+            except OSError as error:
+                raise SpoolError(f"{self.out}: {error.strerror}") from error
+        return made
 
     def done(self, recording: Recording) -> None:
-        """Forget the pending cut: its segment is durable and in the ledger."""
-        recording.pending = None
+        """Forget the oldest pending cut: its segment is durable and in the ledger."""
+        del recording.pending[0]
 
     def finish(self, recording: Recording) -> None:
         """Note what follows the last complete line, which never becomes a segment."""
@@ -490,6 +496,18 @@ def _try_lock(fd: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _write_durable(path: str, data: bytes, group: int) -> None:
+    fd = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o640)
+    try:
+        os.fchown(fd, -1, group)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _sync_directory(path: str) -> None:

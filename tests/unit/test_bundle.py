@@ -75,7 +75,9 @@ def root(tmp_path: Path) -> Iterator[Path]:
     add(records.login_entry, LOGIN, RECORD)
     add(records.open_entry, session(RECORDED), RECORD)
     for n, part in enumerate(PARTS):
-        blob, size = spool.seal(Cut(RECORDED, n, part, n / 10, n / 10 + 0.1, 1, 0, ()))
+        [(blob, size)] = spool.seal(
+            [Cut(RECORDED, n, part, n / 10, n / 10 + 0.1, 1, 0, ())]
+        )
         made = records.Segment(RECORDED, n, blob, size, len(part), n / 10, n / 10 + 0.1, 1)
         add(records.segment_entry, made)
     whole = b"".join(PARTS)

@@ -78,6 +78,7 @@ PARTS = {
         "accounts",
         "approvers",
         "asking",
+        "batching",
         "book",
         "desk",
         "door",

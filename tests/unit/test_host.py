@@ -18,7 +18,7 @@ from typing import Iterator, Optional
 import pytest
 
 from recuse import host
-from recuse.host import Kernel, Stat
+from recuse.host import Held, Kernel, Left, Stat
 
 
 @pytest.fixture
@@ -246,9 +246,16 @@ def test_holders_names_who_else_has_a_terminal_open(kernel: Kernel) -> None:
     rdev = os.fstat(slave).st_rdev
     process = subprocess.Popen(["sleep", "60"], stdin=slave)
     me = frozenset({os.getpid()})
-    assert kernel.holders(rdev, os.getuid(), me) == (f"{process.pid}:sleep",)
-    assert kernel.holders(rdev, os.getuid(), me | {process.pid}) == ()
-    assert kernel.holders(rdev, os.getuid(), me, below=os.getpid()) == ()
+    uid, label = os.getuid(), (f"{process.pid}:sleep",)
+    rows = [
+        (Held(rdev, uid, me), label),
+        (Held(rdev, uid, me | {process.pid}), ()),
+        (Held(rdev, uid, me, below=os.getpid()), ()),
+        (Held(rdev, uid + 1, me), ()),
+        (Held(os.makedev(1, 5), uid, me), ()),
+    ]
+    assert kernel.holders([asked for asked, _ in rows]) == [found for _, found in rows]
+    assert kernel.holders([]) == []
     process.kill()
     process.wait()
     os.close(master)
@@ -372,10 +379,6 @@ def test_account_prefers_the_name_where_a_uid_has_several(kernel: Kernel) -> Non
     assert kernel.account(4_000_000_123) is None
 
 
-def test_survivors_without_an_audit_session_are_not_guessed(kernel: Kernel) -> None:
-    assert kernel.survivors(None, frozenset(), 1) == ()
-
-
 def test_survivors_are_those_of_the_audit_session_with_a_terminal_that_left_the_login(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,10 +392,14 @@ def test_survivors_are_those_of_the_audit_session_with_a_terminal_that_left_the_
         Kernel, "_audit", lambda _, one, name: 7 if one == pid else None
     )
     label = f"{pid}:{kernel.stat(pid).comm.decode()}"
-    assert kernel.survivors(7, frozenset(), 0) == (label,)
-    assert kernel.survivors(7, frozenset({kernel.stat(pid).tty}), 0) == ()
-    assert kernel.survivors(7, frozenset(), os.getpid()) == ()
-    assert kernel.survivors(8, frozenset(), 0) == ()
+    rows = [
+        (Left(7, frozenset(), 0), (label,)),
+        (Left(7, frozenset({kernel.stat(pid).tty}), 0), ()),
+        (Left(7, frozenset(), os.getpid()), ()),
+        (Left(8, frozenset(), 0), ()),
+    ]
+    assert kernel.survivors([asked for asked, _ in rows]) == [found for _, found in rows]
+    assert kernel.survivors([]) == []
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     os.close(master)

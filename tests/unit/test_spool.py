@@ -41,10 +41,10 @@ def begin(spool: Spool, *lines: bytes) -> Recording:
 def cut_all(spool: Spool, recording: Recording, size: int = 1 << 18) -> List[str]:
     blobs = []
     while True:
-        cut = spool.cut(recording, 0, size)
-        if cut is None:
+        cuts = spool.cut(recording, 0, size)
+        if not cuts:
             return blobs
-        blobs.append(spool.seal(cut)[0])
+        blobs += [name for name, _ in spool.seal(cuts)]
         spool.done(recording)
 
 
@@ -77,12 +77,12 @@ def test_create_refuses_a_session_that_exists(spool: Spool) -> None:
 
 def test_cut_ends_at_a_line_end_and_leaves_the_rest(spool: Spool) -> None:
     recording = begin(spool, b'[0.1, "o", "a"]\n[0.2, "o", "to')
-    cut = spool.cut(recording, 0, 1 << 18)
-    assert cut is not None and cut.plain == HEADER + b'[0.1, "o", "a"]\n'
+    [cut] = spool.cut(recording, 0, 1 << 18)
+    assert cut.plain == HEADER + b'[0.1, "o", "a"]\n'
     assert (cut.t0, cut.t1, cut.events) == (0.1, 0.1, 1)
-    assert spool.cut(recording, 0, 1 << 18) is cut  # until done
+    assert spool.cut(recording, 0, 1 << 18) == [cut]  # until done
     spool.done(recording)
-    assert spool.cut(recording, 0, 1 << 18) is None
+    assert spool.cut(recording, 0, 1 << 18) == []
     spool.finish(recording)
     assert recording.torn == len(b'[0.2, "o", "to')
     spool.drop(recording)
@@ -97,8 +97,8 @@ def test_cut_notes_gaps_exit_status_and_replaced_bytes(spool: Spool) -> None:
         b'[0.3,"o","[0.1,\\"x\\",\\"9\\"]"]\n',  # shown, not said
         b'[0.4,"x","130"]\n',
     )
-    cut = spool.cut(recording, 0, 1 << 18)
-    assert cut is not None and (cut.events, cut.replaced) == (4, 1)
+    [cut] = spool.cut(recording, 0, 1 << 18)
+    assert (cut.events, cut.replaced) == (4, 1)
     assert [(gap.cause, gap.stream, gap.bytes, gap.sha256) for gap in recording.gaps] == [
         ("limit", "o", 4, digest)
     ]
@@ -130,11 +130,11 @@ def test_segments_add_up_to_the_recording_over_restarts(
     recording = begin(spool, *lines)
     blobs = []
     for number in range(1000):
-        cut = spool.cut(recording, 0, size)
-        if cut is None:
+        cuts = spool.cut(recording, 0, size)
+        if not cuts:
             break
-        assert cut.n == number
-        blobs.append(spool.seal(cut)[0])
+        assert [cut.n for cut in cuts] == [number]
+        blobs += [name for name, _ in spool.seal(cuts)]
         spool.done(recording)
         if number == restart:
             os.close(recording.fd)
@@ -142,6 +142,25 @@ def test_segments_add_up_to_the_recording_over_restarts(
     whole = HEADER + b"".join(lines)
     assert read(spool, blobs) == whole
     assert recording.digest.hexdigest() == hashlib.sha256(whole).hexdigest()
+    spool.drop(recording)
+
+
+def test_cut_gives_as_many_full_segments_as_it_may_take(spool: Spool) -> None:
+    line = b'[0.1,"o","' + b"x" * 88 + b'"]\n'
+    recording = begin(spool, line * 99 + b"torn")
+    whole = len(HEADER) + 99 * len(line)
+    cuts = spool.cut(recording, 0, 1000, 5000)
+    assert [cut.n for cut in cuts] == [0, 1, 2, 3, 4]
+    assert all(900 < len(cut.plain) <= 1000 for cut in cuts)
+    assert spool.cut(recording, 0, 1000, 1 << 20) == cuts  # until done
+    spool.done(recording)
+    assert spool.cut(recording, 0, 1000) == cuts[1:]
+    for _ in cuts[1:]:
+        spool.done(recording)
+    rest = spool.cut(recording, 0, 1000, 1 << 20)
+    assert recording.offset == whole == sum(len(cut.plain) for cut in [*cuts, *rest])
+    names = [name for name, _ in spool.seal([*cuts, *rest])]
+    assert read(spool, names) == HEADER + line * 99
     spool.drop(recording)
 
 
@@ -156,10 +175,9 @@ def test_adopt_refuses_a_recording_shorter_than_its_segments(spool: Spool) -> No
 
 def test_seal_names_a_blob_by_its_content_and_repeats_it(spool: Spool) -> None:
     recording = begin(spool)
-    cut = spool.cut(recording, 0, 1 << 18)
-    assert cut is not None
-    name, size = spool.seal(cut)
-    assert spool.seal(cut) == (name, size)
+    cuts = spool.cut(recording, 0, 1 << 18)
+    [(name, size)] = spool.seal(cuts)
+    assert spool.seal(cuts) == [(name, size)]
     data = (Path(spool.out) / name).read_bytes()
     assert (hashlib.sha256(data).hexdigest(), len(data)) == (name, size)
     assert os.stat(Path(spool.out) / name).st_mode & 0o777 == 0o640
@@ -174,8 +192,7 @@ def test_seal_that_fails_leaves_nothing_and_can_be_repeated(
     spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recording = begin(spool)
-    cut = spool.cut(recording, 0, 1 << 18)
-    assert cut is not None
+    cuts = spool.cut(recording, 0, 1 << 18)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -183,10 +200,10 @@ def test_seal_that_fails_leaves_nothing_and_can_be_repeated(
     with monkeypatch.context() as patch:
         patch.setattr(module.os, "fsync", full)
         with pytest.raises(SpoolError, match="segment 0 of s-a: No space left"):
-            spool.seal(cut)
+            spool.seal(cuts)
     assert os.listdir(spool.out) == []
-    assert spool.cut(recording, 0, 1 << 18) is cut
-    spool.seal(cut)
+    assert spool.cut(recording, 0, 1 << 18) == cuts
+    spool.seal(cuts)
     spool.drop(recording)
 
 
