@@ -42,7 +42,7 @@ from recuse.book import NotEntered
 from recuse.config import Paths
 from recuse.errors import LedgerError
 from recuse.front import Front
-from recuse.host import Account, Identity, Kernel, Peer, Stat
+from recuse.host import Account, Identity, Kernel, Left, Peer, Stat
 from recuse.journal import Journal
 from recuse.ledger import read_ledger
 from recuse.orphan import BadOrphan, adopt_orphans, parse_orphan
@@ -136,10 +136,8 @@ class SimulatedKernel(Kernel):
     def wake(self, pid: int) -> None:
         self.woken.append(pid)
 
-    def survivors(
-        self, audit_session: Optional[int], ttys: Any, login_pid: int
-    ) -> Tuple[str, ...]:
-        return self.left
+    def survivors(self, asked: Sequence[Left]) -> List[Tuple[str, ...]]:
+        return [self.left for _ in asked]
 
 
 class Store(Notifier):
@@ -1336,7 +1334,7 @@ def test_terminal_that_is_not_the_peers_is_left_and_said(paths: Paths) -> None:
 def test_other_holders_of_the_outer_terminal_are_named(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SimulatedKernel, "holders", lambda *_: ("99:sneaky",))
+    monkeypatch.setattr(SimulatedKernel, "holders", lambda _, asked: [("99:sneaky",)] * len(asked))
 
     async def scene(world: World) -> None:
         shell, _ = await recorded_on_a_terminal(world)
