@@ -27,6 +27,8 @@ TICK_SECONDS = 1.0
 RETRY_SECONDS = 5.0
 ROUND_BYTES = 8 << 20
 """About how much is cut in one round: what the agent may need of memory for floods."""
+SEGMENT_GROWS = 8
+"""A recording that is due has a segment so many times as large, if so much waits: fewer ones."""
 LEAST_SEGMENT = 64 << 10
 """What a recording may cut in a round at least, however many flood."""
 # Not SCHED_IDLE: a thread that is not scheduled while it holds the interpreter stops the agent.
@@ -214,7 +216,8 @@ class Sealer:
     ) -> List[Tuple[Recording, Cut]]:
         """Cut of each so much that no round is too large; what one does not need, others have."""
         cuts: List[Tuple[Recording, Cut]] = []
-        mono_ns, size, left = self._kernel.mono_ns(), self._config().segment_bytes, ROUND_BYTES
+        mono_ns, left = self._kernel.mono_ns(), ROUND_BYTES
+        size = self._config().segment_bytes * SEGMENT_GROWS
         cutting.sort(key=lambda due: due.most)
         for at, due in enumerate(cutting):
             recording = due.followed.recording
@@ -226,7 +229,7 @@ class Sealer:
             except SpoolError as error:
                 faults[recording.session] = error
                 continue
-            left -= sum(len(cut.plain) for cut in found)
+            left -= sum(cut.plain_size for cut in found)
             cuts += [(recording, cut) for cut in found]
         return cuts
 
@@ -250,7 +253,7 @@ def _segment(made: _Made) -> Segment:
         n=cut.n,
         blob=made.blob,
         size=made.size,
-        plain_size=len(cut.plain),
+        plain_size=cut.plain_size,
         t0=cut.t0,
         t1=cut.t1,
         events=cut.events,

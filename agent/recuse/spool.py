@@ -14,11 +14,11 @@ import array
 import contextlib
 import errno
 import fcntl
-import gzip
 import hashlib
 import os
 import re
 import stat as stat_module
+import zlib
 from dataclasses import dataclass, field
 from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
@@ -29,7 +29,11 @@ from .records import Gap
 FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h, 64-bit long
 FS_IOC_SETFLAGS = 0x40086602
 FS_APPEND_FL = 0x20
-COMPRESSION = 3  # 6 makes text a seventh smaller for more than twice the processor time
+COMPRESSION = 2  # 6 makes text a sixth smaller for more than twice the processor time
+GZIP = 16 + zlib.MAX_WBITS  # a gzip header and trailer, see zlib.h
+BLOB_BYTES = 640 << 10
+"""A segment ends when it has so many compressed bytes: central storage takes 1 MiB."""
+PIECE_BYTES = 128 << 10
 MAX_GAPS = 100  # listed in one close entry; more are joined by stream and cause
 
 # Each is held against the beginning of a line: to look for lines of a kind in all of a flood costs
@@ -49,7 +53,8 @@ class Cut:
 
     session: str
     n: int
-    plain: bytes
+    data: bytes  # compressed: the segment
+    plain_size: int
     t0: float
     t1: float
     events: int
@@ -180,8 +185,9 @@ class Spool:
     def cut(
         self, recording: Recording, mono_ns: int, size: int, most: Optional[int] = None
     ) -> List[Cut]:
-        """Take whole lines, about `size` bytes a cut: one, or as many full ones as `most` holds.
+        """Take whole lines, at most about `size` bytes a cut: one, or as many as `most` holds.
 
+        Meant for a thread: reading, compressing and hashing all let go of the interpreter.
         Gives the same cuts again until done(); none if there are no lines.  Raises: SpoolError
         """
         taken = 0
@@ -194,9 +200,11 @@ class Spool:
                 raise SpoolError(f"recording {recording.session}: {error.strerror}") from error
             if not plain:
                 break
-            taken += len(plain)
+            data, used = _compress(plain)
+            plain = plain[:used]
+            taken += used
             recording.digest.update(plain)
-            recording.offset += len(plain)
+            recording.offset += used
             recording.last_cut_ns = mono_ns
             marks = _note_marks(recording, plain)
             t0 = recording.t1 if marks.t0 is None else marks.t0
@@ -204,7 +212,7 @@ class Spool:
                 recording.t1 = marks.t1
             recording.pending.append(
                 Cut(
-                    recording.session, recording.n, plain, t0, recording.t1, marks.events,
+                    recording.session, recording.n, data, used, t0, recording.t1, marks.events,
                     marks.replaced, marks.gaps,
                 )
             )  # fmt: skip
@@ -214,22 +222,20 @@ class Spool:
     def seal(self, cuts: Sequence[Cut]) -> List[Tuple[str, int]]:
         """Write cuts as segments; durable on return.  Gives the names and sizes of the blobs.
 
-        Meant for a thread: compressing, hashing and writing all let go of the interpreter.
-        Raises: SpoolError, and then any of them may be there or not
+        Meant for a thread.  Raises: SpoolError, and then any of them may be there or not
         """
         made = []
         for cut in cuts:
-            data = gzip.compress(cut.plain, COMPRESSION, mtime=0)
-            name = hashlib.sha256(data).hexdigest()
+            name = hashlib.sha256(cut.data).hexdigest()
             temporary = os.path.join(self.out, f".{cut.session}.{cut.n}")
             try:
                 group = os.stat(self.out).st_gid  # recuse-ship reads it
-                _write_durable(temporary, data, group)
+                _write_durable(temporary, cut.data, group)
                 os.rename(temporary, os.path.join(self.out, name))
             except OSError as error:
                 _unlink(temporary)
                 raise SpoolError(f"segment {cut.n} of {cut.session}: {error.strerror}") from error
-            made.append((name, len(data)))
+            made.append((name, len(cut.data)))
         if made:
             try:
                 _sync_directory(self.out)
@@ -421,6 +427,18 @@ def _read_lines(fd: int, offset: int, size: int) -> bytes:
             return data[:end]
         size *= 2
         data += os.pread(fd, size - len(data), offset + len(data))
+
+
+def _compress(plain: bytes) -> Tuple[bytes, int]:
+    """Compress whole lines until the segment is large enough; say how much of them is in it."""
+    squeeze, parts, made, used = zlib.compressobj(COMPRESSION, zlib.DEFLATED, GZIP), [], 0, 0
+    lines = memoryview(plain)
+    while used < len(plain) and made < BLOB_BYTES:
+        end = plain.rfind(b"\n", used, used + PIECE_BYTES) + 1 or plain.find(b"\n", used) + 1
+        parts.append(squeeze.compress(lines[used:end]))
+        made += len(parts[-1])
+        used = end
+    return b"".join([*parts, squeeze.flush()]), used
 
 
 @dataclass(frozen=True)

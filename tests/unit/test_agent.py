@@ -2320,10 +2320,10 @@ def test_segments_are_cut_while_the_session_runs(paths: Paths) -> None:
 
     async def scene(world: World) -> None:
         shell, _ = await world.session(await world.login("alice"), "alice")
-        for number in range(100):
+        for number in range(600):
             shell.write(b'[%d.0,"o","%s"]' % (number, b"x" * 200))
-        await world.until(lambda: world.kinds().count("segment") >= 5)
-        shell.write(b'[100.0,"x","0"]')
+        await world.until(lambda: world.kinds().count("segment") >= 3)
+        shell.write(b'[600.0,"x","0"]')
         shell.end()
         await world.ended()
         row = next(iter(records.fold(world.entries()).sessions.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -76,7 +77,7 @@ def root(tmp_path: Path) -> Iterator[Path]:
     add(records.open_entry, session(RECORDED), RECORD)
     for n, part in enumerate(PARTS):
         [(blob, size)] = spool.seal(
-            [Cut(RECORDED, n, part, n / 10, n / 10 + 0.1, 1, 0, ())]
+            [Cut(RECORDED, n, gzip.compress(part), len(part), n / 10, n / 10 + 0.1, 1, 0, ())]
         )
         made = records.Segment(RECORDED, n, blob, size, len(part), n / 10, n / 10 + 0.1, 1)
         add(records.segment_entry, made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -119,7 +120,9 @@ class Made:
     def segment(self, session: str, n: int, plain: bytes, t0: float, t1: float) -> None:
         from recuse.spool import Cut
 
-        [(blob, size)] = self.spool.seal([Cut(session, n, plain, t0, t1, 2, 0, ())])
+        [(blob, size)] = self.spool.seal(
+            [Cut(session, n, gzip.compress(plain, mtime=0), len(plain), t0, t1, 2, 0, ())]
+        )
         made = records.Segment(session, n, blob, size, len(plain), t0, t1, 2)
         self.enter(records.segment_entry, 30, made)
 

@@ -145,13 +145,13 @@ def test_what_was_entered_of_a_round_is_not_entered_again(
     world.book.takes = 4
 
     async def go() -> None:
-        recordings = [world.begin(f"s-{n}", 100) for n in range(3)]
+        recordings = [world.begin(f"s-{n}", 1000) for n in range(3)]
         await asyncio.gather(*map(world.sealer.seal, recordings))
         await world.sealer.stop()
 
     asyncio.run(go())
     for n in range(3):
-        assert world.kept(f"s-{n}") == HEADER + LINE * 100
+        assert world.kept(f"s-{n}") == HEADER + LINE * 1000
         entered = world.book.entered()[f"s-{n}"]
         assert [segment.n for segment in entered] == list(range(len(entered)))
     assert world.said == ["the disk is full"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import gzip
 import hashlib
 import os
+import random
 from pathlib import Path
 from typing import Iterator, List
 
@@ -15,7 +17,8 @@ from hypothesis import strategies as st
 
 from recuse import spool as module
 from recuse.errors import SpoolError
-from recuse.spool import Recording, Reserve, Spool
+from recuse.spool import BLOB_BYTES, Recording, Reserve, Spool
+from recuse.store import MAX_BLOB
 
 HEADER = b'{"version": 2, "width": 80, "height": 24}\n'
 
@@ -78,7 +81,7 @@ def test_create_refuses_a_session_that_exists(spool: Spool) -> None:
 def test_cut_ends_at_a_line_end_and_leaves_the_rest(spool: Spool) -> None:
     recording = begin(spool, b'[0.1, "o", "a"]\n[0.2, "o", "to')
     [cut] = spool.cut(recording, 0, 1 << 18)
-    assert cut.plain == HEADER + b'[0.1, "o", "a"]\n'
+    assert gzip.decompress(cut.data) == HEADER + b'[0.1, "o", "a"]\n'
     assert (cut.t0, cut.t1, cut.events) == (0.1, 0.1, 1)
     assert spool.cut(recording, 0, 1 << 18) == [cut]  # until done
     spool.done(recording)
@@ -151,16 +154,35 @@ def test_cut_gives_as_many_full_segments_as_it_may_take(spool: Spool) -> None:
     whole = len(HEADER) + 99 * len(line)
     cuts = spool.cut(recording, 0, 1000, 5000)
     assert [cut.n for cut in cuts] == [0, 1, 2, 3, 4]
-    assert all(900 < len(cut.plain) <= 1000 for cut in cuts)
+    assert all(900 < cut.plain_size <= 1000 for cut in cuts)
     assert spool.cut(recording, 0, 1000, 1 << 20) == cuts  # until done
     spool.done(recording)
     assert spool.cut(recording, 0, 1000) == cuts[1:]
     for _ in cuts[1:]:
         spool.done(recording)
     rest = spool.cut(recording, 0, 1000, 1 << 20)
-    assert recording.offset == whole == sum(len(cut.plain) for cut in [*cuts, *rest])
+    assert recording.offset == whole == sum(cut.plain_size for cut in [*cuts, *rest])
     names = [name for name, _ in spool.seal([*cuts, *rest])]
     assert read(spool, names) == HEADER + line * 99
+    spool.drop(recording)
+
+
+@pytest.mark.parametrize(("length", "count"), [(90, 60_000), (6000, 900), (400_000, 14)])
+def test_segment_is_never_larger_than_central_storage_takes(
+    spool: Spool, length: int, count: int
+) -> None:
+    noise = base64.b64encode(random.Random(5).randbytes(length * count * 3 // 4))
+    whole = b"".join(
+        b'[0.1,"o","%s"]\n' % noise[at : at + length] for at in range(0, len(noise), length)
+    )
+    recording = begin(spool, whole)
+    cuts = spool.cut(recording, 0, 4 << 20)
+    while recording.pending:
+        spool.done(recording)
+        cuts += spool.cut(recording, 0, 4 << 20)
+    assert max(len(cut.data) for cut in cuts) <= MAX_BLOB
+    assert min(len(cut.data) for cut in cuts[:-1]) >= BLOB_BYTES
+    assert b"".join(gzip.decompress(cut.data) for cut in cuts) == HEADER + whole
     spool.drop(recording)
 
 
