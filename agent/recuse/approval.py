@@ -179,20 +179,37 @@ def judge(
     general = _general(asked, policy, user, standing, now)
     subject = policy.index.subject(user, now)
     asker = policy.index.subject(requester, now)
-    judged: List[Tuple[int, Tuple[int, str], Allowance, List[Refusal]]] = []
+    judged: List[Tuple[_Distance, Allowance, List[Refusal]]] = []
     for one in policy.allowances:
         if not all(matcher.test(subject) for matcher in one.matchers):
             continue
         against = _against(asked, one, policy, asker, standing)
-        judged.append((len(against), one.ease, one, against))
+        judged.append((_distance(asked, one, against), one, against))
     if not judged:
         if not policy.allowances:
             told = "no exemption can be asked for on this host: its approval policy allows none"
         else:
             told = f"no exemption can be asked for {asked.user} on {asked.host}"
         return Judgement(None, (*general, Refusal("no-allowance", told)))
-    _, _, best, against = min(judged, key=lambda one: one[:2])
+    _, best, against = min(judged, key=lambda one: one[0])
     return Judgement(best, (*general, *against))
+
+
+_Distance = Tuple[bool, bool, bool, int, Tuple[int, str]]
+
+
+def _distance(asked: Asked, one: Allowance, against: Sequence[Refusal]) -> _Distance:
+    """Order allowances by how near they come to a request; those that fit it come first.
+
+    Who leaves out a ticket wants to hear of that, not that another allowance is for other reasons.
+    """
+    return (
+        bool(against),
+        asked.reason not in one.reasons,
+        asked.scope not in one.scopes,
+        len(against),
+        one.ease,
+    )
 
 
 def _general(

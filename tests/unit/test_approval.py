@@ -178,6 +178,12 @@ def test_each_refusal_has_its_own_words(name: str) -> None:
         assert not any(w in r.message for r in found.refusals for w in others), found.refusals
 
 
+def test_refusal_is_that_of_the_allowance_for_the_reason() -> None:
+    soon = NOW + timedelta(minutes=10)  # so that the easier one has no more against it
+    found = judged(asked(ticket=None, expires=soon))
+    assert [one.code for one in found.refusals] == ["ticket"]
+
+
 def test_those_who_may_ask_for_others_may() -> None:
     found = judged(asked(requester="helga"), requester=facts("helga", ("helpdesk",)))
     assert found.allowed
