@@ -30,6 +30,7 @@ SHELL = "/usr/lib/recuse/recuse-shell"
 # A user whose shell is the dash that all others run too: what is compared are the recorders.
 RECORDED = "frank"
 PLACE = Path("/var/bench")
+SETTLE_SECONDS = 60
 SUDO_LOGS = PLACE / "sudo-io"
 SERVER_LOGS = PLACE / "sudo-server"
 
@@ -325,6 +326,20 @@ def cpu_seconds(pid: int) -> float:
     except OSError:
         return 0.0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def settle(one: Contender) -> None:
+    """Wait until a recorder's services have done what was left to do."""
+    if not one.services:
+        return
+    until, idle, before = time.monotonic() + SETTLE_SECONDS, 0, service_cpu(one)
+    if one.name == "recuse":
+        subprocess.run(["recuse", "sync"], check=True, capture_output=True)
+    while idle < 3 and time.monotonic() < until:
+        time.sleep(0.5)
+        now = service_cpu(one)
+        idle = idle + 1 if now - before < 0.02 else 0
+        before = now
 
 
 def service_cpu(contender: Contender) -> float:

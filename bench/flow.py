@@ -30,12 +30,12 @@ from contenders import (
     read_until,
     service_cpu,
     set_up,
+    settle,
     start,
     start_on_pipes,
 )
 
 MIB = 1 << 20
-SETTLE_SECONDS = 60
 FLOODS = (
     "bare", "floor", "recuse", "tlog", "sudo", "sudo_logsrvd", "script", "ttyrec", "asciinema",
 )  # fmt: skip
@@ -109,20 +109,6 @@ def flood(one: Contender, kind: str, terminal: bool) -> dict[str, float]:
     )
     found["log_ratio"] = log_size(one) / len(raw)
     return found
-
-
-def settle(one: Contender) -> None:
-    """Wait until a recorder's services have done what was left to do."""
-    if not one.services:
-        return
-    until, idle, before = time.monotonic() + SETTLE_SECONDS, 0, service_cpu(one)
-    if one.name == "recuse":
-        subprocess.run(["recuse", "sync"], check=True, capture_output=True)
-    while idle < 3 and time.monotonic() < until:
-        time.sleep(0.5)
-        now = service_cpu(one)
-        idle = idle + 1 if now - before < 0.02 else 0
-        before = now
 
 
 def is_whole(one: Contender, what: str, found: bytes, wanted: bytes) -> bool:

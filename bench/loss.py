@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from contenders import PLACE, Contender, clean_up, contenders, read_until, set_up, start
+from contenders import PLACE, Contender, clean_up, contenders, read_until, set_up, settle, start
 
 # Lines at the pace of a busy program; the number in each tells how far it got.
 COMMAND = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); echo line-$i; done"
@@ -103,6 +103,7 @@ def main() -> None:
     options = parser.parse_args()
     known = contenders()
     set_up()
+    settle(known["recuse"])
     result: dict[str, dict[str, int]] = {}
     for name in NAMES:
         runs = [kill_once(known[name], 200 + 371 * n) for n in range(options.rounds)]

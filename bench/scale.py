@@ -26,6 +26,7 @@ from contenders import (
     pids_of,
     read_until,
     set_up,
+    settle,
     start,
 )
 
@@ -180,6 +181,7 @@ def main() -> None:
     print("many sessions", file=sys.stderr)
     result["many"] = idle(known["recuse"], options.sessions, 5)
     result["people"] = people(known["recuse"], options.sessions, options.seconds)
+    settle(known["recuse"])  # a thousand sessions have just ended
     print("logins", file=sys.stderr)
     result["logins"] = logins(known["recuse-login"], 50, options.seconds)
     json.dump(result, sys.stdout, indent=2)

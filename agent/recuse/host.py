@@ -526,7 +526,9 @@ class Kernel:
             if pid == os.getpid():
                 continue
             try:
-                uids = {os.stat(f"{self.proc}/{pid}").st_uid, self._uids(pid)[0]}
+                uids = {os.stat(f"{self.proc}/{pid}").st_uid}
+                if uids != by_uid.keys():
+                    uids.add(self._uids(pid)[0])
                 mine = [n for uid in uids for n in by_uid.get(uid, ())]
                 open_here = {_rdev(path) for path in self._descriptors(pid)} if mine else set()
                 for number in mine:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .agent import Agent
 
 HORIZON_SECONDS = 60  # what is left of an allowance may be spent within this time
+MANY = 32  # sessions of a user, of whom one more is no news to the others before the next look
 _SLACK = 8  # relays are told anew when their share has changed by an eighth
 
 
@@ -125,7 +126,8 @@ class Quotas:
         user, config = user_of(live), self._agent.config.session
         others, room = self._sessions_of(user), self._room()
         standing = self._standing(user, [*others, live])
-        self._tell_all(others, standing, room)
+        if len(others) < MANY:
+            self._tell_all(others, standing, room)
         self._told[live.id] = share_of(config, standing, 0, room)
         return self._told[live.id]
 
