@@ -681,7 +681,8 @@ class Desk:
             self._facts(account, groups or ()), service=login.service, source=source,
             command=live.session.command, tty=live.session.tty is not None,
         )  # fmt: skip
-        identity = self._kernel.identity(live.pid)
+        # The relay has become a user of ours; whose audit session it is in has not changed.
+        identity = replace(self._kernel.identity(live.pid), ruid=login.uid)
         found = []
         for row in self._in_force("pause", account.name, identity, facts, told):
             asked = row.request.asked

@@ -105,6 +105,23 @@ def test_grant_for_a_pause_is_used_once(paths: Paths) -> None:
     assert faults_of(paths, world.entries()) == []
 
 
+def test_relay_runs_as_another_user_and_who_became_the_user_has_no_pause(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        shell, _ = await relayed(world, "alice")
+        await world.granted(**TOLD)
+        known, as_relay = world.kernel.identity, {"ruid": 998, "euid": 998}
+        for auid in (1002, 1000):
+            found = replace(known(shell.pid), auid=auid, **as_relay)
+            world.kernel.identity = lambda pid, found=found: found  # type: ignore[method-assign,misc]
+            if auid == 1002:
+                assert "may not be paused" in await refused(world, shell)
+                assert "uid 1002 logged in and became them" in world.told("grant-unused")[-1]
+        answer, _ = await paused(world, shell)
+        assert answer["ok"], answer
+
+    play(paths, scene)
+
+
 def test_grant_for_a_pause_exempts_no_session_and_the_other_way_round(paths: Paths) -> None:
     async def scene(world: Office) -> None:
         await world.granted(**TOLD)
