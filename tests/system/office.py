@@ -47,6 +47,15 @@ from = ["leads"]
 verification = true
 
 [[allow]]
+name = "pauses"
+users = ["alice"]
+reasons = ["maintenance"]
+scopes = ["pause"]
+longest = "1h"
+approvers = 2
+from = ["leads"]
+
+[[allow]]
 name = "private"
 users = ["bob"]
 reasons = ["private"]

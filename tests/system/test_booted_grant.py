@@ -10,14 +10,26 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import List
+from typing import List, Tuple
 
 import pytest
-from accounts import event, export, rows, verify, watching
-from host import Host
-from office import NAMESPACE, approve, ask, by, entries, granted, open_office, request_words
+from accounts import event, export, find_bytes, rows, verify, watching
+from host import Host, Terminal
+from office import (
+    NAMESPACE,
+    Grant,
+    approve,
+    ask,
+    by,
+    entries,
+    granted,
+    key_of,
+    open_office,
+    request_words,
+)
 
 PASSWORD = "open sesame"
+HIDDEN = "not-for-the-record"
 
 
 @pytest.fixture(scope="module")
@@ -157,24 +169,157 @@ def test_revoking_records_a_supervised_session_from_then_on(office: Host) -> Non
     verify(office)
 
 
+def says(terminal: Terminal, command: str, *dialogue: Tuple[str, str]) -> Tuple[int, str]:
+    """Give a shell a command that asks; answer each question; return its status and its words."""
+    begin = len(terminal.output)
+    terminal.line(f"{command}; echo do''ne-$?-")
+    for question, answer in dialogue:
+        terminal.expect(question)
+        terminal.send(answer)
+    status = int(terminal.expect(r"done-(\d+)-\r\n").group(1))
+    return status, terminal.output[begin:].decode()
+
+
+def state(host: Host, grant: Grant) -> Tuple[str, int]:
+    shown = host.json("recuse", "show", grant["grant"], "--json")
+    assert isinstance(shown, dict)
+    return shown["state"], shown["missing"]
+
+
+SURE = r"sign that\? yes or no: "
+
+
+def test_an_approver_reads_what_they_sign_and_is_asked(office: Host) -> None:
+    asked = ask(office, "alice", "--uses", "2", "--level", "commands")
+    locked = "/home/frank/locked"
+    made = by(
+        office, "frank", "sh", "-ec",
+        f"cp {key_of('frank')} {locked}; ssh-keygen -q -p -P '' -N '{PASSWORD}' -f {locked}",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    approving = f"recuse approve {asked['grant']}"
+    with office.login("frank") as terminal:
+        for answer, status, words in (
+            ("no\r", 16, "nothing was signed"),
+            ("\r", 16, "nothing was signed"),
+            ("\x04", 16, "nothing was signed"),
+            ("\x03", 130, ""),
+        ):
+            ran, told = says(terminal, approving, (SURE, answer))
+            assert ran == status and words in told, told
+        for line in (
+            r"2 sessions of alice \(uid 1000\) on testhost may be exempt",
+            r"between    .* and .*",
+            r"kept       commands \(who, when, from where, and the command line\)",
+            r"reason     maintenance, ticket CHG-7",
+            r"why        index rebuild",
+            r"asked by   alice",
+            rf"id         {asked['grant']}",
+        ):
+            assert re.search(rf"^{line}\r$", told, re.M), told
+        # The passphrase of a key is ssh-keygen's to ask for, and has the last word.
+        locked_key = f"{approving} --key {locked}"
+        wrong = (SURE, "yes\r"), ("Enter passphrase.*: ", "wrong\r")
+        ran, told = says(terminal, locked_key, *wrong)
+        assert ran == 14 and "ssh-keygen did not sign" in told, told
+        ran, told = says(terminal, locked_key, wrong[0], (wrong[1][0], "\x03"))
+        assert ran in (14, 130), told
+        assert state(office, asked) == ("pending", 2)
+        ran, told = says(terminal, locked_key, wrong[0], (wrong[1][0], f"{PASSWORD}\r"))
+        assert ran == 0 and "1 approvals are missing, from: leads" in told, told
+        assert PASSWORD not in terminal.output.decode()
+    assert state(office, asked) == ("pending", 1)
+    assert by(office, "alice", "recuse", "reject", asked["grant"]).returncode == 0
+
+
 def test_a_password_approves_where_it_may(office: Host) -> None:
     asked = ask(office, "bob", "--reason", "private")
-    request = {"verb": "approve", "grant": asked["grant"], "password": "wrong"}
-    script = (
-        "import json,sys; from recuse.control import ask\n"
-        "from recuse.errors import RecuseError\n"
-        "try: print(json.dumps(ask(json.load(sys.stdin), timeout_seconds=30)))\n"
-        "except RecuseError as e: print(e.message)"
-    )
-    wrong = by(office, "frank", "python3", "-c", script, input=json.dumps(request))
-    assert "is not the password of frank" in wrong.stdout, wrong.stdout + wrong.stderr
-    request["password"] = PASSWORD
-    right = by(office, "frank", "python3", "-c", script, input=json.dumps(request))
-    assert json.loads(right.stdout)["grant"]["method"] == "pam", right.stdout
-    assert PASSWORD not in json.dumps(entries(office, "approval"))
+    sure, password = r"approve it with your password\? yes or no: ", "password of frank: "
+    approving = f"recuse approve --password {asked['grant']}"
+    with office.login("frank") as terminal:
+        for dialogue, status, words in (
+            ([(sure, "no\r")], 16, "nothing was signed"),
+            ([(sure, "yes\r"), (password, "\x03")], 130, ""),
+            ([(sure, "yes\r"), (password, "wrong\r")], 7, "is not the password of frank"),
+        ):
+            ran, told = says(terminal, approving, *dialogue)
+            assert ran == status and words in told, told
+        assert state(office, asked) == ("pending", 1)
+        ran, told = says(terminal, approving, (sure, "yes\r"), (password, f"{PASSWORD}\r"))
+        assert ran == 0 and "granted" in told, told
+        other = ask(office, "alice")
+        ran, told = says(
+            terminal, f"recuse approve --password {other['grant']}",
+            (sure, "yes\r"), (password, f"{PASSWORD}\r"),
+        )  # fmt: skip
+        assert ran == 16 and "approval by password is not allowed here" in told, told
+        assert PASSWORD not in terminal.output.decode()
+    (entry,) = [
+        one["unmapped"]["recuse"]
+        for one in entries(office, "approval")
+        if one["unmapped"]["recuse"]["grant"] == asked["grant"]
+    ]
+    assert (entry["method"], entry["principal"]) == ("pam", "frank@example.org")
+    assert "signature" not in entry and PASSWORD not in json.dumps(entry)
+    shown = office.run("recuse", "show", asked["grant"]).stdout
+    assert "approved by frank@example.org, by password" in shown
     with watching(office) as seen:
         office.ssh("bob", "true")
     assert seen.session["outcome"] == "exempt"
+    assert by(office, "alice", "recuse", "reject", other["grant"]).returncode == 0
+
+
+def test_a_grant_for_a_pause_is_used_in_a_session(office: Host) -> None:
+    with watching(office) as seen, office.login("alice") as terminal:
+        ran, told = says(terminal, "recuse pause --reason maintenance")
+        assert ran == 7 and "ask for it: recuse request --scope pause" in told, told
+        words = request_words("--scope", "pause", "--max", "5m")
+        ran, told = says(terminal, shlex.join(words) + " >pause.json")
+        assert ran == 0, told
+        asked = json.loads(office.read("/home/alice/pause.json"))
+        assert (asked["scope"], approve(office, "frank", asked)["state"]) == ("pause", "pending")
+        assert approve(office, "heidi", asked)["state"] == "granted"
+        cursor = office.cursor()
+        ran, told = says(terminal, "recuse pause --reason private")
+        assert ran == 18 and "is not what the pause was granted for: maintenance" in told, told
+        ran, told = says(terminal, "recuse pause --reason maintenance --for 1h")
+        assert ran == 18 and "is too long here" in told, told
+        terminal.run("echo before")
+        unseen = f"echo {HIDDEN[:4]}''{HIDDEN[4:]}"  # what is typed is shown, and so recorded
+        ran, told = says(terminal, f"recuse pause --reason maintenance && {unseen}")
+        assert ran == 0 and HIDDEN in told, told
+        ran, told = says(terminal, "recuse resume")
+        assert ran == 0, told
+        ran, told = says(terminal, "recuse pause --reason maintenance")
+        assert ran == 7 and "may not be paused" in told, told
+        terminal.line("echo after; exit 0")
+        assert terminal.wait() == 0
+    session = seen.session["session"]
+    assert (seen.session["outcome"], seen.session["grant"]) == ("partial", None)
+    (entry,) = [
+        one["unmapped"]["recuse"]
+        for one in entries(office, "pause")
+        if one["unmapped"]["recuse"]["session"] == session
+    ]
+    assert (entry["grant"], entry["grant_use"]["n"]) == (asked["grant"], 1)
+    assert (entry["pause_reason"], entry["ticket"]) == ("maintenance", "CHG-7")
+    assert len(entry["grant_use"]["approval_entries"]) == 2
+    for kind in ("grant-used", "paused", "resumed"):
+        assert office.wait_journal(event(kind), after=cursor, RECUSE_SESSION=session)
+    shown = office.json("recuse", "show", asked["grant"], "--json")
+    assert isinstance(shown, dict)
+    assert (shown["state"], shown["left"], shown["sessions"]) == ("used", 0, [session])
+
+    # What was hidden is not there, and that it is, is.
+    with office.terminal("recuse", "play", "-s", "100", "-i", "1", session) as screen:
+        screen.expect("before")
+        screen.expect(r"paused reason=maintenance by=alice seq=\d+")
+        screen.expect(r"\[gap: [^]]*cause=pause")
+        screen.expect("after")
+        screen.wait()
+        assert HIDDEN not in screen.output.decode()
+    assert find_bytes(office, HIDDEN, "/var/spool/recuse", "/var/lib/recuse") == []
+    verify(office)
 
 
 def test_broken_glass_has_to_be_reviewed(office: Host) -> None:
