@@ -143,8 +143,11 @@ class Sealer:
             await asyncio.wait([followed.sealed])
 
     async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        at = loop.time()
         while self._followed:
-            await asyncio.sleep(TICK_SECONDS)
+            at = max(at + TICK_SECONDS, loop.time())  # what the work took is not added
+            await asyncio.sleep(at - loop.time())
             due = self._due()
             found = await asyncio.gather(*map(self._rounds.ask, due), return_exceptions=True)
             faults = [str(fault) for fault in found if isinstance(fault, BaseException)]
