@@ -322,6 +322,28 @@ def test_a_grant_for_a_pause_is_used_in_a_session(office: Host) -> None:
     verify(office)
 
 
+def test_a_grant_of_output_spares_what_is_typed(office: Host) -> None:
+    rule = '[[rule]]\nname = "typed"\neffect = "record"\nusers = ["alice"]\nlevel = "full"\n'
+    office.write("/etc/recuse/policy.d/20-typed.toml", rule)
+    office.run("systemctl", "reload", "recuse-agent.service", check=True)
+    grant = granted(office, "alice", "--level", "output")
+    found = []
+    for _ in range(2):
+        with watching(office) as seen, office.login("alice") as terminal:
+            terminal.run("echo shown")
+            terminal.line("exit")
+            terminal.wait()
+        assert seen.session["outcome"] == "recorded"
+        cast = export(office, seen.session["session"], "cast").splitlines()[1:]
+        codes = {json.loads(line)[1] for line in cast}
+        assert "o" in codes
+        found.append((seen.session["grant"], "i" in codes))
+    assert found == [(grant["grant"], False), (None, True)]
+    office.path("/etc/recuse/policy.d/20-typed.toml").unlink()
+    office.run("systemctl", "reload", "recuse-agent.service", check=True)
+    verify(office)
+
+
 def test_broken_glass_has_to_be_reviewed(office: Host) -> None:
     ran = office.ssh("carol", "recuse break-glass --why 'it burns'")
     assert ran.returncode == 0 and b"has to review it" in ran.stdout, ran.stderr

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from test_agent import ROOMY, World, run
 
 import sshkeys
-from recuse import desk, records
+from recuse import desk, grantaudit, records, wire
 from recuse.config import Paths
 from recuse.grantrecords import fold_grants
+from recuse.sshsig import AllowedSigners
 
 ORG = "example.org"
 NAMESPACE = f"recuse-grant@{ORG}"
@@ -473,6 +474,38 @@ def test_require_record_is_stronger_than_a_grant(paths: Paths) -> None:
         assert await world.verdict("erin") == "open"
 
     play(paths, scene)
+
+
+@pytest.mark.parametrize("configured", ["full", "output"])
+def test_grant_of_output_spares_what_is_typed_and_nothing_else(
+    paths: Paths, configured: str
+) -> None:
+    """Where what is typed is not kept anyway, it is of no use, and is not used."""
+    file = paths.approval_dir / "a.toml"
+    file.write_text(file.read_text().replace("uses = 5", 'uses = 5\nlevels = ["output"]', 1))
+    rule = f'[[rule]]\nname = "all"\neffect = "record"\nlevel = "{configured}"\n'
+    (paths.policy_dir / "b.toml").write_text(rule)
+
+    async def scene(world: Office) -> None:
+        grant = (await world.granted(level="output"))["grant"]
+        row = world.agent.desk.row(grant)
+        shell, answer = await world.session(await world.login("alice"), "alice")
+        assert not answer.flags & wire.ANSWER_INPUT
+        entry = world.last("open")
+        assert entry.get("level") == "output"
+        if configured == "full":
+            assert (entry.get("grant"), entry.ours["grant_use"]["n"], row.left) == (grant, 1, 0)
+            _, again = await world.session(await world.login("alice"), "alice")
+            assert again.flags & wire.ANSWER_INPUT and world.last("open").get("level") == "full"
+        else:
+            assert (entry.get("grant"), entry.ours.get("grant_use"), row.left) == (None, None, 1)
+        shell.end()
+        await world.until(lambda: "close" in world.kinds())
+        assert world.last("close").get("outcome") == "recorded"
+
+    world = play(paths, scene)
+    audit = grantaudit.GrantAudit(AllowedSigners.parse(paths.approvers.read_bytes(), "approvers"))
+    assert [fault for entry in world.entries() for fault in audit.read(entry)] == []
 
 
 def test_ten_logins_at_once_share_three_uses(paths: Paths) -> None:
