@@ -1033,6 +1033,7 @@ class Agent:
                 with contextlib.suppress(OSError):  # the ledger has its sessions as well
                     self.live.save(login)
         self._changed.clear()
+        self.quotas.tidy()
         recorded = sum(1 for live in self.sessions.values() if live.label == "record")
         others = len(self.sessions) - recorded
         self.notifier.notify(

@@ -12,6 +12,7 @@ import base64
 import binascii
 import functools
 import hashlib
+import re
 import struct
 from dataclasses import dataclass
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
@@ -345,13 +346,19 @@ def _unb64(text: str, what: str) -> bytes:
 
 
 def _check_name(name: str) -> str:
-    if not name or "+" in name or any(c.isspace() or not c.isprintable() for c in name):
+    if not name or "+" in name or " " in name or not name.isprintable():  # of spaces, only " " is
         raise CryptoError(f"{name!r} cannot be the name of a key")
     return name
 
 
 def _key_id(name: str, kind: int, public: bytes) -> bytes:
     return hashlib.sha256(name.encode() + b"\n" + bytes([kind]) + public).digest()[:4]
+
+
+@functools.lru_cache(64)
+def _load_public(public: bytes) -> Ed25519PublicKey:
+    """Load a key; that takes longer than to check a signature with it."""
+    return Ed25519PublicKey.from_public_bytes(public)
 
 
 @dataclass(frozen=True)
@@ -408,7 +415,7 @@ class Verifier:
         Raises: CryptoError
         """
         try:
-            Ed25519PublicKey.from_public_bytes(self.public).verify(signature, message)
+            _load_public(self.public).verify(signature, message)
         except (InvalidSignature, ValueError):
             raise CryptoError(f"signature by {self.name} does not hold") from None
 
@@ -475,6 +482,9 @@ class SignatureLine:
         return cls(_check_name(words[0]), blob[:4], blob[4:])
 
 
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
+
+
 def _check_text(text: bytes) -> None:
     try:
         decoded = text.decode("utf-8")
@@ -482,7 +492,7 @@ def _check_text(text: bytes) -> None:
         raise CryptoError("note: the text is not utf-8") from None
     if not text.endswith(b"\n"):
         raise CryptoError("note: the text does not end in a newline")
-    if any((ord(c) < 0x20 and c != "\n") or ord(c) == 0x7F for c in decoded):
+    if _CONTROL.search(decoded):
         raise CryptoError("note: the text has control characters")
 
 

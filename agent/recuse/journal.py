@@ -379,7 +379,9 @@ EVENTS: Mapping[str, Event] = {
 
 def clean(value: str) -> str:
     """Escape what could forge a line, steer a terminal or is no text at all."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
+    text = value
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= MAX_VALUE else text[:MAX_VALUE] + "…"
 
 

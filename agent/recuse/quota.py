@@ -99,6 +99,7 @@ class Quotas:
         self._told: Dict[str, wire.Limits] = {}
         self._spent: Dict[int, float] = {}
         self._as_of_ns = agent.kernel.now_ns()
+        self._unsaved = False
         self._limited: Dict[int, bool] = {}  # users who are at their limit, and that was told
 
     def load(self) -> None:
@@ -113,6 +114,7 @@ class Quotas:
                 self._spent, self._sizes, self._as_of_ns = spent, sizes, as_of_ns
 
     def _save(self) -> None:
+        self._unsaved = False
         told = {"spent": self._spent, "sizes": self._sizes, "as_of_ns": self._as_of_ns}
         new = self._path.with_name(f".{self._path.name}.new")
         with contextlib.suppress(OSError):  # then a restart is generous
@@ -155,7 +157,12 @@ class Quotas:
         self._grow(live, size)
         self._sizes.pop(live.id, None)
         self._told.pop(live.id, None)
-        self._save()
+        self._unsaved = True
+
+    def tidy(self) -> None:
+        """Save what ends have changed: once for those of a second, not while a start waits."""
+        if self._unsaved:
+            self._save()
 
     def _tell_all(self, sessions: List[LiveSession], standing: Standing, room: int) -> None:
         config, news = self._agent.config.session, {}

@@ -301,7 +301,7 @@ def parse_time(written: str) -> int:
     match = _TIME.fullmatch(written)
     if match:
         try:
-            moment = datetime.strptime(match[1], "%Y-%m-%dT%H:%M:%S")
+            moment = datetime.fromisoformat(match[1])
         except ValueError:
             match = None
     if not match:

@@ -1083,6 +1083,26 @@ def test_what_a_user_has_spent_is_known_after_a_restart(paths: Paths) -> None:
     run(paths, scene)
 
 
+def test_what_a_session_spent_is_known_when_it_has_ended_just_before_a_restart(
+    paths: Paths,
+) -> None:
+    paths.config.write_text(
+        ROOMY + '[session]\nuser_volume = "64 KiB"\nuser_period = "300d"\n'
+    )
+
+    async def scene(world: World) -> None:
+        shell, _ = await relayed(world, "alice")
+        flood(shell, 100 << 10)
+        shell.end()
+        await world.ended()
+        await world.stop()
+        await world.start()
+        _, answer = await relayed(world, "alice")
+        assert answer.burst == 0
+
+    run(paths, scene)
+
+
 @pytest.mark.parametrize(
     "kept",
     [b"", b"null", b"[]", b"{}", b'{"spent":{"x":1},"sizes":{},"as_of_ns":0}',
