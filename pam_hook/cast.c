@@ -71,20 +71,21 @@ add_base64(struct recuse_text *t, const uint8_t *data, size_t len)
 {
     static const char digits[] =
         "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    char *out = t->data + t->len;
 
-    for (; len > 0; len -= len < 3 ? len : 3, data += 3) {
+    if (t->size - t->len < (len + 2) / 3 * 4)
+        return;
+    for (; len > 0; len -= len < 3 ? len : 3, data += 3, out += 4) {
         uint32_t x = (uint32_t) data[0] << 16
             | (uint32_t) (len > 1 ? data[1] : 0) << 8
             | (len > 2 ? data[2] : 0);
-        char quantum[4] = {
-            digits[x >> 18],
-            digits[x >> 12 & 63],
-            len > 1 ? digits[x >> 6 & 63] : '=',
-            len > 2 ? digits[x & 63] : '=',
-        };
 
-        recuse_text_add(t, quantum, sizeof quantum);
+        out[0] = digits[x >> 18];
+        out[1] = digits[x >> 12 & 63];
+        out[2] = len > 1 ? digits[x >> 6 & 63] : '=';
+        out[3] = len > 2 ? digits[x & 63] : '=';
     }
+    t->len = (size_t) (out - t->data);
 }
 
 /*
@@ -127,20 +128,54 @@ measure_character(const uint8_t *p, size_t len)
     return size;
 }
 
-/* Add a character below 0x80 that JSON wants escaped (RFC 8259 section 7). */
-static void
-add_escape(struct recuse_text *t, uint8_t c)
-{
-    static const char letters[] = "btn?fr";     /* 0x08 to 0x0d */
-    static const char hex[] = "0123456789abcdef";
-    char escape[6] = { '\\', 'u', '0', '0', hex[c >> 4], hex[c & 15] };
+/* What stands for a byte in a JSON string (RFC 8259 section 7). */
+struct escape {
+    char text[7];
+    uint8_t len;
+};
 
-    if (c == '"' || c == '\\')
-        escape[1] = (char) c;
-    else if (c >= 0x08 && c <= 0x0d && c != 0x0b)
-        escape[1] = letters[c - 0x08];
-    recuse_text_add(t, escape, escape[1] == 'u' ? 6 : 2);
+#define AS_IS(c)    { { (char) (c) }, 1 }
+#define FOUR(c)     AS_IS(c), AS_IS(c + 1), AS_IS(c + 2), AS_IS(c + 3)
+#define SIXTEEN(c)  FOUR(c), FOUR(c + 4), FOUR(c + 8), FOUR(c + 12)
+#define LETTER(c)   { "\\" c, 2 }
+#define CODE(hex)   { "\\u00" hex, 6 }
+
+static const struct escape ESCAPES[256] = {
+    CODE("00"), CODE("01"), CODE("02"), CODE("03"),
+    CODE("04"), CODE("05"), CODE("06"), CODE("07"),
+    LETTER("b"), LETTER("t"), LETTER("n"), CODE("0b"),
+    LETTER("f"), LETTER("r"), CODE("0e"), CODE("0f"),
+    CODE("10"), CODE("11"), CODE("12"), CODE("13"),
+    CODE("14"), CODE("15"), CODE("16"), CODE("17"),
+    CODE("18"), CODE("19"), CODE("1a"), CODE("1b"),
+    CODE("1c"), CODE("1d"), CODE("1e"), CODE("1f"),
+    AS_IS(' '), AS_IS('!'), LETTER("\""), AS_IS('#'),
+    FOUR('$'), FOUR('('), FOUR(','), SIXTEEN('0'), SIXTEEN('@'),
+    FOUR('P'), FOUR('T'), FOUR('X'),
+    LETTER("\\"), AS_IS(']'), AS_IS('^'), AS_IS('_'),
+    SIXTEEN('`'), SIXTEEN('p'),
+    [0x80 ... 0xff] = { "\xef\xbf\xbd", 3 },    /* unless in a character */
+};
+
+/* Whether none of eight bytes is to be escaped: all are below 0x80, none below
+ * 0x20, and none is a quotation mark or a backslash. */
+static bool
+is_plain(const uint8_t *data)
+{
+    const uint64_t each = 0x0101010101010101u;
+    uint64_t x, quote, backslash;
+
+    memcpy(&x, data, sizeof x);
+    quote = x ^ each * '"';
+    backslash = x ^ each * '\\';
+    /* A byte less than n borrows, and so sets the top bit of x - n. */
+    return ((x | (x - each * 0x20) | (quote - each) | (backslash - each))
+            & each * 0x80) == 0;
 }
+
+/* The most that eight bytes and the rest of a character become, and what may
+ * be written beyond it. */
+#define BLOCK_MAX       (8 * 6 + 4 + sizeof(struct escape))
 
 /*
  * Add bytes as the inside of a JSON string; up to an incomplete character at
@@ -152,39 +187,48 @@ add_json(struct recuse_text *t, const uint8_t *data, size_t len, bool final,
          bool *ret_invalid)
 {
     size_t i = 0;
-    bool in_run = false;
+    bool in_run = false, invalid = false, is_whole = true;
 
-    *ret_invalid = false;
-    while (i < len) {
-        size_t plain = i;
-        int n;
+    while (i < len && is_whole && t->size - t->len >= BLOCK_MAX) {
+        char *out = t->data + t->len;
+        size_t stop = len - i < 8 ? len : i + 8;
 
-        while (plain < len && data[plain] >= 0x20 && data[plain] < 0x80
-               && data[plain] != '"' && data[plain] != '\\')
-            plain++;
-        if (plain > i) {
-            recuse_text_add(t, data + i, plain - i);
-            i = plain;
+        if (len - i >= 8 && is_plain(data + i)) {
+            memcpy(out, data + i, 8);
+            t->len += 8;
+            i = stop;
             in_run = false;
             continue;
         }
-        n = measure_character(data + i, len - i);
-        if (n == 0 && !final)
-            break;
-        if (n > 0) {
-            if (n == 1)
-                add_escape(t, data[i]);
-            else
-                recuse_text_add(t, data + i, (size_t) n);
-            in_run = false;
-            i += (size_t) n;
-            continue;
+        while (i < stop) {
+            uint8_t c = data[i], next = i + 1 < len ? data[i + 1] : 0x80;
+            const struct escape *e = &ESCAPES[c];
+
+            /* Both or not at all, as neither can be foretold of bytes that
+             * are no text: a branch for each would be half of all the time. */
+            if ((c >= 0xc2) & ((next & 0xc0) == 0x80)) {
+                int n = measure_character(data + i, len - i);
+
+                if (n > 0) {
+                    for (; n > 0; n--)
+                        *out++ = (char) data[i++];
+                    in_run = false;
+                    continue;
+                }
+                is_whole = n < 0 || final;
+                if (!is_whole)
+                    break;
+            }
+            /* All of it, and what is too much is overwritten. */
+            memcpy(out, e->text, sizeof e->text);
+            out += e->len & -(size_t) !(in_run & (c >= 0x80));
+            in_run = c >= 0x80;
+            invalid |= in_run;
+            i++;
         }
-        if (!in_run)
-            recuse_text_add(t, "\xef\xbf\xbd", 3);
-        in_run = *ret_invalid = true;
-        i++;
+        t->len = (size_t) (out - t->data);
     }
+    *ret_invalid = invalid;
     return i;
 }
 

@@ -92,6 +92,26 @@ def test_cast_agrees_with_python(tool: Path) -> None:
     assert encode(tool, reads) == lines + encoder.flush(9.0)
 
 
+def test_cast_agrees_with_python_on_text_in_blocks(tool: Path) -> None:
+    # It looks at eight bytes at once: each special one in each place of them, and at the end.
+    special = [b'"', b"\\", b"\0", b"\x1f", b" ", b"\x7f", b"\x80", b"\xff", "ä".encode()]
+    special += [b"\xc2", b"\xe2\x82", b"\xe2\x82\xac", b"\xf4\x8f\xbf\xbf", b"\xf4\x90\x80\x80"]
+    special += [b"!", b"#", b"[", b"]", b"\xa0\xa2\xdc", b"\xf5\x80", b"\xc1\x80", b"\xed\xa0\x80"]
+    reads = [
+        (at, "o", b"a" * at + one + b"b" * after)
+        for one in special
+        for at in range(17)
+        for after in (0, 1, 2, 3, 7, 8, 15)
+    ]
+    rng = random.Random(5)
+    for n in range(200):
+        pieces = rng.choices([b"word", b"a longer piece of text", b"\r\n", *special], k=200)
+        reads.append((n, "o", b"".join(pieces)[:8192]))
+    encoder = cast.Encoder()
+    lines = b"".join(encoder.feed(us / 1e6, code, data) for us, code, data in reads)
+    assert encode(tool, reads) == lines + encoder.flush(9.0)
+
+
 @pytest.mark.parametrize(
     "data",
     [b"", b"abc", b"a" * 55, b"a" * 56, b"a" * 63, b"a" * 64, b"a" * 119, b"a" * 10**6,
