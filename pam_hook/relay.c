@@ -38,9 +38,12 @@
  * comes from somebody in the background, whom nobody waits for. */
 #define DRAIN_MAX           65536u
 
-/* One read of a terminal.  More than it gives at once only makes what the user
- * interrupted scroll on longer. */
-#define TERMINAL_READ       16384u
+/* What is taken of a terminal at once: twice what it gives to one read, and
+ * one event.  More would make what the user interrupted scroll on longer. */
+#define TERMINAL_READ       RECUSE_CAST_EVENT
+
+/* A program that has written so much is not done yet. */
+#define FLOOD_READ          1024
 
 #define INPUT   RECUSE_INPUT
 #define OUTPUT  RECUSE_OUTPUT
@@ -466,11 +469,29 @@ may_take(struct recuse_relay *r, const struct recuse_flow *f)
     return room;
 }
 
+/*
+ * Read what there is.  A pty gives no more than 4 KiB, and what it costs to
+ * record and to display these is for the most part not in the bytes: each write
+ * to a terminal wakes a kernel thread and a reader.  So a flood is read twice.
+ */
+static ssize_t
+read_flow(struct recuse_flow *f, size_t room, bool from_pty)
+{
+    uint8_t *to = f->buffer + f->filled;
+    ssize_t n = recuse_read_some(f->source, f->source_kind, to, room), more;
+
+    if (!from_pty || n < FLOOD_READ)
+        return n;
+    more = recuse_read_some(f->source, f->source_kind, to + n,
+                            room - (size_t) n);
+    return more > 0 ? n + more : n;     /* its end is met again */
+}
+
 static void
 fill_flow(struct recuse_relay *r, struct recuse_flow *f)
 {
     bool from_pty = r->terminal && f->source == r->master;
-    size_t room;
+    size_t room, most;
     ssize_t n;
 
     memmove(f->buffer, f->buffer + f->kept, f->filled - f->kept);
@@ -479,9 +500,8 @@ fill_flow(struct recuse_relay *r, struct recuse_flow *f)
     room = sizeof f->buffer - f->filled;
     if (r->terminal && room > TERMINAL_READ)
         room = TERMINAL_READ;
-    if (room > may_take(r, f))
-        room = may_take(r, f);
-    n = recuse_read_some(f->source, f->source_kind, f->buffer + f->filled, room);
+    most = may_take(r, f);
+    n = read_flow(f, room < most ? room : most, from_pty);
     if (recuse_is_busy(n)) {
         if (r->ended && r->terminal)
             end_source(r, f);
@@ -667,6 +687,20 @@ watch_signals(struct recuse_relay *r)
 
 enum { AT_SIGNALS, AT_AGENT, AT_FLOWS, AT_END = AT_FLOWS + 2 * RECUSE_STREAMS };
 
+/* Whether the end of a sink that takes everything need not be asked for: a
+ * file has none, and a terminal tells of it as a source, too.  There is one
+ * poll(2) to each read, and a terminal is what makes it dear. */
+static bool
+is_told_of(const struct recuse_relay *r, const struct pollfd fds[AT_END],
+           unsigned i)
+{
+    unsigned other = i == INPUT ? OUTPUT : INPUT;
+
+    if (r->flows[i].sink_kind == RECUSE_END_FILE)
+        return true;
+    return r->terminal && i != ERROR && fds[AT_FLOWS + 2 * other].fd >= 0;
+}
+
 /*
  * Say what to wait for.  A descriptor from which nothing is wanted is left out
  * altogether, as poll(2) would report its hang-up again and again; sinks stay,
@@ -680,15 +714,18 @@ fill_poll(struct recuse_relay *r, struct pollfd fds[AT_END])
     fds[AT_AGENT] = (struct pollfd) { .fd = r->conn, .events = POLLIN };
     for (unsigned i = 0; i < RECUSE_STREAMS; i++) {
         const struct recuse_flow *f = &r->flows[i];
-        struct pollfd *source = &fds[AT_FLOWS + 2 * i], *sink = source + 1;
-        bool waiting = f->sent < f->kept;
 
-        *source = (struct pollfd) {
+        fds[AT_FLOWS + 2 * i] = (struct pollfd) {
             .fd = wants_source(r, f) ? f->source : -1,
             .events = POLLIN,
         };
-        *sink = (struct pollfd) {
-            .fd = f->sink_kind == RECUSE_END_FILE && !waiting ? -1 : f->sink,
+    }
+    for (unsigned i = 0; i < RECUSE_STREAMS; i++) {
+        const struct recuse_flow *f = &r->flows[i];
+        bool waiting = f->sent < f->kept;
+
+        fds[AT_FLOWS + 2 * i + 1] = (struct pollfd) {
+            .fd = !waiting && is_told_of(r, fds, i) ? -1 : f->sink,
             .events = waiting ? POLLOUT : 0,
         };
     }
