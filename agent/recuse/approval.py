@@ -105,6 +105,7 @@ class BreakGlass:
     review_seconds: int
     reviewers: Tuple[str, ...]  # groups of approvers
     supervised: bool
+    local: bool  # review by password on the host counts
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ ALLOW = (
     "name", "for_others", "reasons", "levels", "scopes", "longest", "uses", "budget", "approvers",
     "from", "auto", "key_types", "verification", "local", "quiet", "supervised", "end_sessions",
 )  # fmt: skip
-GLASS = ("level", "longest", "uses", "review_within", "reviewers", "supervised")
+GLASS = ("level", "longest", "uses", "review_within", "reviewers", "supervised", "local")
 
 
 def parse_approval(
@@ -314,6 +314,7 @@ class _Parser:
             if "reviewers" in table
             else (),
             supervised=self._flag(file, key, table, "supervised"),
+            local=self._flag(file, key, table, "local"),
         )
 
 

@@ -7,14 +7,13 @@ signature counts.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Callable, Dict, FrozenSet, Optional, Sequence, Tuple, TypeVar
 
-from . import grant, sshsig
+from . import grant, mail, sshsig
 from .approval import Asked
 from .config import Paths, read_trusted
 from .errors import CryptoError, GrantError, RecuseError
@@ -187,13 +186,6 @@ class Approvers:
 
     def make_statement(self, request: Request, org: str) -> bytes:
         """Write down what the reviewer of a debt signs."""
-        fields = {
-            "recuse": "review/1",
-            "debt": request.id,
-            "org": org,
-            "host": request.asked.host,
-            "user": request.asked.user,
-            "request_sha256": request.digest,
-            "why": request.asked.why,
-        }
-        return json.dumps(fields, ensure_ascii=False, indent=1).encode() + b"\n"
+        asked = request.asked
+        told = mail.Review(request.id, org, asked.host, asked.user, request.digest, asked.why)
+        return mail.write_review(told)

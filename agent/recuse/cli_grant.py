@@ -66,14 +66,17 @@ def add_commands(add: Add, commands: Any) -> None:
     one.add_argument("--all", action="store_true", help="also what is used, expired or rejected")
     one.add_argument("--debts", action="store_true", help="reviews that are owed instead")
     archive(one)
+    _at_collector(one)
     as_json(one)
 
     one = add("approve", approve, "sign a request, so that it is granted")
     _signing(one)
     _at_collector(one)
-    one.add_argument("--password", action="store_true", help="instead of a signature, if allowed")
+    _password(one)
     one = add("review", review, "sign that you have looked at broken glass")
     _signing(one)
+    _at_collector(one)
+    _password(one)
     one.add_argument("--words", metavar="TEXT", default="", help="what you found")
 
     for name, run, words in (
@@ -111,6 +114,10 @@ def _signing(one: Parser) -> None:
     one.add_argument("--signature", metavar="FILE", help="made by hand with ssh-keygen -Y sign")
     _keys(one)
     as_json(one)
+
+
+def _password(one: Parser) -> None:
+    one.add_argument("--password", action="store_true", help="instead of a signature, if allowed")
 
 
 def _keys(one: Parser) -> None:
@@ -240,6 +247,10 @@ def requests(call: Call) -> int:
 
 
 def grants(call: Call) -> int:
+    if call.args.collector is not None:
+        if not call.args.debts:
+            raise UsageError("--collector goes with --debts", "recuse requests --collector URL")
+        return _show_debts(call, list(_collector(call).debts()))
     told = _list(call)
     if call.args.debts:
         return _show_debts(call, told["debts"])
@@ -373,14 +384,12 @@ def describe(raw: str) -> Iterator[str]:
 
 
 def approve(call: Call) -> int:
-    if call.args.collector is not None and call.args.password:
-        raise UsageError("a password approves on the host alone", "sign: leave out --password")
+    _no_password_there(call)
     one = _one(call, call.args.id)
     _show_what_is_signed(call, one["request"])
     told: dict[str, Any] = {"grant": one["grant"]}
     if call.args.password:
-        _ask(call, "approve it with your password?")
-        told["password"] = getpass.getpass("password of %s: " % getpass.getuser())
+        told["password"] = _ask_password(call, "approve it with your password?")
         return _tell(call, call.control("approve", PASSWORD_SECONDS, **told)["grant"])
     told["signature"] = _signature(call, one["request"], one["namespace"], "sign that?")
     if call.args.collector is not None:
@@ -388,11 +397,21 @@ def approve(call: Call) -> int:
     return _tell(call, call.control("approve", **told)["grant"])
 
 
+def _no_password_there(call: Call) -> None:
+    if call.args.collector is not None and call.args.password:
+        raise UsageError("a password counts on the host alone", "sign: leave out --password")
+
+
+def _ask_password(call: Call, question: str) -> str:
+    _ask(call, question)
+    return getpass.getpass("password of %s: " % getpass.getuser())
+
+
 def _send(call: Call, one: Mapping[str, Any], item: mail.Item) -> int:
     """Send something to the host of a request, and say what came of it."""
     told = _collector(call).send(one["collected_from"], item)
     if call.args.json:
-        call.console.json({"grant": one["grant"], **told})
+        call.console.json({"grant": item.grant or one["grant"], **told})
     elif told["taken"]:
         call.console.print("%s says: %s" % (word(told["host"]), word(told["words"])))
     else:
@@ -411,17 +430,33 @@ def _end_there(call: Call, kind: str) -> int:
 
 
 def review(call: Call) -> int:
+    _no_password_there(call)
+    if call.args.collector is not None:
+        return _review_there(call)
     debt = call.control("review", grant=call.args.id)["debt"]
     _show_what_is_signed(call, debt["statement"])
-    signature = _signature(call, debt["statement"], debt["namespace"], "sign that?")
-    told = call.control(
-        "review", grant=debt["debt"], signature=signature, words=call.args.words
-    )["debt"]
+    told = {"grant": debt["debt"], "words": call.args.words}
+    if call.args.password:
+        told["password"] = _ask_password(call, "review it with your password?")
+        told = call.control("review", PASSWORD_SECONDS, **told)["debt"]
+    else:
+        signature = _signature(call, debt["statement"], debt["namespace"], "sign that?")
+        told = call.control("review", signature=signature, **told)["debt"]
     if call.args.json:
         call.console.json(told)
     else:
         call.console.print("reviewed by %s" % word(told["reviewed_by"]))
     return 0
+
+
+def _review_there(call: Call) -> int:
+    """Send a review through a collector; what the reviewer found is not signed, and not sent."""
+    if call.args.words:
+        raise UsageError("--words are taken on the host alone", "leave them out")
+    debt = choose(list(_collector(call).debts()), call.args.id, "debt")
+    _show_what_is_signed(call, debt["statement"])
+    signature = _signature(call, debt["statement"], debt["namespace"], "sign that?")
+    return _send(call, debt, mail.Item("review", debt["debt"], signature=signature))
 
 
 def _show_what_is_signed(call: Call, raw: str) -> None:

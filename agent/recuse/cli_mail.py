@@ -14,8 +14,15 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from recuse import httpsig, mail, records
 from recuse.cast import printable
-from recuse.errors import AccessDenied, CollectorError, CryptoError, GrantError, NotFound
-from recuse.grant import read_request
+from recuse.errors import (
+    AccessDenied,
+    CollectorError,
+    CryptoError,
+    GrantError,
+    LedgerError,
+    NotFound,
+)
+from recuse.grant import namespace_of, read_request
 
 TIMEOUT_S = 60.0
 MAX_ANSWER = 16 << 20
@@ -60,6 +67,16 @@ class Collector:
             try:
                 yield _read_row(row)
             except (CryptoError, KeyError, TypeError, AttributeError):
+                continue
+
+    def debts(self) -> Iterator[Dict[str, Any]]:
+        """Give the reviews that are owed, in the words of the bytes that are signed."""
+        _, found = self._ask("GET", "/v1/debts")
+        rows = found.get("debts") if isinstance(found, dict) else None
+        for row in rows if isinstance(rows, list) else ():
+            try:
+                yield _read_debt(row)
+            except (CryptoError, LedgerError, KeyError, TypeError, AttributeError):
                 continue
 
     def send(self, host: str, item: mail.Item) -> Dict[str, Any]:
@@ -177,6 +194,26 @@ def _read_row(row: Any) -> Dict[str, Any]:
     }
 
 
+def _read_debt(row: Any) -> Dict[str, Any]:
+    """Read one debt as a collector shows it. Raises: CryptoError and what wrong types raise"""
+    told = mail.read_review(row["statement"].encode())
+    due_ns = records.parse_time(row["due"])
+    if told.debt != row["debt"]:
+        raise CryptoError("it is shown under another id")
+    return {
+        "debt": told.debt,
+        "collected_from": str(row["collected_from"]),
+        "user": told.user,
+        "host": told.host,
+        "why": told.why,
+        "due": records.format_time(due_ns),
+        "reviewed_by": None,
+        "overdue": row.get("overdue") is True,
+        "statement": row["statement"],
+        "namespace": namespace_of(told.org),
+    }
+
+
 def statement_of(kind: str, one: Dict[str, Any], words: str) -> str:
     """Write what is signed to end a request that a collector shows."""
     wanted = read_request(one["request"].encode())
@@ -185,11 +222,14 @@ def statement_of(kind: str, one: Dict[str, Any], words: str) -> str:
     return mail.write_statement(told).decode()
 
 
-def choose(found: List[Dict[str, Any]], name: str) -> Dict[str, Any]:
-    """Find the one request of that id, or with that beginning. Raises: NotFound"""
+def choose(found: List[Dict[str, Any]], name: str, what: str = "grant") -> Dict[str, Any]:
+    """Find the one request, or debt, of that id or with that beginning. Raises: NotFound"""
     if len(name) >= 4:
-        found = [one for one in found if one["grant"].startswith(name)]
-    if len(name) < 4 or len(found) != 1:
-        told = "no request %s waits there, and no grant of that id holds" % printable(name)
-        raise NotFound(told, "list them: recuse requests --collector URL")
-    return found[0]
+        found = [one for one in found if one[what].startswith(name)]
+    if len(name) >= 4 and len(found) == 1:
+        return found[0]
+    if what == "debt":
+        told = "no review %s is owed there" % printable(name)
+        raise NotFound(told, "list them: recuse grants --debts --collector URL")
+    told = "no request %s waits there, and no grant of that id holds" % printable(name)
+    raise NotFound(told, "list them: recuse requests --collector URL")

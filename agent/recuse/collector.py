@@ -12,6 +12,7 @@ checked before the body is read: a stranger makes us keep nothing, not even in m
     GET  /v1/status                      that we live, and our public key; not signed
 
     GET  /v1/requests[/HOST]             requests and grants of all hosts, or one, by an approver
+    GET  /v1/debts[/HOST]                reviews that are owed there, by an approver
     POST /v1/mailbox/HOST                something for a host; by an approver; 201, 200 if known
     GET  /v1/mailbox/HOST/ITEM           what became of it, waiting for that a while; not signed
     GET  /v1/hosts/ID/mailbox[/wait]     the items that wait for the host; 204 if none
@@ -148,6 +149,8 @@ class Service:
         mailbox = f"/v1/hosts/{{id:{_HEX}}}/mailbox"
         app.router.add_get("/v1/requests", self._requests)
         app.router.add_get(f"/v1/requests/{host}", self._requests)
+        app.router.add_get("/v1/debts", self._debts)
+        app.router.add_get(f"/v1/debts/{host}", self._debts)
         app.router.add_post(f"/v1/mailbox/{host}", self._post)
         app.router.add_get(f"/v1/mailbox/{host}/{item}", self._answer)
         app.router.add_get(mailbox, self._fetch)
@@ -215,6 +218,13 @@ class Service:
         host = request.match_info.get("host")
         found = await self._call(room.requests, host, int(self._clock()))
         return web.json_response({"requests": found})
+
+    async def _debts(self, request: web.Request) -> web.Response:
+        room, _ = await self._approver(request)
+        await self._body(request)
+        host = request.match_info.get("host")
+        found = await self._call(room.debts, host, int(self._clock()))
+        return web.json_response({"debts": found})
 
     async def _post(self, request: web.Request) -> web.Response:
         room, sender = await self._approver(request)

@@ -40,7 +40,7 @@ from .errors import (
 )
 from .grant import Checked
 from .grant import Terms as TermsOfApproval
-from .grantrecords import Approval, GrantRow, GrantState, Request, SignedEnd
+from .grantrecords import Approval, Debt, GrantRow, GrantState, Request, SignedEnd
 from .host import Account, Identity
 from .ledger import LedgerReader
 from .live import LiveSession
@@ -432,15 +432,20 @@ class Desk:
             )
         if caller.name in self._people(request):
             raise GrantError("nobody approves their own request", "ask somebody else")
+        mine = self._principal_without_key(caller, request.groups, "approve")
+        self._check_self(request, (mine,))
+        return mine
+
+    def _principal_without_key(self, caller: Caller, among: Sequence[str], what: str) -> str:
+        """Say who somebody is in some groups of approvers. Raises: AccessDenied"""
         mine = sorted(
             one
-            for one in self.policy.principals(request.groups)
+            for one in self.policy.principals(among)
             if caller.name in self.policy.accounts_of(one)
         )
         if not mine or caller.is_root:  # who could be anybody
-            groups = ", ".join(request.groups)
-            raise AccessDenied(f"{caller.name} is in none of the groups that approve: {groups}")
-        self._check_self(request, mine[:1])
+            groups = ", ".join(among)
+            raise AccessDenied(f"{caller.name} is in none of the groups that {what}: {groups}")
         return mine[0]
 
     async def _check_password(self, caller: Caller, password: str) -> None:
@@ -917,35 +922,62 @@ class Desk:
         return {**self._answer(row), "debt": debt.to_json(self._kernel.now_ns())}
 
     async def review(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
-        """Take a second person's word that they have looked at it: a signature."""
+        """Take a second person's word that they have looked at it: a signature, or a password."""
         name = self._find(_text(told, "grant") or "", self.state.debts, "debt")
         debt, row = self.state.debts[name], self.state.rows.get(name)
-        if debt.reviewed_by is not None:
-            raise GrantError(f"{debt.id} was reviewed by {debt.reviewed_by}")
-        if told.get("signature") is None:
+        self._owed(debt)
+        if told.get("signature") is None and told.get("password") is None:
             return {"debt": self._debt_json(debt.id)}
-        armored = _text(told, "signature", grantrecords.MAX_SIGNATURE_BYTES) or ""
-        signed = self.approvers.check(debt.statement, armored, self._now(), self._org())
-        people = {debt.user} | (self._people(row.request) if row is not None else set())
-        for principal in (signed.principal, *signed.also):
-            if self.policy.accounts_of(principal) & people:
-                raise GrantError(f"{principal} broke the glass: somebody else has to review it")
-        if signed.principal not in self.policy.principals(debt.reviewers):
-            groups = ", ".join(debt.reviewers)
-            raise GrantError(f"{signed.principal} is in none of the groups that review: {groups}")
-        digest = self.approvers.digest(debt.statement)
-        review = Approval(
-            debt.id, digest, signed.principal, "signature", signed.key, signed.key_type, armored,
-            caller.uid,
-        )  # fmt: skip
+        people = frozenset({debt.user})
+        if row is not None:
+            people |= self._people(row.request)
         words = _text(told, "words") or ""
-        seq = await self._book.enter(grantrecords.review_entry, review, words, user=debt.user)
+        review = await self._read_review(debt, people, caller, told)
+        async with self._granting:
+            self._owed(debt)  # still: others review at the same time
+            seq = await self._book.enter(grantrecords.review_entry, review, words, user=debt.user)
         self._journal.write(
-            "review", grant=debt.id, user=debt.user, by=signed.principal, words=words or None,
-            seq=seq,
+            "review", grant=debt.id, user=debt.user, by=review.principal, method=review.method,
+            words=words or None, seq=seq,
         )  # fmt: skip
         self.keep_floor()
         return {"debt": self._debt_json(debt.id)}
+
+    @staticmethod
+    def _owed(debt: Debt) -> None:
+        if debt.reviewed_by is not None:
+            raise GrantError(f"{debt.id} was reviewed by {debt.reviewed_by}")
+
+    async def _read_review(
+        self, debt: Debt, people: FrozenSet[str], caller: Caller, told: Mapping[str, Any]
+    ) -> Approval:
+        """Check what somebody brings as a review. Raises: RecuseError"""
+        digest = self.approvers.digest(debt.statement)
+        if told.get("signature") is None:
+            glass = self.policy.break_glass
+            if glass is None or not glass.local:
+                raise GrantError(
+                    "review by password is not allowed here", f"sign: recuse review {debt.id}"
+                )
+            principal = self._principal_without_key(caller, debt.reviewers, "review")
+            self._check_reviewer((principal,), people)
+            await self._check_password(caller, _text(told, "password") or "")
+            return Approval(debt.id, digest, principal, "pam", uid=caller.uid)
+        armored = _text(told, "signature", grantrecords.MAX_SIGNATURE_BYTES) or ""
+        signed = self.approvers.check(debt.statement, armored, self._now(), self._org())
+        self._check_reviewer((signed.principal, *signed.also), people)
+        if signed.principal not in self.policy.principals(debt.reviewers):
+            groups = ", ".join(debt.reviewers)
+            raise GrantError(f"{signed.principal} is in none of the groups that review: {groups}")
+        return Approval(
+            debt.id, digest, signed.principal, "signature", signed.key, signed.key_type, armored,
+            caller.uid,
+        )  # fmt: skip
+
+    def _check_reviewer(self, principals: Sequence[str], people: FrozenSet[str]) -> None:
+        for principal in principals:
+            if self.policy.accounts_of(principal) & people:
+                raise GrantError(f"{principal} broke the glass: somebody else has to review it")
 
     def _debt_json(self, name: str) -> Dict[str, Any]:
         debt = self.state.debts[name]
@@ -1073,6 +1105,8 @@ class Desk:
         if item.kind == "approval":
             approval = {"grant": item.grant, "signature": item.signature}
             return await self.approve(caller, approval)
+        if item.kind == "review":
+            return await self.review(caller, {"grant": item.grant, "signature": item.signature})
         if item.kind == "end":
             raw, armored = (item.statement or "").encode(), item.signature or ""
             return await self._end_signed(caller, raw, armored)
@@ -1107,6 +1141,7 @@ class Desk:
         waiting = any(live.grounds.grant for live in self._agent.sessions.values()) or any(
             row.state(now) in ("pending", "granted") for row in self.state.rows.values()
         )
+        waiting = waiting or any(one.reviewed_by is None for one in self.state.debts.values())
         return {"waiting": waiting, "outgoing": there[:1]}
 
     # -- telling ---------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """What approvers and hosts send each other through a collector, and how an approver asks it.
 
 Pure. An item of mail proves itself to the host that it is for: an approval is a signature over a
-request, the end of one a signed statement. The collector reads none of it. What an approver signs
-towards the collector lets them in, and nothing else.
+request, the end of one and a review are signed statements. The collector reads none of it. What an
+approver signs towards the collector lets them in, and nothing else.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _VERSION = "mail/1"
 _ENDS = ("rejection", "revocation")
 _FIELDS: Mapping[str, Tuple[str, ...]] = {
     "approval": ("grant", "signature"),
+    "review": ("grant", "signature"),
     "end": ("statement", "signature"),
     "request": ("request",),
 }
@@ -40,7 +41,7 @@ _BEGIN, _END = "-----BEGIN SSH SIGNATURE-----", "-----END SSH SIGNATURE-----"
 
 @dataclass(frozen=True)
 class Item:
-    """One thing sent to a host: `kind` is approval, end or request."""
+    """One thing sent to a host: `kind` is approval, review, end or request."""
 
     kind: str
     grant: Optional[str] = None
@@ -126,6 +127,48 @@ def read_statement(raw: bytes) -> Statement:
     if not same:
         raise CryptoError("no statement about a request: it is not written as one")
     return found
+
+
+# The review of broken glass
+
+
+@dataclass(frozen=True)
+class Review:
+    """What somebody signs who has looked at what was done behind broken glass."""
+
+    debt: str
+    org: str
+    host: str
+    user: str
+    digest: str  # of the request
+    why: str
+
+
+def write_review(told: Review) -> bytes:
+    """Write what the reviewer of a debt signs, a field a line."""
+    fields = {
+        "recuse": "review/1",
+        "debt": told.debt,
+        "org": told.org,
+        "host": told.host,
+        "user": told.user,
+        "request_sha256": told.digest,
+        "why": told.why,
+    }
+    return json.dumps(fields, ensure_ascii=False, indent=1).encode() + b"\n"
+
+
+def read_review(raw: bytes) -> Review:
+    """Read what write_review() writes, and nothing else. Raises: CryptoError"""
+    told = _json(raw, "no statement of a review")
+    names = ("debt", "org", "host", "user", "request_sha256", "why")
+    values = [told.get(name) for name in names]
+    texts = [one for one in values if isinstance(one, str)]
+    if len(texts) == len(names):
+        found = Review(*texts)
+        if write_review(found) == raw:
+            return found
+    raise CryptoError("no statement of a review: it is not written as one")
 
 
 def _json(raw: bytes, fault: str) -> Dict[str, Any]:

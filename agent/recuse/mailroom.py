@@ -85,10 +85,24 @@ class Mailroom:
             found += self._requests_of(prefix, now)
         return sorted(found, key=lambda one: str(one["asked"]))[-MAX_REQUESTS:]
 
-    def _requests_of(self, prefix: str, now: datetime) -> List[Dict[str, Any]]:
+    def debts(self, host: Optional[str], now_s: int) -> List[Dict[str, Any]]:
+        """List reviews that are owed, of all hosts or of one, by its id."""
+        now = datetime.fromtimestamp(now_s, timezone.utc)
+        prefixes = [self.host(host)] if host else [one.prefix for one in self._store.hosts()]
+        found = [
+            {"collected_from": prefix, **debt.to_json(now_s * 10**9),
+             "statement": debt.statement.decode("utf-8", "replace")}
+            for prefix in prefixes
+            for debt in self._state_of(prefix, now).debts.values()
+            if debt.reviewed_by is None
+        ]  # fmt: skip
+        return sorted(found, key=lambda one: str(one["due"]))[:MAX_REQUESTS]
+
+    def _state_of(self, prefix: str, now: datetime) -> GrantState:
+        """Fold what the newest ledger of a host says of what is open."""
         heads = self._store.heads(prefix)
         if not heads:
-            return []
+            return GrantState()
         origin, size = heads[-1].origin, heads[-1].size
         before, floor = self._floors.get(prefix, ("", 0))
         state = GrantState()
@@ -97,10 +111,16 @@ class Mailroom:
                 state.apply(parse(raw))
             except LedgerError:
                 continue
-        rows = [row for row in state.rows.values() if row.state(now) in SHOWN]
-        self._floors[prefix] = origin, min((row.seq for row in rows), default=size)
+        wanted = [row.seq for row in state.rows.values() if row.state(now) in SHOWN]
+        wanted += [debt.seq for debt in state.debts.values() if debt.reviewed_by is None]
+        self._floors[prefix] = origin, min(wanted, default=size)
+        return state
+
+    def _requests_of(self, prefix: str, now: datetime) -> List[Dict[str, Any]]:
         told = []
-        for row in rows:
+        for row in self._state_of(prefix, now).rows.values():
+            if row.state(now) not in SHOWN:
+                continue
             try:
                 namespace = read_request(row.request.raw).namespace
             except CryptoError:

@@ -127,7 +127,9 @@ class Postman:
             words = _printable(error.message)
             _log.warning("agent refuses what was sent to this host: %s", words)
             return False, words
-        grant = answer.get("grant")
+        grant, debt = answer.get("grant"), answer.get("debt")
+        if isinstance(debt, dict):
+            return True, _printable(f"{debt.get('debt')}: reviewed by {debt.get('reviewed_by')}")
         if not isinstance(grant, dict):
             return True, ""
         return True, _printable(f"{grant.get('grant')}: {grant.get('state')}")

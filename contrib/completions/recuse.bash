@@ -78,9 +78,9 @@ _recuse() {
             options='--reason --why --ticket --for --begin --uses --level --scope --max --supervised --host
                 --from --user --json' ;;
         requests) options='--collector --ca --mailbox-key --host --json' ;;
-        grants) options='--all --debts --dir --json' ;;
+        grants) options='--all --debts --collector --ca --mailbox-key --dir --json' ;;
         approve) options='--key --signature --password --yes --collector --ca --mailbox-key --json' ;;
-        review) options='--key --signature --words --yes --json' ;;
+        review) options='--key --signature --words --password --collector --ca --mailbox-key --yes --json' ;;
         reject | revoke) options='--why --key --yes --collector --ca --mailbox-key --json' ;;
         break-glass) options='--why --ticket --json' ;;
         grant) options='export import' ;;

@@ -10,11 +10,15 @@ from typing import Any, Awaitable, Callable, Dict, List
 
 import pytest
 from central import PREFIX, Central, Host, in_thread, running, scenario, settled, until
-from test_mail import Approver, Listening, let_in, requested
+from test_mail import Approver, Listening, enter, let_in, records_time, requested
 
-from recuse import cli, mail, sshsig
+from recuse import cli, grantrecords, mail, sshsig
+from recuse.approval import Asked
 from recuse.console import Console
 from recuse.errors import RecuseError
+from recuse.grantrecords import Request
+
+NOW_S = 4_000_000_000
 
 
 @dataclass
@@ -125,6 +129,64 @@ def test_approving_and_ending_send_what_the_host_can_verify(
         assert asked.code == 2 and "no terminal to ask on" in asked.err
         password = await desk.run("approve", GRANT, "--password")
         assert password.code == 2
+
+    play(central, host, tmp_path, scene)
+
+
+def owed(host: Host, why: str = "it burns") -> bytes:
+    """Enter broken glass as an agent does; give what its reviewer signs."""
+    told = mail.Review(GRANT, "example.com", "h1", "alice", "0" * 64, why)
+    asked = Asked(
+        "alice", "alice", "h1", "metadata", records_time(1_700_000_000), records_time(NOW_S), 1,
+        "break-glass", None, why,
+    )  # fmt: skip
+    request = Request(GRANT, b"{}", asked, 1000, 1000)
+    statement = mail.write_review(told)
+    enter(host, grantrecords.debt_entry, request, NOW_S * 10**9, ("leads",), statement)
+    return statement
+
+
+def test_broken_glass_is_listed_and_reviewed_there(
+    central: Central, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(desk: Desk, agent: Listening, raw: bytes) -> None:
+        statement = owed(host)
+        agent.tell({"size": host.ledger.size})
+        await until(settled(host, central))
+        listed = await desk.run("grants", "--debts", key="--mailbox-key")
+        assert listed.code == 0 and GRANT in listed.out and "it burns" in listed.out, listed.err
+        done = await desk.run("review", GRANT[:6], "--yes")
+        assert done.code == 0 and f"{PREFIX} says: " in done.out, done
+        assert "I have looked at what alice did on h1" in done.out
+        item = mail.read_item(agent.taken[-1])
+        assert (item.kind, item.grant) == ("review", GRANT)
+        signed = sshsig.SshSignature.parse((item.signature or "").encode())
+        assert signed.namespace == "recuse-grant@example.com"
+        signed.check(statement)
+
+        for more, words in (
+            (["grants"], "--collector goes with --debts"),
+            (["review", GRANT, "--password"], "a password counts on the host alone"),
+            (["review", GRANT, "--words", "all well"], "--words are taken on the host alone"),
+        ):
+            key = "--key" if more[0] == "review" else "--mailbox-key"
+            ran = await desk.run(*more, key=key)
+            assert ran.code == 2 and words in ran.err, ran
+        assert len(agent.taken) == 1
+
+        # What a collector shows that lies is not signed.
+        room = central.service._mailroom
+        assert room is not None
+        (real,) = room.debts(None, 1_700_000_001)
+        for rows in (
+            [{**real, "statement": real["statement"].replace("aaaa", "bbbb")}],
+            [{**real, "statement": real["statement"] + " "}], [{**real, "due": "soon"}],
+            [{**real, "statement": raw.decode()}], [{**real, "statement": 7}], None, 3, [None],
+        ):  # fmt: skip
+            monkeypatch.setattr(room, "debts", serving(rows))  # type: ignore[arg-type]
+            ran = await desk.run("review", GRANT, "--yes")
+            assert ran.code == 6 and "no review" in ran.err, (rows, ran)
+        assert len(agent.taken) == 1
 
     play(central, host, tmp_path, scene)
 

@@ -69,6 +69,7 @@ users = ["carol"]
 longest = "1h"
 review_within = "1h"
 reviewers = ["leads"]
+local = true
 """
 APPROVERS = ("frank", "heidi")
 

@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import pytest
 from accounts import event, export, find_bytes, rows, verify, watching
@@ -344,20 +344,58 @@ def test_a_grant_of_output_spares_what_is_typed(office: Host) -> None:
     verify(office)
 
 
-def test_broken_glass_has_to_be_reviewed(office: Host) -> None:
-    ran = office.ssh("carol", "recuse break-glass --why 'it burns'")
+def broken_glass(host: Host) -> str:
+    """Have carol break the glass and log in; give the debt."""
+    ran = host.ssh("carol", "recuse break-glass --why 'it burns'")
     assert ran.returncode == 0 and b"has to review it" in ran.stdout, ran.stderr
-    with watching(office) as seen:
-        office.ssh("carol", "true")
+    with watching(host) as seen:
+        host.ssh("carol", "true")
     assert seen.session["outcome"] == "exempt"
-    grant = seen.session["grant"]
-    assert "it burns" in by(office, "frank", "recuse", "grants", "--debts").stdout
+    owed: str = seen.session["grant"]
+    assert "it burns" in by(host, "frank", "recuse", "grants", "--debts").stdout
+    return owed
+
+
+def review_of(host: Host, owed: str) -> Dict[str, Any]:
+    """Read the entry of a review."""
+    assert host.wait_journal(event("review"), RECUSE_GRANT=owed)
+    (found,) = [
+        one["unmapped"]["recuse"]
+        for one in entries(host, "review")
+        if one["unmapped"]["recuse"]["grant"] == owed
+    ]
+    return dict(found)
+
+
+def test_broken_glass_has_to_be_reviewed(office: Host) -> None:
     own = office.ssh("alice", "recuse break-glass --why 'me too'")
     assert own.returncode == 16 and b"may not break the glass" in own.stderr
-    reviewed = by(office, "frank", "recuse", "review", grant, "--yes", "--words", "it did burn")
+    owed = broken_glass(office)
+    reviewed = by(office, "frank", "recuse", "review", owed, "--yes", "--words", "it did burn")
     assert reviewed.returncode == 0, reviewed.stderr
     assert "reviewed by frank@example.org" in reviewed.stdout
-    assert office.wait_journal(event("review"), RECUSE_GRANT=grant)
+    entry = review_of(office, owed)
+    assert (entry["method"], entry["words"]) == ("signature", "it did burn")
+
+
+def test_broken_glass_is_reviewed_by_password(office: Host) -> None:
+    owed = broken_glass(office)
+    sure, password = r"review it with your password\? yes or no: ", "password of frank: "
+    with office.login("frank") as terminal:
+        for dialogue, status, words in (
+            ([(sure, "no\r")], 16, "nothing was signed"),
+            ([(sure, "yes\r"), (password, "\x03")], 130, ""),
+            ([(sure, "yes\r"), (password, "wrong\r")], 7, "is not the password of frank"),
+            ([(sure, "yes\r"), (password, f"{PASSWORD}\r")], 0, "reviewed by frank@example.org"),
+        ):
+            ran, told = says(terminal, f"recuse review --password {owed}", *dialogue)
+            assert ran == status and words in told, told
+            assert "I have looked at what carol did on testhost" in told
+        assert PASSWORD not in terminal.output.decode()
+    entry = review_of(office, owed)
+    assert entry["method"] == "pam" and "signature" not in entry
+    again = by(office, "heidi", "recuse", "review", owed, "--yes")
+    assert again.returncode == 16 and "was reviewed by frank@example.org" in again.stderr
 
 
 def test_an_agent_that_restarts_forgets_nothing(office: Host) -> None:

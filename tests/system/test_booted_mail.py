@@ -39,6 +39,12 @@ longest = "4h"
 uses = 5
 approvers = 2
 from = ["leads"]
+
+[break_glass]
+users = ["carol"]
+longest = "1h"
+review_within = "1h"
+reviewers = ["leads"]
 """
 NAMESPACE = "recuse-grant@local"
 
@@ -71,7 +77,8 @@ class Elsewhere:
         """
         ca = self._host.path("/etc/recuse/collector.crt")
         at = ["--collector", URL, "--ca", str(ca)]
-        key = ["--mailbox-key" if words[0] == "requests" else "--key", str(self._home / name)]
+        lists = words[0] in ("requests", "grants")
+        key = ["--mailbox-key" if lists else "--key", str(self._home / name)]
         return subprocess.run(
             [*self._host.network(sys.executable), str(PROGRAM), *words, *at, *key],
             check=False, capture_output=True, text=True, timeout=60,
@@ -195,6 +202,57 @@ def test_revoking_from_elsewhere_ends_the_session_at_once(
     closed = host.wait_journal(event("closed"), RECUSE_SESSION=seen.session["session"])[0]
     apart = int(closed["__REALTIME_TIMESTAMP"]) - int(told["__REALTIME_TIMESTAMP"])
     assert apart < 1_000_000
+    verify(host)
+
+
+def test_revoking_from_elsewhere_records_a_supervised_session_at_once(
+    office: Tuple[Host, Elsewhere],
+) -> None:
+    host, elsewhere = office
+    grant = granted(host, elsewhere, "--supervised")
+    with watching(host) as seen, host.login("alice") as terminal:
+        terminal.run("echo in-''private")
+        ran = elsewhere.run("heidi", "revoke", grant, "--yes", "--why", "enough")
+        assert ran.returncode == 0 and "revoked" in ran.stdout, ran.stderr
+        terminal.expect("no longer exempt, recorded from now on: .* was revoked by heidi@")
+        terminal.run("echo on-''record")
+        terminal.line("exit")
+        assert terminal.wait() == 0
+    session = seen.session["session"]
+    assert (seen.session["outcome"], seen.session["grant"]) == ("partial", grant)
+    told = host.wait_journal(event("revocation"), RECUSE_GRANT=grant)[0]
+    resumed = host.wait_journal(event("resumed"), RECUSE_SESSION=session)[0]  # the relay's word
+    apart = int(resumed["__REALTIME_TIMESTAMP"]) - int(told["__REALTIME_TIMESTAMP"])
+    assert apart < 1_000_000
+    host.run("recuse", "sync", check=True)
+    stored = ("recuse", "export", "--format", "text", "--dir", "/var/lib/recuse-collector", session)
+    deadline = time.monotonic() + 30
+    while "on-record" not in (kept := host.run(*stored)).stdout:  # it is on its way
+        assert time.monotonic() < deadline, kept.stdout + kept.stderr
+    assert "in-private" not in kept.stdout
+    verify(host)
+
+
+def test_broken_glass_is_reviewed_from_elsewhere(office: Tuple[Host, Elsewhere]) -> None:
+    host, elsewhere = office
+    ran = host.ssh("carol", "recuse break-glass --json --why 'it burns'")
+    owed = json.loads(ran.stdout)["debt"]["debt"]
+    deadline = time.monotonic() + 30
+    while owed not in (listed := elsewhere.run("frank", "grants", "--debts").stdout):
+        assert time.monotonic() < deadline, listed
+    assert "it burns" in listed
+    stranger = elsewhere.run("mallory", "review", owed, "--yes")
+    assert stranger.returncode == 7, stranger.stderr
+    done = elsewhere.run("frank", "review", owed, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "I have looked at what carol did on testhost" in done.stdout
+    assert f"{owed}: reviewed by frank@example.org" in done.stdout
+    again = elsewhere.run("heidi", "review", owed, "--yes")
+    assert again.returncode in (6, 16), again.stdout  # gone, or it was not shipped yet and refused
+    assert host.wait_journal(event("review"), RECUSE_GRANT=owed)
+    debts = host.json("recuse", "grants", "--debts", "--json")
+    assert isinstance(debts, list)
+    assert [one["reviewed_by"] for one in debts if one["debt"] == owed] == ["frank@example.org"]
     verify(host)
 
 

@@ -768,6 +768,48 @@ def test_broken_glass_is_a_debt(paths: Paths) -> None:
     assert kinds[:4] == ["request", "debt", "grant", "review"]
 
 
+@pytest.mark.parametrize("local", [True, False])
+def test_a_password_reviews_where_the_policy_says_so(paths: Paths, local: bool) -> None:
+    file = paths.approval_dir / "a.toml"
+    rest = 'review_within = "1h"\n'
+    file.write_text(file.read_text().replace(rest, f"{rest}local = {str(local).lower()}\n"))
+    asked_of: List[str] = []
+
+    async def scene(world: Office) -> None:
+        def holds(user: str, password: str) -> bool:
+            asked_of.append(user)
+            return password == "right"
+
+        world.agent.desk.approvers.password_holds = holds  # type: ignore[method-assign]
+        grant = (await world.as_("bob", "break-glass", why="it burns"))["grant"]["grant"]
+
+        async def refused(who: str, password: str) -> str:
+            answer = await world.as_(who, "review", grant=grant, password=password)
+            assert not answer["ok"] and "review" not in world.kinds(), answer
+            return str(answer["error"])
+
+        if not local:
+            assert "review by password is not allowed here" in await refused("carol", "right")
+            return
+        assert "somebody else has to review it" in await refused("bob", "right")
+        for who in ("mallory", "root"):
+            assert "is in none of the groups that review" in await refused(who, "right")
+        assert asked_of == []
+        assert "is not the password of carol" in await refused("carol", "wrong")
+        told = {"grant": grant, "password": "right", "words": "it did burn"}
+        answer = await world.as_("carol", "review", **told)
+        assert answer["debt"]["reviewed_by"] == "carol@example.org", answer
+        again = await world.as_("erin", "review", **told)
+        assert "was reviewed by carol@example.org" in again["error"]
+
+    world = play(paths, scene)
+    if local:
+        entry = world.last("review")
+        assert (entry.get("method"), entry.get("signature")) == ("pam", None)
+        assert entry.get("words") == "it did burn"
+    assert b"right" not in b"".join(json.dumps(one.data).encode() for one in world.entries())
+
+
 def test_a_grant_travels_by_file(paths: Paths, tmp_path: Path) -> None:
     carried: Dict[str, Any] = {}
 

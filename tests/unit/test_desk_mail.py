@@ -146,6 +146,30 @@ def test_ends_that_do_not_count(paths: Paths) -> None:
     play_mail(paths, scene)
 
 
+def test_a_review_by_mail_counts_as_any(paths: Paths) -> None:
+    async def scene(world: MailOffice) -> None:
+        broken = await world.as_("bob", "break-glass", why="it burns")
+        grant = broken["grant"]["grant"]
+        statement = (await world.as_("carol", "review", grant=grant))["debt"]["statement"]
+        assert await world.waits()
+        for who, text, words in (
+            ("bob", statement, "somebody else has to review it"),
+            ("mallory", statement, "is not in"),
+            ("carol", statement.replace("burns", "rains"), "signature"),
+        ):
+            item = mail.Item("review", grant, signature=world.keys.sign(who, text))
+            answer = await world.post(item)
+            assert not answer["ok"] and words in answer["error"], answer
+        item = mail.Item("review", grant, signature=world.keys.sign("carol", statement))
+        assert (await world.post(item))["debt"]["reviewed_by"] == "carol@example.org"
+        assert "was reviewed by" in (await world.post(item))["error"]
+        world.move(2)
+        assert not await world.waits()
+
+    world = play_mail(paths, scene)
+    assert world.kinds().count("review") == 1
+
+
 @pytest.mark.parametrize(
     "body",
     ["", "{", "[]", "{}", '{"recuse": "mail/1", "kind": "approval", "grant": 1, "signature": ""}',

@@ -16,6 +16,7 @@ from recuse.errors import CryptoError
 WORDS = st.text(max_size=60)
 ITEMS = st.one_of(
     st.builds(lambda a, b: mail.Item("approval", grant=a, signature=b), WORDS, WORDS),
+    st.builds(lambda a, b: mail.Item("review", grant=a, signature=b), WORDS, WORDS),
     st.builds(lambda a, b: mail.Item("end", statement=a, signature=b), WORDS, WORDS),
     st.builds(lambda a: mail.Item("request", request=a), WORDS),
 )
@@ -42,9 +43,22 @@ def test_a_statement_comes_back_and_no_other_bytes_say_it(told: mail.Statement) 
             mail.read_statement(other)
 
 
+@given(st.builds(mail.Review, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS))
+def test_a_review_comes_back_and_no_other_bytes_say_it(told: mail.Review) -> None:
+    raw = mail.write_review(told)
+    assert mail.read_review(raw) == told
+    spaced = json.dumps(json.loads(raw)).encode()
+    twice = raw.replace(b'"why"', b'"why": "",\n "why"')
+    more = raw.replace(b'"why"', b'"more": 1,\n "why"')
+    number = json.dumps({**json.loads(raw), "why": 1}, indent=1).encode() + b"\n"
+    for other in (raw + b" ", raw[:-1], raw.replace(b"ew/1", b"ew/2"), spaced, twice, more, number):
+        with pytest.raises(CryptoError):
+            mail.read_review(other)
+
+
 @given(st.binary(max_size=200))
 def test_garbage_is_refused(raw: bytes) -> None:
-    for read in (mail.read_item, mail.read_statement):
+    for read in (mail.read_item, mail.read_statement, mail.read_review):
         with pytest.raises(CryptoError):
             read(raw)
     with pytest.raises(CryptoError):
