@@ -701,7 +701,7 @@ class Agent:
             if live.withheld:  # it would not be recorded anyhow
                 live.withheld = False
                 live.flags.append("not-relayed")
-                self.journal.write("fault", fault=str(error), session=live.id)
+                self.journal.write("spool-failed", fault=str(error), session=live.id)
                 await self._start_plain(connection, live, decision)
                 return
             await self._start_unrecorded(connection, live, decision, str(error))
@@ -761,12 +761,12 @@ class Agent:
             set(groups) & set(self.config.session.recovery_groups)
         ):
             told = b"recuse: refused: the session cannot be recorded; tell the administrator\n"
-            self.journal.write("fault", fault=fault, session=live.id)
+            self.journal.write("spool-failed", fault=fault, session=live.id)
             await self._refuse_session(connection, live.session, decision, told)
             return
         live.label = "stub"
         live.flags.append("recording-failed")
-        self.journal.write("fault", fault=fault, session=live.id)
+        self.journal.write("spool-failed", fault=fault, session=live.id)
         await self._start_plain(connection, live, decision, fault)
 
     async def _enter_start(self, live: LiveSession, build: Any, decision: Decision) -> None:

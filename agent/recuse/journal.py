@@ -173,6 +173,12 @@ EVENTS: Mapping[str, Event] = {
             "session {session} of {user}, begun without the agent, is adopted",
         ),
         Event(
+            "spool-failed",
+            "b6f79a84b2dd489495a9bd3b2d389c1f",
+            ERR,
+            "the spool cannot be written: {fault}",
+        ),
+        Event(
             "ledger-failed",
             "a3ba9fc6b19f44f691e99ecef1c5c4c6",
             CRIT,

@@ -173,7 +173,7 @@ class Sealer:
 
     def _complain(self, fault: str) -> None:
         if not self._complained:
-            self._journal.write("fault", fault=fault)
+            self._journal.write("spool-failed", fault=fault)
             self._complained = True
 
     async def _round(self, batch: Sequence[_Due]) -> Sequence[Union[bool, Exception]]:

@@ -2019,7 +2019,8 @@ def test_recording_that_cannot_begin_is_not_said_to_be_of_a_full_spool(
 
         world.agent.spool.create = create  # type: ignore[method-assign]
         shell, answer = await world.session(await world.login("alice"), "alice")
-        assert "Input/output error" in world.event("fault")["MESSAGE"]
+        told = world.event("spool-failed")
+        assert "Input/output error" in told["MESSAGE"] and told["RECUSE_SESSION"]
         if setting == "refuse":
             assert answer.verdict == Verdict.REFUSE and b"disk is full" not in answer.message
         else:
