@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from typing import Optional, Tuple
+from dataclasses import dataclass
+from typing import Dict, Optional, Tuple
 
 from .errors import RecuseError
 from .host import Account, Kernel
@@ -19,9 +20,25 @@ from .journal import Journal
 SLOW_NS = 50_000_000
 SLOW_FOR_NS = 600_000_000_000  # after it was last seen to be slow
 DEADLINE_SECONDS = 1.5  # recuse-shell and pam_recuse wait for 2 s
+MAX_RECENT = 64  # logins whose sessions are still to come
 MAX_THREADS = 16  # so many may hang in a service that does not answer at all
 
+RECENT_NS = 1_000_000_000  # that long what a login found holds for its session
+
 Found = Tuple[Optional[Account], Optional[Tuple[str, ...]]]
+
+
+Stamp = Tuple[Tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class _Recent:
+    """What was found a moment ago, and the state that the files of this host had before."""
+
+    uid: int
+    asked_ns: int
+    stamp: Stamp
+    found: Found
 
 
 class LookupTimeout(RecuseError):
@@ -36,6 +53,7 @@ class Accounts:
         self._journal = journal
         self._slow_until_ns = 0
         self._asking = 0
+        self._recent: Dict[str, _Recent] = {}  # by name, the oldest first
 
     async def find(self, uid: int, name: Optional[str] = None) -> Found:
         """Give a user (see Kernel.account) and the names of the groups; None for what is not known.
@@ -44,8 +62,10 @@ class Accounts:
         """
         began_ns = self._kernel.mono_ns()
         if began_ns >= self._slow_until_ns:
+            stamp = self._kernel.accounts_stamp()
             found = self._ask(uid, name)
             self._judge(self._kernel.mono_ns() - began_ns)
+            self._remember(found, began_ns, stamp)
             return found
         try:
             return await asyncio.wait_for(self._ask_beside(uid, name), DEADLINE_SECONDS)
@@ -53,6 +73,30 @@ class Accounts:
             raise LookupTimeout(f"user {uid if name is None else name}: no answer") from None
         finally:
             self._judge(self._kernel.mono_ns() - began_ns)
+
+    async def find_again(self, uid: int, name: str) -> Found:
+        """Do the same for a session whose login has just asked.
+
+        sshd has looked the groups up in the same moment. The files of this host count at once
+        when they are edited; a directory service, with the next login.
+
+        Raises: LookupTimeout
+        """
+        recent = self._recent.pop(name, None)
+        if recent is not None and recent.uid == uid:
+            is_young = self._kernel.mono_ns() - recent.asked_ns < RECENT_NS
+            if is_young and recent.stamp == self._kernel.accounts_stamp():
+                return recent.found
+        return await self.find(uid, name)
+
+    def _remember(self, found: Found, asked_ns: int, stamp: Stamp) -> None:
+        account, groups = found
+        if account is None or groups is None:
+            return
+        self._recent.pop(account.name, None)
+        self._recent[account.name] = _Recent(account.uid, asked_ns, stamp, found)
+        if len(self._recent) > MAX_RECENT:
+            del self._recent[next(iter(self._recent))]
 
     async def _ask_beside(self, uid: int, name: Optional[str]) -> Found:
         """Ask in a thread that nobody waits for at the end: there is no way to stop it."""

@@ -246,8 +246,8 @@ class Agent:
         if known is not None:
             self.door.answer(connection, known)
             return
+        identity = self.kernel.identity_of(peer)
         place = self.place(peer)
-        identity = self.kernel.identity(peer.pid)
         user = records.text(request.user)
         account, groups = await self.accounts.find(-1, user)
         outer = place.outer
@@ -413,7 +413,7 @@ class Agent:
     ) -> None:
         began_ns = self.kernel.mono_ns()
         peer = connection.peer
-        identity = self.kernel.identity(peer.pid)
+        identity = self.kernel.identity_of(peer)
         place = self.place(peer)
         owner = await self.login_of(peer, identity.ruid, identity, place)
         has_tty = bool(request.flags & wire.SESSION_HAS_TTY)
@@ -421,7 +421,7 @@ class Agent:
             records.text(request.command) if request.flags & wire.SESSION_HAS_COMMAND else None
         )
         cut = bool(request.flags & wire.SESSION_COMMAND_CUT)
-        account, groups = await self.accounts.find(identity.ruid, owner.login.user)
+        account, groups = await self.accounts.find_again(identity.ruid, owner.login.user)
         shell = _real_shell(account)
         tags = tuple(t for t in records.text(request.tags).split(",") if t)
         facts = self._facts(

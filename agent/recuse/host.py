@@ -45,6 +45,7 @@ SO_PEERPIDFD = 77  # include/uapi/asm-generic/socket.h, Linux 6.5
 TIOCGPTN = 0x80045430
 TIOCGPTPEER = 0x5441
 TTY_MAJORS = frozenset({4, 5, 204, 229} | set(range(136, 144)))
+USER_FILES = ("/etc/passwd", "/etc/group", "/etc/nsswitch.conf")
 TCP_STATES = (1 << 1) | (1 << 8)  # ESTABLISHED, CLOSE_WAIT: net/tcp_states.h
 SSHD_NAMES = frozenset({b"sshd", b"sshd-session", b"sshd-auth", b"dropbear"})
 RELAY_NAMES = SSHD_NAMES | {b"sudo", b"su", b"recuse-shell"}  # end with their session
@@ -58,6 +59,7 @@ class Peer:
     uid: int
     gid: int
     start: int  # of the process, in clock ticks since boot: (pid, start) never repeats
+    ruid: int = -1  # its real uid when it was accepted; -1 if nobody looked
 
 
 @dataclass(frozen=True)
@@ -190,12 +192,13 @@ class Kernel:
             pidfd = self.pidfd_open(pid)
         try:
             start = self.stat(pid).start
-            if self.exited(pidfd) or self._uids(pid)[1] != uid:
+            ruid, euid = self._uids(pid)
+            if self.exited(pidfd) or euid != uid:
                 raise ProcessLookupError(f"process {pid} is gone")
         except BaseException:
             os.close(pidfd)
             raise
-        return Peer(pid, uid, gid, start), pidfd
+        return Peer(pid, uid, gid, start, ruid), pidfd
 
     def pidfd_open(self, pid: int) -> int:
         return os.pidfd_open(pid)
@@ -230,6 +233,16 @@ class Kernel:
         """Read the user and audit ids. Raises: ProcessLookupError if it is gone."""
         ruid, euid = self._uids(pid)
         return Identity(ruid, euid, self._audit(pid, "loginuid"), self._audit(pid, "sessionid"))
+
+    def identity_of(self, peer: Peer) -> Identity:
+        """Give who a peer is: its uids as they were when it was accepted, the audit ids as read.
+
+        Raises: ProcessLookupError if it is gone, but not always: look at its start afterwards
+        """
+        if peer.ruid < 0:
+            return self.identity(peer.pid)
+        loginuid, session = self._audit(peer.pid, "loginuid"), self._audit(peer.pid, "sessionid")
+        return Identity(peer.ruid, peer.uid, loginuid, session)
 
     def _uids(self, pid: int) -> Tuple[int, int]:
         """Read real and effective uid. Raises: ProcessLookupError if it is gone."""
@@ -350,6 +363,17 @@ class Kernel:
         if entry is None:
             return None
         return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_shell)
+
+    def accounts_stamp(self) -> Tuple[Tuple[int, int], ...]:
+        """Give what changes whenever somebody edits the users and groups of this host."""
+        found = []
+        for name in USER_FILES:
+            try:
+                status = os.stat(name)
+                found.append((status.st_ino, status.st_mtime_ns))
+            except OSError:
+                found.append((0, 0))
+        return tuple(found)
 
     def groups(self, account: Account) -> Tuple[str, ...]:
         """Name the groups of a user; a group without a name is left as its number."""

@@ -94,8 +94,15 @@ def _epoch(found: tlog.Checkpoint) -> int:
 
 def keep_attested(paths: Paths, there: tlog.Checkpoint) -> None:
     """Note how far central storage has this ledger, should it turn out to have another later."""
+    line = f"{there.origin} {there.size}\n".encode()
     with contextlib.suppress(OSError):
-        (paths.state / "attested").write_text(f"{there.origin} {there.size}\n")
+        # Over what is there: to cut it first would let whoever logs in wait for the disk.
+        fd = os.open(paths.state / "attested", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            os.write(fd, line)
+            os.ftruncate(fd, len(line))
+        finally:
+            os.close(fd)
 
 
 def read_attested(paths: Paths, origin: str) -> int:

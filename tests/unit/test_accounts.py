@@ -26,9 +26,13 @@ class Directory(Kernel):
         self.took_ns: Dict[str, int] = {}
         self.hangs: Dict[str, threading.Event] = {}
         self.threads: List[str] = []
+        self.edited = 0
 
     def mono_ns(self) -> int:
         return self.clock_ns
+
+    def accounts_stamp(self) -> Tuple[Tuple[int, int], ...]:
+        return ((1, self.edited),)
 
     def account(self, uid: int, name: Optional[str] = None) -> Optional[Account]:
         assert name is not None
@@ -72,6 +76,45 @@ def test_quick_lookups_need_no_thread() -> None:
         assert await found.find(-1, "nobody-knows") == (None, None)
         assert (await found.find(-1, "groupless"))[1] is None
         assert set(directory.threads) == {"MainThread"}
+
+    assert play(scene) == []
+
+
+def test_a_session_has_what_its_login_found_a_moment_ago() -> None:
+    async def scene(directory: Directory, found: Accounts) -> None:
+        told = await found.find(-1, "alice")
+        directory.clock_ns += accounts.RECENT_NS - 1
+        assert await found.find_again(1000, "alice") is told
+        assert len(directory.threads) == 1
+        assert await found.find_again(1000, "alice") == told  # the next asks itself
+        assert len(directory.threads) == 2
+
+    assert play(scene) == []
+
+
+@pytest.mark.parametrize("change", ["time", "files", "uid", "groups", "unknown"])
+def test_a_session_asks_again_where_that_may_not_hold(change: str) -> None:
+    async def scene(directory: Directory, found: Accounts) -> None:
+        name = {"groups": "groupless", "unknown": "nobody-knows"}.get(change, "alice")
+        await found.find(-1, name)
+        if change == "time":
+            directory.clock_ns += accounts.RECENT_NS
+        elif change == "files":
+            directory.edited += 1
+        await found.find_again(1001 if change == "uid" else 1000, name)
+        assert len(directory.threads) == 2
+
+    assert play(scene) == []
+
+
+def test_only_so_many_lookups_are_remembered() -> None:
+    async def scene(directory: Directory, found: Accounts) -> None:
+        for n in range(accounts.MAX_RECENT + 1):
+            await found.find(-1, f"user{n}")
+        await found.find_again(1000, f"user{accounts.MAX_RECENT}")
+        assert len(directory.threads) == accounts.MAX_RECENT + 1
+        await found.find_again(1000, "user0")
+        assert len(directory.threads) == accounts.MAX_RECENT + 2
 
     assert play(scene) == []
 

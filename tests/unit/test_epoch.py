@@ -22,7 +22,7 @@ from recuse.config import Config, Paths
 from recuse.errors import LedgerError
 from recuse.journal import Journal
 from recuse.ledger import Ledger, read_ledger
-from recuse.receipts import attested, contradiction
+from recuse.receipts import attested, contradiction, keep_attested, read_attested
 from recuse.records import fold, parse
 from recuse.ship import Ship
 from recuse.store import Store
@@ -501,3 +501,13 @@ def test_view_over_both_epochs_has_a_recording_once(paths: Paths) -> None:
         assert row.outcome == "recorded"
 
     run(paths, scene)
+
+
+def test_what_was_attested_is_kept_whole(tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    paths.state.mkdir(parents=True)
+    for origin, size in (("x/9", 1000), ("x/9", 1001), ("x/10", 5), ("x/11", 40)):
+        keep_attested(paths, Checkpoint(origin, size, bytes(32)))
+        assert (paths.state / "attested").read_text() == f"{origin} {size}\n"
+        assert read_attested(paths, origin) == size
+        assert read_attested(paths, "x/8") == 0

@@ -84,6 +84,7 @@ def test_peer_is_the_connecting_process(kernel: Kernel, tmp_path: Path) -> None:
             peer, pidfd = kernel.peer(connection)
             assert (peer.pid, peer.uid) == (process.pid, os.getuid())
             assert peer.start == kernel.stat(process.pid).start
+            assert kernel.identity_of(peer) == kernel.identity(peer.pid)
             assert not kernel.exited(pidfd)
             os.close(pidfd)
         process.wait()
@@ -377,6 +378,21 @@ def test_account_prefers_the_name_where_a_uid_has_several(kernel: Kernel) -> Non
     assert other is not None and other.uid == 0
     assert kernel.account(-1, "no such user") is None
     assert kernel.account(4_000_000_123) is None
+
+
+def test_edited_user_files_are_noticed(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [str(tmp_path / name) for name in ("passwd", "group", "nsswitch.conf")]
+    monkeypatch.setattr(host, "USER_FILES", names)
+    seen = {kernel.accounts_stamp()}
+    for name in names:
+        Path(name).write_text("x")
+        seen.add(kernel.accounts_stamp())
+        Path(f"{name}.new").write_text("x")
+        os.rename(f"{name}.new", name)  # as usermod does
+        seen.add(kernel.accounts_stamp())
+    assert len(seen) == 7
 
 
 def test_survivors_are_those_of_the_audit_session_with_a_terminal_that_left_the_login(
