@@ -380,11 +380,14 @@ class Agent:
         if exact:
             exact[-1].opened -= 1
             if exact[-1].opened <= 0:
-                await self.end_login(exact[-1])
+                await self.end_login(exact[-1], lazy=False)
         self.door.answer(connection, wire.Answer(Verdict.ALLOW))
 
-    async def end_login(self, live: LiveLogin) -> None:
-        """Enter the end of a login, with its outcome if no session carries one."""
+    async def end_login(self, live: LiveLogin, lazy: bool = True) -> None:
+        """Enter the end of a login, with its outcome if no session carries one.
+
+        It is lazy where nobody waits for it.
+        """
         if live.ended:
             return
         live.ended = True
@@ -396,7 +399,7 @@ class Agent:
         self.notifier.drop(f"l-{live.id}")
         outcome, gap = live.outcome()
         seq = await self.enter_for_sure(
-            records.logout_entry, live.login, outcome, live.sessions, gap
+            records.logout_entry, live.login, outcome, live.sessions, gap, lazy=lazy
         )
         self.logins.pop(live.id, None)
         self.live.remove(live)
@@ -896,7 +899,7 @@ class Agent:
             0 if sealed is None else sealed.size,
             0 if sealed is None else sealed.segments,
             None if sealed is None else sealed.digest,
-            gaps, tuple(live.flags), live.grounds,
+            gaps, tuple(live.flags), live.grounds, lazy=True,
         )  # fmt: skip
         if live.recording is not None:
             self.sealer.release(live.recording)
@@ -919,11 +922,11 @@ class Agent:
             return ()  # what runs may belong to the other sessions of this connection
         return await self._left.ask(Left(login.audit_session, frozenset(ttys), login.pid))
 
-    async def enter_for_sure(self, build: Any, *arguments: Any) -> int:
+    async def enter_for_sure(self, build: Any, *arguments: Any, lazy: bool = False) -> int:
         """Enter an end, however often it takes: nothing can be asked to go back."""
         while True:
             try:
-                return await self.book.enter(build, *arguments)
+                return await self.book.enter(build, *arguments, lazy=lazy)
             except NotEntered:
                 await asyncio.sleep(RETRY_SECONDS)
 

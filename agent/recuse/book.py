@@ -17,6 +17,7 @@ from .records import Host
 
 URGENT_SECONDS = 0.1  # a start or end: a login and its session share a signature
 RELAXED_SECONDS = 5.0  # anything else
+LAZY_SECONDS = 0.02  # so long what nobody waits for lets another entry take it along
 
 Builder = Callable[..., bytes]
 Watcher = Callable[[int], None]
@@ -57,27 +58,42 @@ class Book:
         self._waiting: List[_Waiting] = []
         self._halted = False
         self._timer: Optional[asyncio.TimerHandle] = None
+        self._writing: Optional[asyncio.Handle] = None
+        self._lazy = False  # what waits is in no hurry
 
     @property
     def size(self) -> int:
         return self.ledger.size
 
     async def enter(
-        self, build: Builder, *arguments: Any, urgent: bool = True, **options: Any
+        self, build: Builder, *arguments: Any, urgent: bool = True, lazy: bool = False,
+        **options: Any,
     ) -> int:
         """Make an entry with one of the builders of records; durable on return. Gives its number.
+
+        A lazy one shares the write of the next that is not, if one comes soon.
 
         Raises: NotEntered
         """
         if self._halted:
             raise NotEntered("the agent stops")
         waiting = _Waiting(build, arguments, options, urgent)
-        if not self._waiting:
-            asyncio.get_running_loop().call_soon(self._write)
         self._waiting.append(waiting)
+        self._write_soon(lazy)
         return await waiting.entered
 
+    def _write_soon(self, lazy: bool) -> None:
+        if self._writing is not None:
+            if lazy or not self._lazy:
+                return
+            self._writing.cancel()
+        loop, self._lazy = asyncio.get_running_loop(), lazy
+        self._writing = (
+            loop.call_later(LAZY_SECONDS, self._write) if lazy else loop.call_soon(self._write)
+        )
+
     def _write(self) -> None:
+        self._writing = None
         batch, self._waiting = self._waiting, []
         entries: List[bytes] = []
         written: List[_Waiting] = []
@@ -179,6 +195,8 @@ class Book:
     def halt(self) -> None:
         """Enter and sign nothing any more."""
         self._halted = True
+        if self._writing is not None and self._lazy:
+            self._writing.cancel()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

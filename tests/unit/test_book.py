@@ -1,0 +1,97 @@
+"""What is entered when: at once where somebody waits, else with the next that is."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Awaitable, Callable, List, Sequence
+
+import pytest
+
+from recuse import book
+from recuse.book import Book
+from recuse.host import Kernel
+from recuse.journal import Journal
+
+
+class PaperLedger:
+    """Keeps what each write had."""
+
+    def __init__(self) -> None:
+        self.writes: List[List[bytes]] = []
+        self.size = 0
+
+    def append(self, entries: Sequence[bytes]) -> int:
+        self.writes.append(list(entries))
+        self.size += len(entries)
+        return self.size - len(entries)
+
+    def checkpoint(self) -> bytes:
+        return b""
+
+
+def build(host: Any, index: int, now_ns: int, text: bytes) -> bytes:
+    return text
+
+
+Scene = Callable[[Book, PaperLedger], Awaitable[None]]
+
+
+def play(scene: Scene) -> None:
+    async def main() -> None:
+        ledger = PaperLedger()
+        made = Book(ledger, None, Kernel(), Journal(lambda _: None))  # type: ignore[arg-type]
+        await scene(made, ledger)
+        made.halt()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_lazy_entries_go_with_the_next_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(book, "LAZY_SECONDS", 3600.0)
+
+    async def scene(made: Book, ledger: PaperLedger) -> None:
+        async def later() -> int:
+            await asyncio.sleep(0)
+            return await made.enter(build, b"start")
+
+        lazy = (made.enter(build, text, lazy=True) for text in (b"end 1", b"end 2"))
+        assert await asyncio.gather(*lazy, later()) == [0, 1, 2]
+        assert ledger.writes == [[b"end 1", b"end 2", b"start"]]
+
+    play(scene)
+
+
+def test_lazy_entries_are_written_when_no_other_comes() -> None:
+    async def scene(made: Book, ledger: PaperLedger) -> None:
+        lazy = (made.enter(build, text, lazy=True) for text in (b"end 1", b"end 2"))
+        assert await asyncio.gather(*lazy) == [0, 1]
+        assert ledger.writes == [[b"end 1", b"end 2"]]
+        assert await made.enter(build, b"end 3", lazy=True) == 2
+
+    play(scene)
+
+
+def test_lazy_entry_does_not_hold_up_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(book, "LAZY_SECONDS", 3600.0)
+
+    async def scene(made: Book, ledger: PaperLedger) -> None:
+        both = made.enter(build, b"start"), made.enter(build, b"end", lazy=True)
+        assert await asyncio.gather(*both) == [0, 1]
+        assert ledger.writes == [[b"start", b"end"]]
+
+    play(scene)
+
+
+def test_lazy_entry_is_not_written_after_the_halt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(book, "LAZY_SECONDS", 0.0)
+
+    async def scene(made: Book, ledger: PaperLedger) -> None:
+        entering = asyncio.ensure_future(made.enter(build, b"end", lazy=True))
+        await asyncio.sleep(0)
+        made.halt()
+        for _ in range(3):  # turns of the loop
+            await asyncio.sleep(0)
+        entering.cancel()
+        assert not ledger.writes
+
+    play(scene)
