@@ -144,8 +144,8 @@ def granted(host: Host, user: str, *more: str) -> Grant:
     return told
 
 
-def entries(host: Host, kind: str) -> List[Dict[str, Any]]:
-    """Read the entries of a kind out of the bundles of the ledger itself."""
+def entries(host: Host, *kinds: str) -> List[Dict[str, Any]]:
+    """Read the entries of some kinds out of the bundles of the ledger itself."""
     found = []
     for file in sorted(host.path("/var/lib/recuse/ledger/tile/entries").glob("**/*")):
         data = file.read_bytes() if file.is_file() else b""
@@ -153,7 +153,7 @@ def entries(host: Host, kind: str) -> List[Dict[str, Any]]:
         while at < len(data):
             size = int.from_bytes(data[at : at + 2], "big")
             entry = json.loads(data[at + 2 : at + 2 + size])
-            if entry["metadata"]["event_code"] == kind:
+            if entry["metadata"]["event_code"] in kinds:
                 found.append(entry)
             at += 2 + size
     return found

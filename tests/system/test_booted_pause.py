@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import List, Optional, Tuple
+
 import pytest
 from accounts import RULES, event, export, find_bytes, verify, watching
 from host import Host
+from office import entries
 
 POLICY = "/etc/recuse/policy.d/20-more.toml"
 SECRET = "the-secret-of-the-day"
@@ -46,6 +49,64 @@ def test_pause_keeps_a_secret_and_says_so(host: Host) -> None:
     assert "paused reason=personal" in text and "cause=pause" in text
     assert host.wait_journal(event("paused"), after=cursor)
     assert host.wait_journal(event("resumed"), after=cursor)
+    verify(host)
+
+
+def pauses_of(host: Host, session: str) -> List[Tuple[str, Optional[str]]]:
+    """Read the pauses of a session out of the ledger, and why it went on each time."""
+    return [
+        (one["metadata"]["event_code"], one["unmapped"]["recuse"].get("why"))
+        for one in entries(host, "pause", "resume")
+        if one["unmapped"]["recuse"]["session"] == session
+    ]
+
+
+def test_pause_ends_by_itself(host: Host) -> None:
+    rule(host, MAY_PAUSE)
+    with watching(host) as seen, host.login("alice") as terminal:
+        terminal.line("recuse pause --reason personal --for 1s")
+        terminal.expect("recording paused")
+        terminal.expect("recording resumed")
+        terminal.run("echo afterwards")
+        terminal.line("exit")
+        terminal.wait()
+    session = str(seen.session["session"])
+    assert pauses_of(host, session) == [("pause", None), ("resume", "time")]
+    assert "afterwards" in export(host, session)
+    verify(host)
+
+
+def test_pause_lasts_while_the_agent_is_gone_and_no_longer_than_was_said(host: Host) -> None:
+    rule(host, MAY_PAUSE)
+    with watching(host) as seen, host.login("alice") as terminal:
+        terminal.run("recuse pause --reason personal --for 5m")
+        again = terminal.run("recuse pause --reason personal")
+        assert b"is paused already" in again
+        host.run("kill -9 $(systemctl show -P MainPID recuse-agent.service)", check=True)
+        terminal.run(f"echo {SECRET[:10]}''{SECRET[10:]}")
+        assert b"is paused (personal) until" in terminal.run("recuse pause --status")
+        assert SECRET.encode() in terminal.run(f"echo {SECRET[:10]}''{SECRET[10:]}")
+        terminal.run("recuse resume")
+        terminal.run("echo afterwards")
+        terminal.line("exit")
+        terminal.wait()
+    session = str(seen.session["session"])
+    assert pauses_of(host, session) == [("pause", None), ("resume", "asked")]
+    text = export(host, session)
+    assert "afterwards" in text and SECRET not in text
+    verify(host)
+
+
+def test_pause_at_the_end_of_the_line_ends_with_the_session(host: Host) -> None:
+    rule(host, MAY_PAUSE)
+    with watching(host) as seen, host.login("alice") as terminal:
+        terminal.run("recuse pause --reason personal")
+        terminal.run(f"echo {SECRET[:10]}''{SECRET[10:]}")
+        terminal.close()
+    session = str(seen.session["session"])
+    assert seen.session["outcome"] == "partial"
+    assert pauses_of(host, session) == [("pause", None), ("resume", "ended")]
+    assert find_bytes(host, SECRET, "/var/spool/recuse", "/var/lib/recuse") == []
     verify(host)
 
 
