@@ -932,10 +932,19 @@ class Desk:
         if row is not None:
             people |= self._people(row.request)
         words = _text(told, "words") or ""
-        review = await self._read_review(debt, people, caller, told)
-        async with self._granting:
-            self._owed(debt)  # still: others review at the same time
-            seq = await self._book.enter(grantrecords.review_entry, review, words, user=debt.user)
+        try:
+            review = await self._read_review(debt, people, caller, told)
+            async with self._granting:
+                self._owed(debt)  # still: others review at the same time
+                seq = await self._book.enter(
+                    grantrecords.review_entry, review, words, user=debt.user
+                )
+        except RecuseError as error:
+            self._journal.write(
+                "review-refused", grant=debt.id, user=debt.user, by=caller.name,
+                fault=error.message,
+            )  # fmt: skip
+            raise
         self._journal.write(
             "review", grant=debt.id, user=debt.user, by=review.principal, method=review.method,
             words=words or None, seq=seq,

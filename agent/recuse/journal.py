@@ -300,6 +300,13 @@ EVENTS: Mapping[str, Event] = {
             "an approval of request {grant}, brought by {by}, does not count: {fault}",
         ),
         Event(
+            "review-refused",
+            "1b5e110f7ef5432cad7bfe20681e68e1",
+            WARNING,
+            "a review of what {user} did behind broken glass ({grant}), brought by {by}, does not "
+            "count: {fault}",
+        ),
+        Event(
             "rejection",
             "57c9a424455b47a09002084fd55b6d02",
             NOTICE,

@@ -803,6 +803,7 @@ def test_a_password_reviews_where_the_policy_says_so(paths: Paths, local: bool) 
         assert "was reviewed by carol@example.org" in again["error"]
 
     world = play(paths, scene)
+    assert len(world.told("review-refused")) == (4 if local else 1)
     if local:
         entry = world.last("review")
         assert (entry.get("method"), entry.get("signature")) == ("pam", None)
