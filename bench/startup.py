@@ -1,9 +1,10 @@
 #!/usr/bin/python3
 """Time what recorders add to the start of a session.
 
-Runs inside the booted host (bench/run.py starts it), as root. Each
-round starts every contender once, in turn, on a pseudo-terminal of its own as an ordinary user,
-with the same command; so drift of the machine meets all of them alike. What is added is a
+Runs inside the booted host (bench/run.py starts it), as root. Each round starts every contender
+once, on a pseudo-terminal of its own as an ordinary user, with the same command; so drift of the
+machine meets all of them alike. Each round has an order of its own: what a recorder still does for
+the session before (sealing, shipping) is not always met by the same one. What is added is a
 contender's time less the bare shell's in the same round. Prints JSON: milliseconds and kB, as
 medians with the quartiles beside them.
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import statistics
 import sys
 import time
@@ -77,9 +79,9 @@ def main() -> None:
     set_up()
     first: dict[str, list[float]] = {name: [] for name in NAMES}
     whole: dict[str, list[float]] = {name: [] for name in NAMES}
-    order = list(NAMES)
+    order, shuffle = list(NAMES), random.Random(1).shuffle
     for n in range(options.rounds + 2):
-        order.append(order.pop(0))
+        shuffle(order)
         for name in order:
             clean_up(known[name])
             a, b = run_once(known[name])
