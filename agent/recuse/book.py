@@ -112,7 +112,13 @@ class Book:
             written.append(waiting)
         if not entries:
             return
-        entered, fault = self._append(entries)
+        try:
+            entered, fault = self._append(entries)
+        except Exception as error:  # whoever waits must hear of it, come what may
+            for waiting in written:
+                if not waiting.entered.done():
+                    waiting.entered.set_exception(NotEntered(f"ledger cannot be written: {error}"))
+            raise
         for hear in self.on_entry:
             for entry in entries[:entered]:
                 hear(entry, now_ns)

@@ -7,6 +7,7 @@ packaging/catalog/recuse.catalog explains each kind to `journalctl -x`.
 """
 from __future__ import annotations
 
+import errno
 import queue
 import socket
 import struct
@@ -415,6 +416,9 @@ def compose(
     return entry
 
 
+_DISK_FAILS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
+
 class _Dashes(Dict[str, str]):
     def __missing__(self, key: str) -> str:
         return "-"
@@ -431,7 +435,10 @@ class Journal:
         self._sink(compose(kind, fields, self._identifier))
 
     def fault(self, error: BaseException, **fields: Value) -> None:
-        """Report what should not happen, with its traceback."""
+        """Report what should not happen, with its traceback; a disk's failures without."""
+        if isinstance(error, OSError) and error.errno in _DISK_FAILS:
+            self.write("spool-failed", fault=str(error), **fields)
+            return
         where = "".join(traceback.format_exception(type(error), error, error.__traceback__)[-6:])
         told = f"{type(error).__name__}: {error}"
         self.write("fault", fault=told, traceback=where[-MAX_VALUE:], **fields)

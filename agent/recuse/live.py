@@ -111,11 +111,13 @@ class LiveSession:
     def implied_gaps(self, gaps: Sequence[Gap]) -> Tuple[Gap, ...]:
         """Give the gaps that the recording cannot speak of itself.
 
-        Content that never passes through us; what a relay counted that was killed; and what came
-        before the end of an exemption.
+        Content that never passes through us; what a relay counted that was killed; what came
+        before the end of an exemption; and what a session may show that we lost sight of.
         """
         implied = [Gap("limit", "o", 0, "")] if self._passes_unseen and not gaps else []
         causes = {gap.cause for gap in gaps}
+        if "state-lost" in self.flags and "fault" not in causes:
+            implied.append(Gap("fault", "o", 0, ""))
         if "pause-interrupted" in self.flags and "pause" not in causes:
             implied.append(Gap("pause", "o", 0, ""))
         if "exemption-withdrawn" in self.flags and "exempt" not in causes:

@@ -432,6 +432,8 @@ class Recovery:
                     live.label = "stub"
                 else:
                     self._recording(live, row)
+                    if row.boot_id == self.agent.boot_id:
+                        live.flags.append("state-lost")  # it may run still, out of our sight
             yield live
 
     def _forgotten_logins(self, known: Collection[str]) -> Iterator[LiveLogin]:

@@ -75,6 +75,15 @@ class Disk:
         """Have recuse stop, and take the disk away."""
         self.host.run(f"systemctl stop {UNITS}; umount -l {' '.join(PLACES)} {AT}", check=True)
 
+    def fail(self) -> None:
+        """Let the kernel find an error of the file system: it is read-only from then on."""
+        Path("/sys/fs/ext4", self.device, "trigger_fs_error").write_text("a test")
+
+    def check(self) -> None:
+        """Repair the file system while it is not mounted."""
+        done = subprocess.run(["e2fsck", "-f", "-p", str(self.image)], stdout=subprocess.DEVNULL)
+        assert done.returncode <= 1, done  # 1: errors were corrected
+
     def copy(self, to: Path) -> None:
         """Copy what the power would leave on it now: nothing is flushed for that.
 

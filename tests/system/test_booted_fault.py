@@ -6,6 +6,7 @@ What the rounds do is in storm.py; `make faults` plays a thousand of them.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import secrets
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from accounts import enable, event, export, rows, verify
+from accounts import enable, event, export, rows, verify, watching
 from disk import AT, disk_of
 from host import Host, HostError
 from storm import Storm, shown_in
@@ -73,6 +74,39 @@ def test_full_disk_costs_a_signed_gap_and_locks_nobody_out(own: Host, tmp_path: 
         text = export(host, running["session"])
         assert "before-it-is-full" in text and "after-it-is-free" in text
         verify(host)
+
+
+def test_read_only_disk_locks_nobody_out_and_is_accounted_for(own: Host, tmp_path: Path) -> None:
+    """An error of the file system makes it read-only; it is checked and mounted again."""
+    host = own
+    with disk_of(host, tmp_path / "image") as disk, host.login("alice") as terminal:
+        terminal.expect(r"\$ $")
+        terminal.run("echo before-it-is-read-only")
+        running = next(row for row in rows(host) if row["outcome"] is None)
+        host.run("recuse", "sync", check=True)  # else it might be of the last second
+        cursor = host.cursor()
+        disk.fail()
+        assert host.ssh("alice", "echo in; exit 3").returncode == 3
+        assert b"while-read-only" in terminal.run("echo while-read-only")
+        host.wait_journal(event("spool-failed"), after=cursor)
+        disk.unmount()
+        assert "timed out" not in host.run("journalctl", "-u", AGENT, "-o", "cat").stdout
+        disk.check()
+        disk.mount()
+        assert host.run("systemctl", "is-active", AGENT).stdout.strip() == "active"
+        with watching(host) as seen:
+            assert host.ssh("alice", "echo after; exit 4").returncode == 4
+        assert seen.session["outcome"] == "recorded"
+        terminal.line("exit 5")
+        assert terminal.wait() == 5
+        verify(host)
+        # The agent lost sight of the session that ran on, and says that it cannot know the rest.
+        found = {row["session"]: row for row in rows(host)}
+        assert found[running["session"]]["outcome"] == "partial"
+        assert "before-it-is-read-only" in export(host, running["session"])
+        told = host.run("recuse", "doctor", "--coverage", "--settle", "0", "--json")
+        [missing] = json.loads(told.stdout)["findings"]
+        assert (missing["what"], missing["user"]) == ("missing-login", "alice")
 
 
 # -- power ----------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import array
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -1731,7 +1732,16 @@ def test_reboot_closes_what_was_open(paths: Paths) -> None:
     run(paths, scene)
 
 
-def test_crash_of_the_host_that_lost_the_state_is_seen_in_the_ledger(paths: Paths) -> None:
+@pytest.mark.parametrize(
+    ("boot", "outcome"),
+    [
+        pytest.param("22222222-2222-2222-2222-222222222222", "recorded", id="the host crashed"),
+        pytest.param("11111111-1111-1111-1111-111111111111", "partial", id="its disk alone did"),
+    ],
+)
+def test_crash_that_lost_the_state_is_seen_in_the_ledger(
+    paths: Paths, boot: str, outcome: str
+) -> None:
     async def scene(world: World) -> None:
         shell, _ = await world.session(await world.login("alice"), "alice")
         await world.session(await world.login("robot"), "robot")
@@ -1740,13 +1750,13 @@ def test_crash_of_the_host_that_lost_the_state_is_seen_in_the_ledger(paths: Path
             path.unlink()
         for name in list(world.store.kept):
             world.store.drop(name)
+        world.kernel.boot = boot
         await world.start()
         await world.ended()
         await world.until(lambda: not world.agent.logins)
         view = records.fold(world.entries())
-        assert sorted(row.outcome or "" for row in view.sessions.values()) == [
-            "exempt", "recorded",
-        ]  # fmt: skip
+        outcomes = sorted(row.outcome or "" for row in view.sessions.values())
+        assert outcomes == ["exempt", outcome]
         assert all(row.closed_seq is not None for row in view.logins.values())
 
     run(paths, scene)
@@ -2030,10 +2040,17 @@ def test_recording_that_cannot_begin_is_not_said_to_be_of_a_full_spool(
     run(paths, scene)
 
 
+@pytest.mark.parametrize("more", ["", "read-only", "bug"])
 def test_ledger_that_cannot_be_written_leaves_the_host_to_its_fallback(
-    paths: Paths, monkeypatch: pytest.MonkeyPatch
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, more: str
 ) -> None:
     from recuse.ledger import Ledger
+
+    def read_only(path: str) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", path)
+
+    def bug() -> None:
+        raise RuntimeError("who gives up space must not be in the way")
 
     async def scene(world: World) -> None:
         sshd = await world.login("alice")
@@ -2044,11 +2061,18 @@ def test_ledger_that_cannot_be_written_leaves_the_host_to_its_fallback(
 
         with monkeypatch.context() as patch:
             patch.setattr(Ledger, "append", fail)
+            if more == "read-only":
+                patch.setattr("recuse.spool.os.unlink", read_only)
+            if more == "bug":
+                patch.setattr(world.agent.book, "on_fault", bug)
+                asyncio.get_running_loop().set_exception_handler(lambda *_: None)
             assert await world.ask(world.child(), wire.Login(b"sshd", b"alice")) is None
             other = world.child(USERS["alice"], RECUSE, sshd)
             assert await world.ask(other, wire.SessionRequest()) is None
             assert len(world.agent.sessions) == 1
-            assert len(os.listdir(paths.spool / "live")) == 1
+            if more == "bug":
+                return
+            assert len(os.listdir(paths.spool / "live")) == (2 if more else 1)
             assert world.event("ledger-failed")["PRIORITY"] == "2"
             assert (await world.control(verb="status"))["healthy"] is False
         await world.login("alice")
