@@ -31,6 +31,7 @@ from recuse.console import (
     word,
 )
 from recuse.errors import CryptoError, GrantError, LedgerError, NotFound
+from recuse.grant import namespace_in
 from recuse.grantrecords import fold_grants, matters
 from recuse.records import Entry, format_time, parse
 
@@ -213,14 +214,12 @@ def _list_archived(call: Call, grant: str = "") -> dict[str, Any]:
     now = datetime.now(timezone.utc)
     rows: List[dict[str, Any]] = []
     debts: List[dict[str, Any]] = []
-    for sources in audit.group_by_host(call.catalog().sources).values():
-        state = fold_grants(_steps(sources))
-        for row in state.rows.values():
-            if row.id.startswith(grant):
-                signatures = [one.signature for one in row.approvals if one.signature]
-                raw = row.request.raw.decode()
-                rows.append({**row.to_json(now), "request": raw, "signatures": signatures})
-        debts += [debt.to_json(round(now.timestamp() * 1e9)) for debt in state.debts.values()]
+    now_ns = round(now.timestamp() * 1e9)
+    for prefix, sources in audit.group_by_host(call.catalog().sources).items():
+        state, namespace = fold_grants(_steps(sources)), namespace_in(prefix)
+        found = (row for row in state.rows.values() if row.id.startswith(grant))
+        rows += [row.in_full(now, namespace) for row in found]
+        debts += [debt.to_json(now_ns, namespace) for debt in state.debts.values()]
     return {"grants": rows, "debts": debts}
 
 

@@ -317,12 +317,7 @@ class Desk:
         return {"grant": self._json(row)}
 
     def _json(self, row: GrantRow) -> Dict[str, Any]:
-        now = self._now()
-        told = row.in_full(now, self.approvers.namespace(self._org()))
-        told["live"] = [
-            live.id for live in self._agent.sessions.values() if live.grounds.grant == row.id
-        ]
-        return told
+        return row.in_full(self._now(), self.approvers.namespace(self._org()))
 
     # -- approving -------------------------------------------------------------------
 
@@ -918,8 +913,7 @@ class Desk:
         await self._enter_grant(row, "break-glass", f"break-glass by {caller.name}")
         self._tell("debt", request, why=why, due=records.format_time(due_ns), seq=seq)
         self._arm()
-        debt = self.state.debts[request.id]
-        return {**self._answer(row), "debt": debt.to_json(self._kernel.now_ns())}
+        return {**self._answer(row), "debt": self._debt_json(request.id)}
 
     async def review(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
         """Take a second person's word that they have looked at it: a signature, or a password."""
@@ -989,11 +983,8 @@ class Desk:
                 raise GrantError(f"{principal} broke the glass: somebody else has to review it")
 
     def _debt_json(self, name: str) -> Dict[str, Any]:
-        debt = self.state.debts[name]
-        told = debt.to_json(self._kernel.now_ns())
-        told["statement"] = debt.statement.decode()
-        told["namespace"] = self.approvers.namespace(self._org())
-        return told
+        namespace = self.approvers.namespace(self._org())
+        return self.state.debts[name].to_json(self._kernel.now_ns(), namespace)
 
     def outcomes_for(self, login: records.Login, locale: str) -> str:
         """Give lines for somebody who logs in on a terminal: what became of what they asked for."""

@@ -64,6 +64,11 @@ def namespace_of(org: str) -> str:
     return f"recuse-grant@{org}"
 
 
+def namespace_in(origin: str) -> str:
+    """Name what approvals are signed for on a host, whose ledger's name its organisation begins."""
+    return namespace_of(origin.partition("/recuse/host/")[0])
+
+
 def write_request(wanted: Wanted) -> bytes:
     """Write a request as it is signed: one line for each field, for people to read.
 

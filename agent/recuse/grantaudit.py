@@ -12,7 +12,7 @@ from typing import Dict, List, Optional, Set, Tuple
 
 from recuse.approval import LEVELS, Asked
 from recuse.errors import CryptoError, LedgerError
-from recuse.grant import GrantFault, Terms, Wanted, check_grant, is_from, namespace_of, read_request
+from recuse.grant import GrantFault, Terms, Wanted, check_grant, is_from, namespace_in, namespace_of, read_request
 from recuse.grantrecords import KINDS, GrantRow, GrantState
 from recuse.records import Entry, parse_time
 from recuse.sshsig import AllowedSigners, RevokedKeys
@@ -202,7 +202,7 @@ class GrantAudit:
         at = datetime.fromtimestamp(at_ns // 10**9, timezone.utc)
         terms = Terms(max(1, row.request.approvers), local=local)
         checked = check_grant(
-            row.request, row.approvals, self._signers, terms, _namespace(origin), at, self._revoked
+            row.request, row.approvals, self._signers, terms, namespace_in(origin), at, self._revoked
         )
         if checked.enough:
             return []
@@ -246,7 +246,7 @@ def _compare(row: GrantRow, origin: str) -> Optional[str]:
         wanted: Wanted = read_request(row.request.raw)
     except CryptoError as error:
         return f"the request of {row.id} is none: {error.message}"
-    if namespace_of(wanted.org) != _namespace(origin):
+    if namespace_of(wanted.org) != namespace_in(origin):
         return f"{row.id} is for organisation {wanted.org!r:.60}"
     entered: Tuple[str, Asked, int, Optional[str]] = (
         row.id, row.request.asked, row.request.uid, row.request.source,
@@ -254,11 +254,6 @@ def _compare(row: GrantRow, origin: str) -> Optional[str]:
     if entered != (wanted.id, wanted.asked, wanted.uid, wanted.source):
         return f"the entry of {row.id} says something else than its request"
     return None
-
-
-def _namespace(origin: str) -> str:
-    """Name what approvals count for on a host: its organisation begins the name of its ledger."""
-    return namespace_of(origin.partition("/recuse/host/")[0])
 
 
 def _keeps(level: Optional[str]) -> int:

@@ -375,6 +375,7 @@ class GrantRow:
         """Give that, and what an approver needs: `namespace` is what approvals are signed for."""
         return {
             **self.to_json(now),
+            "live": [use.session for _, use in sorted(self.uses.items()) if use.ended_ns is None],
             "request": self.request.raw.decode(),
             "namespace": namespace,
             "signatures": [one.signature for one in self.approvals if one.signature],
@@ -398,8 +399,8 @@ class Debt:
     def overdue(self, now_ns: int) -> bool:
         return self.reviewed_by is None and now_ns > self.due_ns
 
-    def to_json(self, now_ns: int) -> Json:
-        """Give plain values."""
+    def to_json(self, now_ns: int, namespace: str) -> Json:
+        """Give plain values, with what a reviewer signs and for which namespace."""
         return {
             "debt": self.id,
             "user": self.user,
@@ -408,6 +409,8 @@ class Debt:
             "reviewers": list(self.reviewers),
             "reviewed_by": self.reviewed_by,
             "overdue": self.overdue(now_ns),
+            "statement": self.statement.decode("utf-8", "replace"),
+            "namespace": namespace,
         }
 
 

@@ -15,7 +15,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from recuse import mail, sshsig
 from recuse.config import read_trusted
 from recuse.errors import AccessDenied, CryptoError, LedgerError, RecuseError
-from recuse.grant import read_request
+from recuse.grant import namespace_in, read_request
 from recuse.grantrecords import GrantState
 from recuse.mailstore import Answer, Mailbox
 from recuse.records import parse
@@ -90,8 +90,7 @@ class Mailroom:
         now = datetime.fromtimestamp(now_s, timezone.utc)
         prefixes = [self.host(host)] if host else [one.prefix for one in self._store.hosts()]
         found = [
-            {"collected_from": prefix, **debt.to_json(now_s * 10**9),
-             "statement": debt.statement.decode("utf-8", "replace")}
+            {"collected_from": prefix, **debt.to_json(now_s * 10**9, namespace_in(prefix))}
             for prefix in prefixes
             for debt in self._state_of(prefix, now).debts.values()
             if debt.reviewed_by is None
@@ -125,7 +124,9 @@ class Mailroom:
                 namespace = read_request(row.request.raw).namespace
             except CryptoError:
                 continue
-            told.append({"collected_from": prefix, **row.in_full(now, namespace)})
+            shown = row.in_full(now, namespace)
+            del shown["live"]  # no ends of sessions were read
+            told.append({"collected_from": prefix, **shown})
         return told
 
     # -- what is sent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import threading
 from pathlib import Path
@@ -18,6 +19,7 @@ from test_agent import ROOMY, World, run
 
 import sshkeys
 from recuse import desk, grantaudit, records, wire
+from recuse.cli import main
 from recuse.config import Paths
 from recuse.grantrecords import fold_grants
 from recuse.sshsig import AllowedSigners
@@ -886,6 +888,36 @@ def test_everybody_sees_their_own_and_approvers_see_all(paths: Paths) -> None:
         assert [await seen(user) for user in ("alice", "bob", "root")] == [2, 2, 2]
 
     play(paths, scene)
+
+
+def test_a_copy_of_the_ledger_says_the_same_as_the_host(
+    paths: Paths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Grants, in use and used up, and debts: every field, from the agent and from an archive."""
+    told: Dict[str, Any] = {}
+
+    async def scene(world: Office) -> None:
+        await world.granted(uses=2)
+        await world.verdict()
+        shell, _ = await world.session(await world.login("alice"), "alice")
+        asked = (await world.ask_for())["grant"]
+        await world.approve("bob", asked)
+        broken = await world.as_("bob", "break-glass", why="it burns")
+        assert broken["ok"], broken
+        told.update(await world.as_("root", "grants"))
+        assert [len(one["live"]) for one in told["grants"]] == [1, 0, 0]
+        assert [one["missing"] for one in told["grants"]] == [0, 1, 0]
+        copy = paths.root / "copy"
+        shutil.copytree(paths.state / "ledger", copy)
+        for more, wanted in ((["--all"], told["grants"]), (["--debts"], told["debts"])):
+            assert main(["grants", "--dir", str(copy), "--json", *more]) == 0
+            assert json.loads(capsys.readouterr().out) == wanted
+        assert main(["show", "--dir", str(copy), asked["grant"], "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == told["grants"][1]
+        shell.end()
+
+    play(paths, scene)
+    assert [one["user"] for one in told["debts"]] == ["bob"]
 
 
 def test_a_bad_approval_policy_grants_nothing_and_is_told(paths: Paths) -> None:
