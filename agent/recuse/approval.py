@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import FrozenSet, List, Mapping, Optional, Sequence, Tuple
+from typing import FrozenSet, Iterable, List, Mapping, Optional, Sequence, Tuple
 
-from recuse.facts import Facts, Subject
+from recuse.facts import Facts, Subject, facts_from_json
 from recuse.matchers import Matcher
 from recuse.reasons import Reason
 from recuse.ruleindex import RoleIndex
@@ -25,6 +25,8 @@ MAX_PENDING = 8
 """Requests of one person that may wait at the same time: anybody may ask, and each is kept."""
 MAX_AHEAD = timedelta(days=90)
 """How far ahead an exemption may begin or end."""
+KEY_COUNTER = ("warn", "refuse")
+"""What may be done about a security key whose counter is not higher than it was."""
 LEEWAY = timedelta(minutes=5)
 """How far a request's own times may be off, since the clocks of two hosts are."""
 
@@ -119,9 +121,15 @@ class ApprovalPolicy:
     never: Tuple[Matcher, ...]  # each of them by itself: users, groups, roles, hosts, host tags
     break_glass: Optional[BreakGlass]
     revoked_max_age_seconds: Optional[int]  # how old the list of revoked keys may be
+    origins: Tuple[str, ...]  # web pages on which approvers may sign
+    key_counter: str  # what a security key is taken for that counts back: one of KEY_COUNTER
     digest: str
     files: Tuple[Tuple[str, str], ...]
     index: RoleIndex = field(repr=False, compare=False)
+
+    def allowance(self, name: Optional[str]) -> Optional[Allowance]:
+        """Find an allowance by its name."""
+        return next((one for one in self.allowances if one.name == name), None)
 
     def principals(self, groups: Sequence[str]) -> FrozenSet[str]:
         """Give everybody in some groups of approvers."""
@@ -257,15 +265,20 @@ def _against(
     policy: ApprovalPolicy,
     asker: Subject,
     standing: Standing,
+    known: bool = True,
 ) -> List[Refusal]:
-    """Give what speaks against a request under one allowance."""
+    """Give what speaks against a request under one allowance.
+
+    Not `known`: who is in which groups is not, and then speaks against nothing.
+    """
     found: List[Refusal] = []
+    roles = asker.roles if known else asker.roles | asker.maybe_roles
 
     def refuse(code: str, message: str) -> None:
         found.append(Refusal(code, f"{message} (allowance {one.name})"))
 
     if asked.requester != asked.user and (
-        one.others is None or not all(matcher.test(asker) for matcher in one.others)
+        one.others is None or not _all(one.others, asker, known)
     ):
         refuse("for-others", f"{asked.requester} may not ask for {asked.user}")
     reason = policy.reasons.get(asked.reason)
@@ -276,7 +289,7 @@ def _against(
         ticket = reason.fault_of_ticket(asked.ticket)
         if ticket is not None:
             refuse("ticket", ticket)
-        if reason.roles and not reason.roles & asker.roles:
+        if reason.roles and not reason.roles & roles:
             refuse("reason-role", f"{asked.requester} may not give the reason {asked.reason}")
     if asked.scope not in one.scopes:
         may = ", ".join(sorted(one.scopes))
@@ -302,6 +315,73 @@ def _against(
     if one.quiet is not None and one.quiet.test(asker):
         refuse("quiet", f"nothing may be asked for at this time ({one.quiet.wanted()})")
     return found
+
+
+def _all(matchers: Iterable[Matcher], subject: Subject, known: bool) -> bool:
+    return all(
+        (matcher if known else matcher.if_not_known(True)).test(subject)
+        for matcher in matchers
+        if known or matcher.key != "host_tags"
+    )
+
+
+def check_claimed(
+    asked: Asked, name: str, policy: ApprovalPolicy, uids: Tuple[int, int], standing: Standing,
+    at: datetime,
+) -> Tuple[Refusal, ...]:
+    """Say what speaks against what a host allowed under the allowance of that name.
+
+    Pure, and as far as a ledger tells: tags of hosts, and who is in which groups, it does not.
+    `uids` are the user's and the requester's.
+    """
+    one = policy.allowance(name)
+    if one is None:
+        return (Refusal("no-allowance", f"there is no allowance {name!r:.60}"),)
+    user, asker = (
+        policy.index.subject(_facts_of(who, uid, asked.host), at)
+        for who, uid in zip((asked.user, asked.requester), uids)
+    )
+    found = _against(asked, one, policy, asker, standing, known=False)
+    if not _all(one.matchers, user, known=False):
+        told = f"it is not for {asked.user} on {asked.host} (allowance {name})"
+        found.append(Refusal("no-allowance", told))
+    return (*found, *_never(policy, user))
+
+
+def check_claimed_glass(
+    asked: Asked, policy: ApprovalPolicy, uid: int, at: datetime
+) -> Tuple[Refusal, ...]:
+    """Say the same of glass that somebody broke."""
+    glass = policy.break_glass
+    if glass is None:
+        return (Refusal("not-you", "nobody may break the glass"),)
+    found: List[Refusal] = []
+    user = policy.index.subject(_facts_of(asked.user, uid, asked.host), at)
+    if asked.requester != asked.user or not _all(glass.matchers, user, known=False):
+        told = f"{asked.user} may not break the glass on {asked.host}"
+        found.append(Refusal("not-you", told))
+    if asked.level not in LEVELS or LEVELS.index(asked.level) < LEVELS.index(glass.level):
+        found.append(Refusal("level", f"level {asked.level} keeps less than {glass.level}"))
+    if glass.supervised and not asked.supervised:
+        found.append(Refusal("supervised", "only supervised exemptions break the glass"))
+    window = (asked.expires - asked.not_before).total_seconds()
+    if window > glass.longest_seconds or asked.uses > glass.uses or asked.scope != "session":
+        most = f"{say_seconds(glass.longest_seconds)} and {glass.uses} sessions"
+        found.append(Refusal("longest", f"broken glass is good for {most}"))
+    return (*found, *_never(policy, user))
+
+
+def _never(policy: ApprovalPolicy, user: Subject) -> Tuple[Refusal, ...]:
+    return tuple(
+        Refusal("never", f"{matcher.key} {matcher.wanted()} are never exempt")
+        for matcher in policy.never
+        if matcher.key != "host_tags" and matcher.if_not_known(False).test(user)
+    )
+
+
+def _facts_of(user: str, uid: int, host: str) -> Facts:
+    """Give what a request says of a person, and nothing else."""
+    return facts_from_json({"user": user, "uid": uid, "host": host})
 
 
 def judge_break_glass(

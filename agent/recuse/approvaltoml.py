@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import PurePosixPath
 from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Set, Tuple
 
 from recuse.approval import (
+    KEY_COUNTER,
     LEVELS,
     SCOPES,
     Allowance,
@@ -31,9 +33,13 @@ KEY_TYPES = (
     "sk-ssh-ed25519@openssh.com",
     "sk-ecdsa-sha2-nistp256@openssh.com",
 )
+_ORIGIN = re.compile(r"https://[a-z0-9.-]+(:[0-9]{1,5})?", re.ASCII)
 MAX_USES = 1000
 MAX_APPROVERS = 9
-TOP = ("allow", "approvers", "accounts", "never", "break_glass", "revoked_max_age")
+TOP = (
+    "allow", "approvers", "accounts", "never", "break_glass", "revoked_max_age", "origins",
+    "key_counter",
+)  # fmt: skip
 ALLOW = (
     "name", "for_others", "reasons", "levels", "scopes", "longest", "uses", "budget", "approvers",
     "from", "auto", "key_types", "verification", "local", "quiet", "supervised", "end_sessions",
@@ -75,6 +81,8 @@ class _Parser:
         self._never: List[Matcher] = []
         self._glass: Optional[BreakGlass] = None
         self._max_age: Optional[int] = None
+        self._origins: Tuple[str, ...] = ()
+        self._key_counter = KEY_COUNTER[0]
 
     def read(self, name: str, source: bytes) -> None:
         file = TomlFile(name, source, self._faults)
@@ -99,7 +107,8 @@ class _Parser:
         self._allowances.sort(key=lambda one: one.name)
         return ApprovalPolicy(
             tuple(self._allowances), self._reasons, self._groups, self._accounts,
-            tuple(self._never), self._glass, self._max_age, digest, sums, RoleIndex(self._roles),
+            tuple(self._never), self._glass, self._max_age, self._origins, self._key_counter,
+            digest, sums, RoleIndex(self._roles),
         )  # fmt: skip
 
     @staticmethod
@@ -141,6 +150,25 @@ class _Parser:
             key: Key = ("revoked_max_age",)
             if self._unique(file, key, "setting", "revoked_max_age"):
                 self._max_age = _seconds(file, key, file.data["revoked_max_age"])
+        if "origins" in file.data:
+            self._read_origins(file)
+        if "key_counter" in file.data:
+            key = ("key_counter",)
+            told = file.string(key, file.data["key_counter"])
+            if told is not None and told not in KEY_COUNTER:
+                file.fault(key, f"{told!r} is none of {', '.join(KEY_COUNTER)}")
+            elif told is not None and self._unique(file, key, "setting", "key_counter"):
+                self._key_counter = told
+
+    def _read_origins(self, file: TomlFile) -> None:
+        key: Key = ("origins",)
+        found = file.strings(key, file.data["origins"])
+        for place, text in found:
+            if not _ORIGIN.fullmatch(text):
+                told = "is no origin of a page, such as https://approve.example.org"
+                file.fault(place, f"{text!r} {told}")
+        if self._unique(file, key, "setting", "origins"):
+            self._origins = tuple(text for _, text in found)
 
     def _matchers(
         self,

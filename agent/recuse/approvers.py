@@ -6,6 +6,7 @@ signature counts.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import Any, Callable, Dict, FrozenSet, Optional, Sequence, Tuple, TypeVar
 
 from . import grant, mail, sshsig
-from .approval import Asked
+from .approval import ApprovalPolicy, Asked
 from .config import Paths, read_trusted
 from .errors import CryptoError, GrantError, RecuseError
 from .grant import Wanted
-from .grantrecords import Approval, Request
+from .grantrecords import Approval, Basis, Request
 from .sshsig import AllowedSigners, RevokedKeys
 
 SERVICE = "recuse-approve"
@@ -40,6 +41,7 @@ class Signed:
     key: str  # fingerprint
     key_type: str
     verified: bool  # by PIN or finger
+    counter: Optional[int] = None  # of a security key
     also: Tuple[str, ...] = ()
     """Other names that the key goes by: in its certificate, or without it."""
 
@@ -47,11 +49,10 @@ class Signed:
 class Approvers:
     """The approvers of this host."""
 
-    def __init__(self, paths: Paths, max_age: Callable[[], Optional[int]]) -> None:
-        """`max_age` says how many seconds old the list of revoked keys may be."""
+    def __init__(self, paths: Paths, policy: Callable[[], ApprovalPolicy]) -> None:
         self._paths = paths
         self._kept: Dict[Path, Tuple[_Stamp, Any]] = {}
-        self._max_age = max_age
+        self._policy = policy
 
     @staticmethod
     def namespace(org: str) -> str:
@@ -96,11 +97,13 @@ class Approvers:
         """
         signers, revoked = self._read_files(now)
         namespace = self.namespace(org)
-        found = sshsig.verify(raw, armored.encode(), signers, namespace, now, revoked)
+        found = sshsig.verify(
+            raw, armored.encode(), signers, namespace, now, revoked, self._policy().origins
+        )
         also = {*found.principals[1:], *signers.holders(found.key)} - {found.principals[0]}
         return Signed(
             found.principals[0], found.key.fingerprint, found.key.type,
-            bool(found.user_verified), tuple(sorted(also)),
+            bool(found.user_verified), found.counter, tuple(sorted(also)),
         )  # fmt: skip
 
     def check_grant(
@@ -124,6 +127,19 @@ class Approvers:
             request, approvals, signers, terms, self.namespace(org), now, revoked, accounts_of
         )
 
+    def basis(self, policy: str) -> Basis:
+        """Name what is in force; files that cannot be used are not."""
+        signers: Optional[AllowedSigners] = None
+        revoked: Optional[RevokedKeys] = None
+        with contextlib.suppress(Unusable):
+            signers = self._load(self._paths.approvers, AllowedSigners.parse)
+            revoked = self._load(self._paths.revoked_keys, RevokedKeys.parse)
+        return Basis(
+            policy,
+            None if signers is None else signers.digest,
+            None if revoked is None else revoked.digest,
+        )
+
     def _read_files(self, now: datetime) -> Tuple[AllowedSigners, Optional[RevokedKeys]]:
         signers = self._load(self._paths.approvers, AllowedSigners.parse)
         if signers is None:
@@ -136,7 +152,7 @@ class Approvers:
         return signers, revoked
 
     def _check_age(self, revoked: Optional[RevokedKeys], now: datetime) -> None:
-        max_age = self._max_age()
+        max_age = self._policy().revoked_max_age_seconds
         if max_age is None:
             return
         path = self._paths.revoked_keys

@@ -28,6 +28,7 @@ from typing import (
 )
 
 from . import pauserecords
+from .approval import ApprovalPolicy
 from .checkpoint import (
     EMPTY_ROOT,
     HASH_BYTES,
@@ -103,6 +104,8 @@ class Trusted:
     approvers: Optional[AllowedSigners] = None
     """Whose signatures count for exemptions."""
     revoked: Optional[RevokedKeys] = None
+    approval_policies: Tuple[ApprovalPolicy, ...] = ()
+    """What said who had to approve them, the newest last."""
 
 
 @dataclass(frozen=True)
@@ -516,7 +519,9 @@ class _Audit:
         self.heads: List[_Head] = []
         self.view: View = earlier.view if earlier else View()
         self.grants: GrantAudit = (
-            earlier.grants if earlier else GrantAudit(trusted.approvers, trusted.revoked)
+            earlier.grants
+            if earlier
+            else GrantAudit(trusted.approvers, trusted.revoked, trusted.approval_policies)
         )
         self._source = source
         self._trusted = trusted
@@ -585,7 +590,7 @@ class _Audit:
         self._judge_silence(now_ns)
         if self._newest:
             self._judge_ends()
-            self._judge_grants()
+            self._judge_grants(now_ns)
         self._count(logins, sessions, ended)
 
     def _count(self, logins: Set[str], sessions: Set[str], ended: Set[str]) -> None:
@@ -1221,8 +1226,8 @@ class _Audit:
         if digest != recording.digest.hexdigest():
             self._entry_fault("digest-mismatch", entry, "its digest is not that of the segments")
 
-    def _judge_grants(self) -> None:
-        """Say which exemptions rest on something that could not be checked here."""
+    def _judge_grants(self, now_ns: Optional[int]) -> None:
+        """Say which exemptions rest on something that could not be checked here, or is owed."""
         self.report.grant_uses = self.grants.checked
         for name in sorted(self.grants.unchecked):
             self.warn(
@@ -1230,6 +1235,8 @@ class _Audit:
             )
         for name, how in sorted(self.grants.unsigned.items()):
             self.warn("grant-unsigned", f"grant {name}", f"{how}: there is just the host's word")
+        for about, doubt in self.grants.doubts(now_ns):
+            self.warn(doubt.code, about, doubt.message)
 
     def _judge_ends(self) -> None:
         for row in self.view.abandoned():

@@ -33,6 +33,8 @@ from recuse import (
     records,
     wiring,
 )
+from recuse.approval import ApprovalPolicy
+from recuse.approvaltoml import parse_approval
 from recuse.cast import printable
 from recuse.checkpoint import Verifier
 from recuse.console import (
@@ -61,6 +63,7 @@ from recuse.errors import (
     PolicyError,
     RecuseError,
 )
+from recuse.policytoml import parse_policy
 from recuse.sshsig import MAX_REVOKED_BYTES, AllowedSigners, RevokedKeys, SignersError
 
 INTERRUPTED = 130
@@ -165,6 +168,10 @@ def make_parser() -> Parser:
     one.add_argument(
         "--approvers", metavar="FILE", help="whose signatures count for grants; an allowed-signers"
     )
+    one.add_argument(
+        "--approval-policy", metavar="DIR", action="append", default=[],
+        help="approval.d that was in force, beside its policy.d; the newest last",
+    )  # fmt: skip
     one.add_argument("--revoked", metavar="FILE", help="keys that do not: a list of keys, or a KRL")
     archive(one)
     as_json(one)
@@ -661,6 +668,18 @@ def _file_of_keys(path: Optional[str], parse: Callable[[bytes, str], _T]) -> Opt
         raise CryptoError(f"{error.message}: {faults}" if faults else error.message) from None
 
 
+def _approval_policy(directory: str) -> ApprovalPolicy:
+    """Read an approval policy, and the policy beside it, whose reasons and roles it names.
+
+    Raises: NotFound, PolicyError
+    """
+    if not os.path.isdir(directory):
+        raise NotFound("%s is no directory" % printable(directory))
+    beside = os.path.join(directory, os.pardir, "policy.d")
+    policy = parse_policy(config.read_policy_dir(beside))
+    return parse_approval(config.read_policy_dir(directory), policy)
+
+
 def _trusted(call: Call, sources: Sequence[audit.Source]) -> dict[str, audit.Trusted]:
     """Find the keys to check each host's ledger with: those given, else those of this host."""
     args, paths = call.args, call.paths
@@ -687,6 +706,7 @@ def _trusted(call: Call, sources: Sequence[audit.Source]) -> dict[str, audit.Tru
             )
     approvers = _file_of_keys(args.approvers, AllowedSigners.parse)
     revoked = _file_of_keys(args.revoked, RevokedKeys.parse)
+    policies = tuple(map(_approval_policy, args.approval_policy))
     if args.approvers is None and args.dir is None and paths.approvers.exists():
         approvers = _file_of_keys(str(paths.approvers), AllowedSigners.parse)
     trusted = {}
@@ -697,7 +717,7 @@ def _trusted(call: Call, sources: Sequence[audit.Source]) -> dict[str, audit.Tru
                 "give its host.pub, from a place you trust: --key FILE",
             )
         trusted[prefix] = audit.Trusted(
-            hosts[prefix], tuple(collectors), args.min_size, approvers, revoked
+            hosts[prefix], tuple(collectors), args.min_size, approvers, revoked, policies
         )
     return trusted
 

@@ -14,7 +14,18 @@ import os
 import threading
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Dict,
+    FrozenSet,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Set,
+    Union,
+)
 
 from . import grantrecords, mail, records
 from .approval import (
@@ -103,7 +114,7 @@ class Desk:
         self._journal = agent.journal
         self._kernel = agent.kernel
         self.state = GrantState()
-        self.approvers = Approvers(agent.paths, lambda: self.policy.revoked_max_age_seconds)
+        self.approvers = Approvers(agent.paths, lambda: self.policy)
         self._taken: Set[Taken] = set()
         self._asked: Dict[int, List[int]] = {}  # uid -> when
         self._failed: Dict[int, List[int]] = {}  # uid -> when passwords were wrong
@@ -348,6 +359,7 @@ class Desk:
             async with self._granting:
                 self._pending(row.id)  # still: others approve at the same time
                 self._check_new(row, approval)
+                self._check_counter(approval.grant, approval)
                 seq = await self._book.enter(
                     grantrecords.approval_entry, approval, user=row.request.asked.user
                 )
@@ -374,7 +386,7 @@ class Desk:
         self._check_signed(row, signed)
         return Approval(
             request.id, request.digest, signed.principal, "signature", signed.key,
-            signed.key_type, armored, caller.uid,
+            signed.key_type, armored, caller.uid, signed.counter,
         )  # fmt: skip
 
     def _org(self) -> str:
@@ -416,6 +428,23 @@ class Desk:
                 raise GrantError(f"{approval.principal} has approved already")
             if one.key is not None and one.key == approval.key:
                 raise GrantError(f"that key has signed already, for {one.principal}")
+
+    def _check_counter(self, grant: str, signed: Union[Approval, SignedEnd]) -> None:
+        """Tell of a security key that does not count on: somebody may have made another of it.
+
+        Those that do not count at all say 0 each time. Raises: GrantError if the policy refuses it
+        """
+        if signed.counter is None or signed.key is None:
+            return
+        last = self.state.counters.get(signed.key, 0)
+        if last == 0 or signed.counter > last:
+            return
+        told = f"security key {signed.key} counts {signed.counter} after {last}"
+        self._journal.write("key-counter", grant=grant, fault=told)
+        if self.policy.key_counter == "refuse":
+            raise GrantError(
+                f"{told}: there may be two of it", "ask its owner; it is refused by key_counter"
+            )
 
     def _local_principal(self, row: GrantRow, caller: Caller) -> str:
         """Say as whom somebody approves without a key. Raises: GrantError, AccessDenied"""
@@ -512,7 +541,8 @@ class Desk:
 
     async def _enter_grant(self, row: GrantRow, method: str, owner: str) -> None:
         seq = await self._book.enter(
-            grantrecords.grant_entry, row.request, method, owner, row.entry, row.approval_entries
+            grantrecords.grant_entry, row.request, method, owner, row.entry, row.approval_entries,
+            self.approvers.basis(self.policy.digest),
         )
         asked = row.request.asked
         self._tell(
@@ -536,6 +566,7 @@ class Desk:
             key_types=allowance.key_types,
             verification=allowance.verification,
             local=allowance.local,
+            origins=self.policy.origins,
         )
         return self.approvers.check_grant(
             request, row.approvals, terms, self._now(), self._org(), self.policy.accounts_of
@@ -543,8 +574,7 @@ class Desk:
 
     def _allowance(self, request: Request) -> Optional[Allowance]:
         """Find what a request was allowed by, if the approval policy still has it."""
-        named = (one for one in self.policy.allowances if one.name == request.allowance)
-        return next(named, None)
+        return self.policy.allowance(request.allowance)
 
     # -- undoing ---------------------------------------------------------------------
 
@@ -624,7 +654,10 @@ class Desk:
             ended = row.rejected_by is not None or row.revoked_by is not None
             if ended or (state not in ("pending", "granted") and not live):
                 raise GrantError(f"request {row.id} is {state}: there is nothing to end")
-            proof = SignedEnd(raw.decode(), armored, signed.key, signed.key_type)
+            proof = SignedEnd(
+                raw.decode(), armored, signed.key, signed.key_type, signed.counter
+            )
+            self._check_counter(row.id, proof)
             kind = "rejection" if state == "pending" else "revocation"
             await self._end(kind, caller, row, told.words, signed.principal, proof)
         return {**self._answer(row), "ended": self._withdraw_all(row, signed.principal)}
@@ -930,6 +963,7 @@ class Desk:
             review = await self._read_review(debt, people, caller, told)
             async with self._granting:
                 self._owed(debt)  # still: others review at the same time
+                self._check_counter(debt.id, review)
                 seq = await self._book.enter(
                     grantrecords.review_entry, review, words, user=debt.user
                 )
@@ -974,7 +1008,7 @@ class Desk:
             raise GrantError(f"{signed.principal} is in none of the groups that review: {groups}")
         return Approval(
             debt.id, digest, signed.principal, "signature", signed.key, signed.key_type, armored,
-            caller.uid,
+            caller.uid, signed.counter,
         )  # fmt: skip
 
     def _check_reviewer(self, principals: Sequence[str], people: FrozenSet[str]) -> None:
@@ -1032,8 +1066,9 @@ class Desk:
             self._check_signed(row, signed)
             approval = Approval(
                 request.id, request.digest, signed.principal, "signature", signed.key,
-                signed.key_type, armored, caller.uid,
+                signed.key_type, armored, caller.uid, signed.counter,
             )  # fmt: skip
+            self._check_counter(request.id, approval)
             self._check_new(row, approval)
             row.approvals.append(approval)
         if len(row.approvals) < request.approvers:

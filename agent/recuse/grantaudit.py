@@ -6,19 +6,41 @@ what the host concluded is taken over: requests are read anew, signatures checke
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import Dict, List, Optional, Set, Tuple
+from typing import Dict, List, Optional, Sequence, Set, Tuple
 
-from recuse.approval import LEVELS, Asked
+from recuse.approval import (
+    LEVELS,
+    ApprovalPolicy,
+    Asked,
+    Standing,
+    check_claimed,
+    check_claimed_glass,
+)
 from recuse.errors import CryptoError, LedgerError
-from recuse.grant import GrantFault, Terms, Wanted, check_grant, is_from, namespace_in, namespace_of, read_request
+from recuse.grant import (
+    GrantFault,
+    Terms,
+    Wanted,
+    account_of,
+    check_grant,
+    is_from,
+    namespace_in,
+    namespace_of,
+    read_request,
+)
 from recuse.grantrecords import KINDS, GrantRow, GrantState
-from recuse.records import Entry, parse_time
+from recuse.records import Entry, format_time, parse_time
+from recuse.signedsteps import SignedSteps
 from recuse.sshsig import AllowedSigners, RevokedKeys
 
 LEEWAY_NS = 60 * 10**9
 """How much longer than granted a session may last until it is ended."""
+
+
+Claim = Tuple[int, Tuple[str, ...], str]
+"""How many approvers, from which groups, and the digest of the approval policy that says so."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +55,32 @@ class GrantAudit:
     """Grants as the entries so far tell them, and what is wrong with their use."""
 
     def __init__(
-        self, signers: Optional[AllowedSigners] = None, revoked: Optional[RevokedKeys] = None
+        self,
+        signers: Optional[AllowedSigners] = None,
+        revoked: Optional[RevokedKeys] = None,
+        policies: Sequence[ApprovalPolicy] = (),
     ) -> None:
+        """`policies` are those that were in force, the newest last: without one, how many had to
+        approve is the host's word."""
         self._signers = signers
         self._revoked = revoked
+        self._policies = {one.digest: one for one in policies}
+        self._newest = policies[-1] if policies else None
+        self._signed = SignedSteps(signers, revoked)
         self._state = GrantState()
         self._sessions: Dict[str, _Session] = {}
         self._pauses: Dict[str, _Session] = {}
         self._revoked_ns: Dict[str, int] = {}
+        self._standing: Dict[str, Standing] = {}  # of who asked, as it was when they did
         self.checked = 0  # uses
-        self.unchecked: Set[str] = set()
+        self.unchecked = self._signed.unchecked
         """Grants that rest on signatures, which could not be checked without signers."""
-        self.unsigned: Dict[str, str] = {}
+        self.unsigned = self._signed.unsigned
         """Grants of whose approval there is just the host's word, and how they came about."""
+        self.claimed: Dict[Claim, Set[str]] = {}
+        """Grants that were held against no policy, by what the host says was asked of them."""
+        self.other_files: Dict[str, Set[str]] = {}
+        """Grants made by another file of approvers than these signers are in, by its digest."""
 
     def read(self, entry: Entry) -> List[GrantFault]:
         """Take in the next entry; say what is wrong with it."""
@@ -61,14 +96,44 @@ class GrantAudit:
             found = self._read_step(entry)
         return found
 
+    def doubts(self, now_ns: Optional[int]) -> List[Tuple[str, GrantFault]]:
+        """Say what may be wrong, or still has to be done, each with what it is about.
+
+        Without `now_ns` the time is that of the newest entry.
+        """
+        at_ns = self._state.newest_ns if now_ns is None else now_ns
+        found = list(self._signed.doubts)
+        for debt in self._signed.owed.values():
+            if at_ns > debt.due_ns:
+                told = f"its review is overdue since {format_time(debt.due_ns)}: {debt.user}"
+                found.append((f"debt {debt.id}", GrantFault("debt-overdue", told)))
+        for (approvers, groups, policy), grants in sorted(self.claimed.items()):
+            told = (
+                f"took {approvers} approvers from {', '.join(groups) or 'nowhere'} for "
+                f"{len(grants)} grants: the host's word, no such policy was given"
+            )
+            about = f"approval policy {policy[:16] or 'unknown'}"
+            found.append((about, GrantFault("grant-policy-unchecked", told)))
+        for digest, grants in sorted(self.other_files.items()):
+            told = f"made {len(grants)} grants, and is not the one given"
+            found.append(
+                (f"file of approvers {digest[:16]}", GrantFault("grant-approvers", told))
+            )
+        return found
+
     # Steps towards a grant
 
     def _read_step(self, entry: Entry) -> List[GrantFault]:
         grant, uid = entry.get("grant") or "", f"{entry.origin}:{entry.index}"
         row, kind = self._state.rows.get(grant), entry.kind
+        policy = self._policy_of(row)
         if kind in ("debt", "review"):
-            known = grant in self._state.debts
-            return [] if known else [GrantFault("grant-entry", f"{kind} of nothing that is known")]
+            debt = self._state.debts.get(grant)
+            if debt is None:
+                return [GrantFault("grant-entry", f"{kind} of nothing that is known")]
+            if kind == "debt":
+                return self._signed.read_debt(entry, debt, row, policy)
+            return self._signed.read_review(entry, row, policy)
         if row is None:
             return [GrantFault("grant-entry", f"{kind} of no request that can be read")]
         if kind == "request":
@@ -79,11 +144,64 @@ class GrantAudit:
             return [GrantFault("grant-entry", "grant of another request, or granted before")]
         if kind in ("revocation", "rejection"):
             self._revoked_ns.setdefault(grant, entry.time_ns)
-        return []
+            return self._signed.read_end(entry, row, policy)
+        if kind == "approval":
+            return self._signed.read_approval(entry, row)
+        return self._read_grant(row)
+
+    def _policy_of(self, row: Optional[GrantRow]) -> Optional[ApprovalPolicy]:
+        """Find what a request is held against: what the host names if it was given, else the
+        newest that was."""
+        return self._policies.get(row.request.policy or "" if row else "", self._newest)
+
+    def _read_grant(self, row: GrantRow) -> List[GrantFault]:
+        used, named = row.basis.approvers_file, row.request.policy or ""
+        if self._signers is not None and used not in (None, self._signers.digest):
+            self.other_files.setdefault(used or "", set()).add(row.id)
+        if not self._policies:
+            claim = row.request.approvers, row.request.groups, named
+            self.claimed.setdefault(claim, set()).add(row.id)
+        found: List[GrantFault] = []
+        for digest in sorted({named, row.basis.policy or named}):
+            if self._policies and digest not in self._policies:
+                told = f"by approval policy {digest[:16] or 'unknown'}, none of those given"
+                found.append(GrantFault("grant-policy", told))
+        policy = self._policy_of(row)
+        if policy is not None:
+            found += self._check_claim(row, policy)
+        return found
+
+    def _check_claim(self, row: GrantRow, policy: ApprovalPolicy) -> List[GrantFault]:
+        """Hold a grant against what may be asked for, and what the host says that it takes."""
+        request = row.request
+        at = datetime.fromtimestamp(row.asked_ns // 10**9, timezone.utc)
+        if row.method == "break-glass":
+            against = check_claimed_glass(request.asked, policy, request.uid, at)
+            return [GrantFault("grant-policy", one.message) for one in against]
+        standing = self._standing.get(row.id, Standing())
+        uids = request.uid, request.requester_uid
+        against = check_claimed(request.asked, request.allowance or "", policy, uids, standing, at)
+        found = [GrantFault("grant-policy", one.message) for one in against]
+        one = policy.allowance(row.request.allowance)
+        if one is None:
+            return found
+        if request.approvers < one.approvers:
+            told = f"the host asked for {request.approvers} approvers, and it takes {one.approvers}"
+            found.append(GrantFault("grant-policy", told))
+        others = sorted(set(request.groups) - set(one.groups))
+        if others:
+            told = f"the host let approvers be from {', '.join(others)}, which may not approve it"
+            found.append(GrantFault("grant-policy", told))
+        if one.end_sessions and not request.end_sessions:
+            told = "sessions had to end with it, and the host says they need not"
+            found.append(GrantFault("grant-policy", told))
+        return found
 
     def _read_request(self, entry: Entry, row: GrantRow) -> List[GrantFault]:
         if row.seq != entry.index:
             return [GrantFault("grant-entry", "there was a request of that id before")]
+        asked, at = row.request.asked, datetime.fromtimestamp(row.asked_ns // 10**9, timezone.utc)
+        self._standing[row.id] = self._state.standing(asked.user, asked.requester, at)
         fault = _compare(row, entry.origin)
         return [] if fault is None else [GrantFault("grant-request", fault)]
 
@@ -112,6 +230,10 @@ class GrantAudit:
         found = self._check_state(row, use, session, is_pause)
         found += self._check_fit(row, entry, started_ns)
         found += self._check_approvals(row, entry.origin, started_ns)
+        found += [
+            GrantFault("grant-debt", f"the review of {debt} was overdue")
+            for debt in self._signed.overdue(row.request.asked.user, started_ns)
+        ]
         return found
 
     def _check_state(
@@ -186,10 +308,12 @@ class GrantAudit:
             if row.id not in self._state.debts:
                 return [GrantFault("grant-debt", f"{row.id} broke the glass and owes no review")]
             return []
+        policy = self._policy_of(row)
+        one = None if policy is None else policy.allowance(row.request.allowance)
+        many = max(row.request.approvers, one.approvers if one is not None else 0)
         if row.method == "automatic":
             self.unsigned[row.id] = "approved automatically"
-            if row.request.approvers:
-                many = row.request.approvers
+            if many:
                 return [GrantFault("grant-quorum", f"automatic, and {many} approvers were needed")]
             return []
         signed = [one for one in row.approvals if one.method == "signature"]
@@ -200,10 +324,17 @@ class GrantAudit:
             self.unchecked.add(row.id)
             return []
         at = datetime.fromtimestamp(at_ns // 10**9, timezone.utc)
-        terms = Terms(max(1, row.request.approvers), local=local)
+        terms, accounts = Terms(max(1, many), local=local), account_of
+        if policy is not None and one is not None:
+            terms = replace(
+                terms, principals=policy.principals(one.groups), key_types=one.key_types,
+                verification=one.verification, local=one.local, origins=policy.origins,
+            )  # fmt: skip
+            accounts = policy.accounts_of
         checked = check_grant(
-            row.request, row.approvals, self._signers, terms, namespace_in(origin), at, self._revoked
-        )
+            row.request, row.approvals, self._signers, terms, namespace_in(origin), at,
+            self._revoked, accounts,
+        )  # fmt: skip
         if checked.enough:
             return []
         return [GrantFault("grant-quorum", f"of {row.id} {checked.shortfall}")]

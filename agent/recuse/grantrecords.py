@@ -66,6 +66,16 @@ class Approval:
     key_type: Optional[str] = None
     signature: Optional[str] = None  # armored
     uid: Optional[int] = None  # who brought it, by the kernel
+    counter: Optional[int] = None  # of a security key
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What said that a request is granted: digests of what was in force then."""
+
+    policy: Optional[str] = None  # the approval policy
+    approvers_file: Optional[str] = None  # SHA-256, as that of the next
+    revoked_keys: Optional[str] = None
 
 
 def _grant_event(
@@ -167,6 +177,7 @@ def grant_entry(
     owner: str,
     request_entry: str,
     approval_entries: Sequence[str],
+    basis: Basis = Basis(),
 ) -> bytes:
     """Say that a request is granted from now on; names the entries that make it so by their uid."""
     if method not in METHODS:
@@ -187,6 +198,7 @@ def grant_entry(
             "uses": asked.uses,
             "request_entry": request_entry,
             "approval_entries": list(approval_entries),
+            **vars(basis),
         },
         (asked.reason, asked.ticket, f"approved by {owner}", f"until {_moment(asked.expires)}"),
         request.policy,
@@ -201,6 +213,7 @@ class SignedEnd:
     signature: str  # armored
     key: str  # fingerprint
     key_type: str
+    counter: Optional[int] = None
 
 
 def end_entry(
@@ -299,6 +312,7 @@ class GrantRow:
     owner: Optional[str] = None
     grant_entry: Optional[str] = None
     granted_ns: Optional[int] = None
+    basis: Basis = Basis()
     rejected_by: Optional[str] = None
     revoked_by: Optional[str] = None
     words: Optional[str] = None
@@ -361,6 +375,7 @@ class GrantRow:
             ],
             "method": self.method,
             "owner": self.owner,
+            **vars(self.basis),
             "rejected_by": self.rejected_by,
             "revoked_by": self.revoked_by,
             "words": self.words,
@@ -421,6 +436,7 @@ class GrantState:
         self.rows: Dict[str, GrantRow] = {}
         self.debts: Dict[str, Debt] = {}
         self.used: Dict[Tuple[str, str], float] = {}  # user and month -> seconds
+        self.counters: Dict[str, int] = {}  # fingerprint of a security key -> the highest seen
         self.began_ns = 0
         """When the newest epoch began that follows another: of grants made before, nobody knows
         how often they were used."""
@@ -439,6 +455,7 @@ class GrantState:
         kind = entry.kind
         try:
             if kind in KINDS:
+                self._count(entry)
                 getattr(self, f"_{kind}")(entry, entry.get("grant") or "")
             elif kind in ("exempt", "open", "pause"):
                 self._use(entry)
@@ -450,6 +467,11 @@ class GrantState:
                     row.void = True
         except (LedgerError, KeyError, TypeError, ValueError):
             return
+
+    def _count(self, entry: Entry) -> None:
+        key, counter = entry.get("key"), entry.number("counter")
+        if key is not None and counter is not None:
+            self.counters[key] = max(counter, self.counters.get(key, 0))
 
     def _request(self, entry: Entry, grant: str) -> None:
         if not grant or grant in self.rows or "carried" in entry.ours:
@@ -479,6 +501,7 @@ class GrantState:
             return
         row.granted_ns, row.grant_entry = entry.time_ns, _uid(entry)
         row.method, row.owner = entry.get("method"), entry.get("owner")
+        row.basis = Basis(**{one.name: entry.get(one.name) for one in dataclasses.fields(Basis)})
 
     def _debt(self, entry: Entry, grant: str) -> None:
         reviewers = tuple(records._strings(entry.ours.get("reviewers")))
@@ -660,7 +683,8 @@ def _read_request(entry: Entry, grant: str) -> Request:
 
 def _read_approval(entry: Entry, grant: str) -> Approval:
     fields = {one.name: entry.get(one.name) for one in dataclasses.fields(Approval)}
-    found = Approval(**{**fields, "grant": grant, "uid": entry.number("uid")})  # type: ignore[arg-type]
+    numbers = {name: entry.number(name) for name in ("uid", "counter")}
+    found = Approval(**{**fields, **numbers, "grant": grant})  # type: ignore[arg-type]
     if not found.principal or found.method not in METHODS:
         raise ValueError("nobody's approval")
     return found

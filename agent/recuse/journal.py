@@ -382,6 +382,12 @@ EVENTS: Mapping[str, Event] = {
             "{by} has reviewed what {user} did under {grant}",
         ),
         Event(
+            "key-counter",
+            "5d0c1f7e4b9a4c35a6c2f08e9b7d1a64",
+            ALERT,
+            "{fault}: there may be two of it, it has signed for {grant}",
+        ),
+        Event(
             "fault",
             "9e192a9ff95f4406ade7f37d29606463",
             ERR,

@@ -931,7 +931,11 @@ def verify(
         )
     signature.check(message)
     if signature.origin is not None and signature.origin not in origins:
-        raise SignatureRefused("origin", f"signature was asked for by {signature.origin!r}")
+        raise SignatureRefused(
+            "origin",
+            f"signature was made in a browser, on {signature.origin!r}, which is not listed",
+            "list the page as one of origins in approval.d, or sign with: recuse approve",
+        )
     if signature.flags is not None and not signature.flags & USER_PRESENT:
         raise SignatureRefused(
             "no-presence", f"nobody touched security key {signature.key.fingerprint}"

@@ -73,7 +73,7 @@ _recuse() {
         export) options='--format --output --merge-stderr --plain --bundle --approvers --dir' ;;
         verify)
             options='--mine --key --host-key --collector-key --blobs --min-size --approvers'
-            options+=' --revoked --dir --json' ;;
+            options+=' --approval-policy --revoked --dir --json' ;;
         request)
             options='--reason --why --ticket --for --begin --uses --level --scope --max --supervised --host
                 --from --user --json' ;;

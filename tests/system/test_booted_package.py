@@ -35,6 +35,7 @@ EXPECTED = {
     "/etc/recuse/policy.d": "755 root:root",
     "/etc/recuse/approval.d": "755 root:root",
     "/etc/recuse/approvers": "644 root:root",
+    "/etc/recuse/collector-approvers": "644 root:root",
     "/etc/pam.d/recuse-approve": "644 root:root",
     "/etc/recuse/notify.toml": "640 root:recuse-notify",
     "/etc/recuse/notify.d": "2750 root:recuse-notify",

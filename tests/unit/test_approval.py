@@ -257,6 +257,17 @@ FAULTS: Dict[str, Tuple[str, str, str, str]] = {
         'revoked_max_age = "24h"', 'revoked_max_age = "9999d"', "a second and a year",
         "revoked_max_age",
     ),
+    "origin": (
+        'revoked_max_age = "24h"', 'origins = ["http://example.org"]', "no origin of a page",
+        "origins",
+    ),
+    "origin twice": (
+        'revoked_max_age = "24h"', 'origins = "https://example.org"', "must be a list", "origins",
+    ),
+    "key counter": (
+        'revoked_max_age = "24h"', 'key_counter = "ignore"', "is none of warn, refuse",
+        "key_counter",
+    ),
     "quiet": ('quiet = [{', 'quiet = [{ zone = "Moon", ', "unknown time zone", "quiet"),
     "never": ('host_tags = ["pci"]', 'tags = ["pci"]', "unknown key 'tags'", "tags"),
     "bool": (

@@ -1004,6 +1004,58 @@ def test_a_security_key_that_nobody_touched_does_not_count(paths: Paths) -> None
     play(paths, scene)
 
 
+@pytest.mark.parametrize("setting", ["warn", "refuse"])
+def test_a_security_key_that_does_not_count_on_is_told(paths: Paths, setting: str) -> None:
+    file = paths.approval_dir / "a.toml"
+    file.write_text(f'key_counter = "{setting}"\n' + file.read_text())
+    key = sshkeys.SecurityKey("ed25519")
+    line = sshkeys.signers_line("carol@example.org", key.public, namespace=NAMESPACE)
+    paths.approvers.write_text(_line(Keys(paths.root.parent), "bob") + line)
+
+    async def scene(world: Office) -> None:
+        async def signed(counter: int) -> Dict[str, Any]:
+            asked = (await world.ask_for())["grant"]
+            raw = asked["request"].encode()
+            signature = key.sign(raw, counter=counter, namespace=NAMESPACE).decode()
+            return await world.approve("carol", asked, signature=signature)
+
+        assert (await signed(0))["ok"] and (await signed(0))["ok"]  # it does not count at all
+        assert (await signed(4))["ok"] and not world.told("key-counter")
+        assert world.last("approval").number("counter") == 4
+        await world.crash()
+        await world.start()
+        for number, counter in enumerate((4, 3, 0), 1):
+            answer = await signed(counter)
+            assert answer["ok"] is (setting == "warn"), answer
+            assert setting == "warn" or f"counts {counter} after 4" in answer["error"]
+            assert len(world.told("key-counter")) == number
+        assert (await signed(5))["ok"]
+
+    play(paths, scene)
+
+
+def test_a_browser_signs_on_the_pages_that_are_listed(paths: Paths) -> None:
+    key = sshkeys.SecurityKey("ecdsa", application="example.org")
+    page = "https://approve.example.org"
+    line = sshkeys.signers_line("carol@example.org", key.public, namespace=NAMESPACE)
+    paths.approvers.write_text(_line(Keys(paths.root.parent), "bob") + line)
+
+    async def scene(world: Office) -> None:
+        asked = (await world.ask_for())["grant"]
+        raw = asked["request"].encode()
+        signature = key.sign(raw, namespace=NAMESPACE, origin=page).decode()
+        answer = await world.approve("carol", asked, signature=signature)
+        assert not answer["ok"] and f"{page!r}, which is not listed" in answer["error"]
+        file = paths.approval_dir / "a.toml"
+        file.write_text(f'origins = ["{page}"]\n' + file.read_text())
+        assert (await world.as_("root", "reload"))["ok"]
+        assert (await world.approve("carol", asked, signature=signature))["ok"]
+        assert (await world.approve("bob", asked))["grant"]["state"] == "granted"
+        assert await world.verdict() == "exempt"
+
+    play(paths, scene)
+
+
 def test_a_certificate_makes_nobody_somebody_else(paths: Paths) -> None:
     keys = Keys(paths.root.parent)
     authority = keys.make("authority")

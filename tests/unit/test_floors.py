@@ -36,6 +36,7 @@ FLOORS: Dict[int, Set[str]] = {
         "grantrecords",
         "grant",
         "grantaudit",
+        "signedsteps",
         "mail",
         "bundle",
         "pauserecords",
