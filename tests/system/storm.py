@@ -1,9 +1,9 @@
 """Rounds of sessions under which something of recuse is killed at a random moment.
 
 A round is a login that prints numbered lines, and one kill -9 when a random one of them was seen:
-of the agent, of the session's relay, of its shell, or of recuse-ship. Many go on at once, so the
-kills hit whatever the others are at. Every kill is by the number of a process, and counts only if
-that process was there.
+of the agent, of the session's relay, of its shell, of recuse-ship, or of the collector that it
+ships to. Many go on at once, so the kills hit whatever the others are at. Every kill is by the
+number of a process, and counts only if that process was there.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from collections.abc import Iterator
 from typing import Dict, List, Set
 
 from accounts import rows, verify
+from collecting import STORE, await_shipped
 from host import Host, HostError
 
 from recuse import records
 from recuse.ledger import read_ledger
 
-VICTIMS = ("agent", "relay", "shell", "ship")
+VICTIMS = ("agent", "relay", "shell", "ship", "collector")
 LINES = 1500
 _LINE = re.compile(rb"line-\d+-\d+-\r\n")
 
@@ -33,7 +34,8 @@ def shown_in(host: Host, sessions: Set[str]) -> Iterator[bytes]:
     """Give what is kept of what sessions showed: a command for each would take minutes."""
     ledger = read_ledger(host.path("/var/lib/recuse/ledger"))
     # In this order: what recuse-ship has just taken from the one is in the other.
-    places = [host.path(f"/var/{one}") for one in ("spool/recuse/out", "lib/recuse-central")]
+    kept = ("spool/recuse/out", "lib/recuse-central", "lib/recuse-collector")
+    places = [host.path(f"/var/{one}") for one in kept]
     files = {path.name: path for place in places for path in place.rglob("*")}
     found = records.fold(records.parse(raw) for raw in ledger.entries()).sessions
     for session in sessions:
@@ -126,3 +128,6 @@ class Storm:
             assert not lost, f"round {number}: {len(lost)} lines shown and not kept"
         assert set(kept) >= set(self._shown)
         verify(self.host)
+        await_shipped(self.host, 120)
+        stored = self.host.run("recuse", "verify", "--dir", STORE)
+        assert stored.returncode == 0, stored.stdout + stored.stderr

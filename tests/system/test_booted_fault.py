@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from accounts import enable, event, export, rows, verify, watching
+from collecting import enrol
 from disk import AT, disk_of
 from host import Host, HostError
 from storm import Storm, shown_in
@@ -28,12 +29,15 @@ AGENT = "recuse-agent.service"
 DEADLINE_SECONDS = 2.0  # RECUSE_DEADLINE_MS of wire.h
 
 
-def test_kills_at_random_moments_lose_nothing(host: Host) -> None:
+def test_kills_at_random_moments_lose_nothing() -> None:
     print(f"RECUSE_FAULT_SEED={SEED}")  # the same again with it in the environment
-    storm = Storm(host, random.Random(SEED))
-    for _ in range(ROUNDS // AT_ONCE):
-        storm.play(AT_ONCE)
-    storm.check()
+    with Host() as host:
+        enrol(host)
+        enable(host)
+        storm = Storm(host, random.Random(SEED))
+        for _ in range(ROUNDS // AT_ONCE):
+            storm.play(AT_ONCE)
+        storm.check()
 
 
 # -- disks ----------------------------------------------------------------------------
