@@ -89,25 +89,17 @@ add_base64(struct recuse_text *t, const uint8_t *data, size_t len)
 }
 
 /*
- * Measure the UTF-8 character at p (The Unicode Standard, table 3-7: no
- * overlong forms, no surrogates, nothing above U+10FFFF).
+ * Measure the UTF-8 character at p, of more than one byte (The Unicode Standard,
+ * table 3-7: no overlong forms, no surrogates, nothing above U+10FFFF).
  * Returns its length, 0 if it is valid so far but not all here, or -1.
  */
 static int
 measure_character(const uint8_t *p, size_t len)
 {
     uint8_t low = 0x80, high = 0xbf;
-    int size;
+    int size = p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : 4;
 
-    if (p[0] < 0x80)
-        return 1;
-    if (p[0] >= 0xc2 && p[0] <= 0xdf)
-        size = 2;
-    else if (p[0] >= 0xe0 && p[0] <= 0xef)
-        size = 3;
-    else if (p[0] >= 0xf0 && p[0] <= 0xf4)
-        size = 4;
-    else
+    if (p[0] < 0xc2 || p[0] > 0xf4)
         return -1;
     if (p[0] == 0xe0)
         low = 0xa0;
@@ -204,9 +196,10 @@ add_json(struct recuse_text *t, const uint8_t *data, size_t len, bool final,
             uint8_t c = data[i], next = i + 1 < len ? data[i + 1] : 0x80;
             const struct escape *e = &ESCAPES[c];
 
-            /* Both or not at all, as neither can be foretold of bytes that
-             * are no text: a branch for each would be half of all the time. */
-            if ((c >= 0xc2) & ((next & 0xc0) == 0x80)) {
+            /* A lead and its continuation.  In one comparison, since of bytes
+             * that are no text neither can be foretold: a branch for each was
+             * half of all the time. */
+            if (((c & 0xc0) << 8 | (next & 0xc0)) == 0xc080) {
                 int n = measure_character(data + i, len - i);
 
                 if (n > 0) {
