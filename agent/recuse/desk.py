@@ -49,7 +49,7 @@ from .errors import (
     RecuseError,
     WireError,
 )
-from .grant import Checked
+from .grant import Checked, is_from
 from .grant import Terms as TermsOfApproval
 from .grantrecords import Approval, Debt, GrantRow, GrantState, Request, SignedEnd
 from .host import Account, Identity
@@ -771,7 +771,7 @@ class Desk:
             return f"it is for uid {request.uid}, and {asked.user} has uid {identity.ruid} now"
         if identity.auid not in (None, request.uid):
             return f"it is for {asked.user}, and uid {identity.auid} logged in and became them"
-        if request.source is not None and not _is_from(facts.source, request.source):
+        if request.source is not None and not is_from(facts.source, request.source):
             return f"it is for sessions from {request.source}"
         if now < asked.not_before:
             return "it is not valid yet"
@@ -1240,13 +1240,3 @@ def _source(told: Mapping[str, Any]) -> Optional[str]:
         raise GrantError(
             f"{text!r} is neither an address nor a network such as 192.0.2.0/24"
         ) from None
-
-
-def _is_from(source: Optional[str], network: str) -> bool:
-    """Say whether an address is in a network; one that is not known is in none."""
-    try:
-        address = ipaddress.ip_address(source or "")
-        mapped = getattr(address, "ipv4_mapped", None)
-        return (mapped or address) in ipaddress.ip_network(network)
-    except ValueError:
-        return False

@@ -6,16 +6,13 @@ Another database takes the place of `SqliteMailbox` behind the protocol `Mailbox
 
 from __future__ import annotations
 
-import sqlite3
-import threading
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, List, Optional, Protocol
+from typing import List, Optional, Protocol
 
-from recuse.errors import CollectorError
 from recuse.mail import MAX_ITEM_BYTES, MAX_WORDS, item_id
-from recuse.store import BUSY_MS, TooLarge
+from recuse.sqlitefile import SqliteFile
+from recuse.store import TooLarge
 
 MAX_WAITING = 256
 """Items that wait for one host."""
@@ -60,33 +57,18 @@ class Mailbox(Protocol):
     def close(self) -> None: ...
 
 
-class SqliteMailbox:
+class SqliteMailbox(SqliteFile):
     """All mail in one SQLite file. May be used from several threads."""
 
     def __init__(self, path: Path) -> None:
-        self._lock = threading.RLock()
-        self._db = sqlite3.connect(
-            str(path), timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False
-        )
-        try:
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, _VERSION):
-                raise CollectorError(
-                    f"{path} has schema version {version}, this program knows {_VERSION}",
-                    "remove it: what waits there has to be sent again",
-                )
-            self._db.executescript(f"{_SCHEMA}PRAGMA user_version={_VERSION};")
-        except BaseException:
-            self._db.close()
-            raise
+        hint = "remove it: what waits there has to be sent again"
+        super().__init__(path, _SCHEMA, _VERSION, hint)
 
     def put(self, host: str, sender: str, body: bytes, now_s: int) -> bool:
         if not 0 < len(body) <= MAX_ITEM_BYTES:
             raise TooLarge(f"an item of {len(body)} bytes, the limit is {MAX_ITEM_BYTES}")
         name = item_id(body)
-        with self._transaction():
+        with self.transaction():
             self._db.execute("DELETE FROM mail WHERE until_s < ?", (now_s,))
             if self._all("SELECT 1 FROM mail WHERE host = ? AND id = ?", host, name):
                 return False
@@ -122,7 +104,7 @@ class SqliteMailbox:
         return Answer(None if ok is None else bool(ok), words or "")
 
     def settle(self, host: str, name: str, ok: bool, words: str, now_s: int) -> None:
-        with self._transaction():
+        with self.transaction():
             self._db.execute(
                 "UPDATE mail SET ok = ?, words = ?, body = NULL, until_s = ?"
                 " WHERE host = ? AND id = ? AND ok IS NULL",
@@ -134,22 +116,3 @@ class SqliteMailbox:
                 " ORDER BY number DESC LIMIT ?)",
                 (host, host, MAX_ANSWERS),
             )
-
-    def close(self) -> None:
-        with self._lock:
-            self._db.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-
-    def _all(self, sql: str, *values: object) -> List[Any]:
-        with self._lock:
-            return self._db.execute(sql, values).fetchall()

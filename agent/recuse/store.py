@@ -15,10 +15,8 @@ import hashlib
 import json
 import os
 import re
-import sqlite3
 import threading
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import (
@@ -36,6 +34,7 @@ from typing import (
 from recuse import checkpoint as tlog
 from recuse import grantrecords, keys
 from recuse.errors import CollectorError, CryptoError
+from recuse.sqlitefile import SqliteFile
 
 MAX_BLOB = 1 << 20
 """Bytes of one blob: twice the largest segment, and what a stock nginx lets through."""
@@ -47,7 +46,6 @@ MAX_ORIGIN = 512
 MAX_FINDINGS = 1000
 """Findings kept of one origin: the first say what is wrong, a flood adds nothing."""
 TOKEN_LIFETIME_S = 24 * 3600
-BUSY_MS = 10_000
 
 _ORIGIN = re.compile(r"[A-Za-z0-9._~@-]+(?:/[A-Za-z0-9._~@-]+)*/recuse/host/[A-Za-z0-9._~@-]+\Z")
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
@@ -284,7 +282,7 @@ class DirBlobs:
         return self._root / digest[:2] / digest
 
 
-class SqliteEntries:
+class SqliteEntries(SqliteFile):
     """Entries, checkpoints, hosts, tokens and findings in one SQLite file.
 
     May be used from several threads, and the file by several processes: a transaction is the one
@@ -292,40 +290,15 @@ class SqliteEntries:
     """
 
     def __init__(self, path: Path) -> None:
-        self._lock = threading.RLock()
         if not path.exists():
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o640))
-        self._db = sqlite3.connect(
-            str(path), timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False
-        )
+        hint = "use the version of recuse that wrote it, or a later one"
+        super().__init__(path, _SCHEMA, _VERSION, hint)
         try:
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, _VERSION):
-                raise CollectorError(
-                    f"{path} has schema version {version}, this program knows {_VERSION}",
-                    "use the version of recuse that wrote it, or a later one",
-                )
-            if version == 0:
-                self._db.executescript(
-                    f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA user_version={_VERSION};COMMIT;"
-                )
             self._db.execute(_INDEX)
         except BaseException:
-            self._db.close()
+            self.close()
             raise
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
 
     def head(self, origin: str) -> Optional[Head]:
         rows = self._all(_HEAD + "WHERE origin = ?", origin)
@@ -500,14 +473,6 @@ class SqliteEntries:
             origin,
         )
         return [Finding(*row) for row in rows]
-
-    def close(self) -> None:
-        with self._lock:
-            self._db.close()
-
-    def _all(self, sql: str, *values: object) -> List[Any]:
-        with self._lock:
-            return self._db.execute(sql, values).fetchall()
 
 
 _HEAD = "SELECT origin, prefix, epoch, size, frontier, host_vkey, began_s, seen_s FROM heads "

@@ -56,6 +56,7 @@ FLOORS: Dict[int, Set[str]] = {
         "keys",
         "ledger",
         "mailstore",
+        "sqlitefile",
         "spool",
         "store",
         "archive",
