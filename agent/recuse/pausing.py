@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
 from . import pauserecords, wire
 from .errors import AccessDenied, NotFound, PauseError
 from .live import LiveSession
-from .records import Host, format_time
+from .records import Host, format_time, parse_time
 
 if TYPE_CHECKING:
     from .agent import Agent
@@ -224,6 +224,9 @@ class Pauses:
                 return
             self._disarm(live)
             since_ns, grant = live.pause["since_ns"], live.pause.get("grant")
+            # The wall clock may have been set meanwhile: how long it was, the other clock knows.
+            length_ns = parse_time(live.pause["until"]) - since_ns
+            began_mono_ns = live.pause["until_mono_ns"] - length_ns
             seq = await agent.enter_for_sure(
                 pauserecords.resume_entry, live.session, live.grounds, why, since_ns, uid,
                 grant,
@@ -232,7 +235,7 @@ class Pauses:
             reason, live.pause = live.pause["reason"], None
             with contextlib.suppress(OSError):
                 agent.live.save(live)
-            after = max(0, agent.kernel.now_ns() - since_ns) // 10**9
+            after = (agent.kernel.mono_ns() - began_mono_ns) // 10**9
             mark = f"recuse resumed after={after}s reason={reason} why={why} seq={seq}"
             if why != "ended":
                 told = wire.Release(_line(mark), b"recuse: recording resumed")

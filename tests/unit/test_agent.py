@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pty
+import re
 import select
 import signal
 import socket
@@ -36,7 +37,7 @@ from typing import (
 import pytest
 
 from recuse import checkpoint as tlog
-from recuse import keys, records, recovery, wire
+from recuse import keys, pausing, records, recovery, wire
 from recuse.archive import LedgerArchive
 from recuse.audit import Report, Trusted, verify
 from recuse.book import NotEntered
@@ -1289,6 +1290,41 @@ def test_pause_ends_when_its_time_is_up(paths: Paths) -> None:
         shell.order({"do": "hear"})
         assert isinstance(await shell.heard(), wire.Release)
         assert world.last("resume").ours["why"] == "time"
+
+    run(paths, scene)
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "agent restarted"])
+def test_pause_takes_its_time_however_often_the_clock_steps(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, restarted: bool
+) -> None:
+    (paths.policy_dir / "60-pause.toml").write_text(PAUSES)
+    real = Kernel.now_ns
+    offset_ns = [0]
+    monkeypatch.setattr(SimulatedKernel, "now_ns", lambda self: real(self) + offset_ns[0])
+
+    async def scene(world: World) -> None:
+        shell, _ = await relayed(world, "alice")
+        work = control_of(world, shell, verb="pause", reason="x", seconds=1)
+        _, held = await switching(world, shell, 1, work)
+        assert isinstance(held, wire.Hold)
+        for step in (-86_400, 3 * 86_400, -7200, 60):
+            offset_ns[0] += step * 10**9
+            await world.login("bob")
+        if restarted:
+            await world.stop()
+            await world.start()
+        shell.order({"do": "hear"})
+        released = await shell.heard()
+        assert isinstance(released, wire.Release)
+        assert world.last("resume").ours["why"] == "time"
+        assert world.kernel.mono_ns() > held.until_ns - pausing.SLACK_NS
+        took = re.search(rb" after=(\d+)s ", released.mark)
+        assert took and 1 <= int(took.group(1)) < 60
+        shell.write(b'[0.2,"g","stream=o bytes=9 lines=1 cause=pause"]', b'[0.4,"x","0"]')
+        shell.end()
+        await world.ended()
+        assert verified(world).ok
 
     run(paths, scene)
 
