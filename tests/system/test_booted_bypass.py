@@ -73,7 +73,7 @@ TOOLS = frozenset(
 SUDOERS = "dave ALL=(ALL) NOPASSWD: ALL\ngrace ALL=(ALL) NOPASSWD: ALL\n"
 
 #: Users of policies of their own.
-MORE_USERS = ("grace", "heidi", "ivan", "judy", "kim")
+MORE_USERS = ("grace", "heidi", "ivan", "judy", "kim", "mia", "nick")
 GROUNDS = 'reason = "a test"\nowner = "ops@example.org"\nexpires = 2099-12-31\n'
 POLICY = f"""
 [purposes.drill]
@@ -123,7 +123,7 @@ tags = ["batch"]
 
 GLASS = """
 [break_glass]
-users = ["frank"]
+users = ["frank", "mia", "nick"]
 longest = "1h"
 review_within = "1h"
 reviewers = ["leads"]
