@@ -18,8 +18,9 @@ import json
 import re
 import urllib.parse
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Mapping, Optional, Tuple
 
+from recuse import strictjson
 from recuse.errors import WireError
 from recuse.tomlfile import Key, TomlFile, did_you_mean
 
@@ -107,23 +108,11 @@ def _short(text: str) -> str:
 # JSON that others wrote
 
 
-def _no_twins(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
 def load_json(raw: bytes) -> Any:
     """Read JSON without its usual licences. Raises: WireError"""
     try:
-        text = raw.decode("utf-8")
-        return json.loads(text, object_pairs_hook=_no_twins, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
+        return strictjson.load(raw)
+    except ValueError:
         raise WireError("not JSON") from None
 
 

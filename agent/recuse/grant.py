@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple
 
-from recuse import sshsig
+from recuse import sshsig, strictjson
 from recuse.approval import LEVELS, SCOPES, Asked
 from recuse.errors import CryptoError, LedgerError
 from recuse.grantrecords import MAX_REQUEST_BYTES, Approval, Request
@@ -111,8 +111,8 @@ def read_request(raw: bytes) -> Wanted:
     if len(raw) > MAX_REQUEST_BYTES:
         raise CryptoError(f"a request of {len(raw)} bytes is too long")
     try:
-        told = json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
-    except (ValueError, RecursionError):
+        told = strictjson.load_text(raw)
+    except ValueError:
         raise CryptoError("it is no request: not JSON, or a field stands twice") from None
     if not isinstance(told, dict) or told.get("recuse") != VERSION:
         raise CryptoError(f"it is no request of kind {VERSION}")
@@ -150,13 +150,6 @@ def read_request(raw: bytes) -> Wanted:
     if write_request(wanted) != raw:
         raise CryptoError("it is not written as one: a field a line, in order")
     return wanted
-
-
-def _once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a field twice")
-    return found
 
 
 def _written(time: datetime) -> str:

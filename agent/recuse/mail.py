@@ -13,8 +13,9 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple, TypeVar
 
+from recuse import strictjson
 from recuse.errors import CryptoError
 
 MAX_ITEM_BYTES = 12 << 10
@@ -82,6 +83,8 @@ def read_item(body: bytes) -> Item:
 
 # The end of a request
 
+Signed = TypeVar("Signed")
+
 
 @dataclass(frozen=True)
 class Statement:
@@ -114,19 +117,12 @@ def write_statement(told: Statement) -> bytes:
 
 def read_statement(raw: bytes) -> Statement:
     """Read what write_statement() writes, and nothing else. Raises: CryptoError"""
-    told = _json(raw, "no statement about a request")
-    try:
-        kind = told["recuse"].partition("/")[0]
-        found = Statement(
-            kind, told["grant"], told["org"], told["host"], told["request_sha256"], told["words"]
-        )
-        same = all(isinstance(one, str) for one in vars(found).values())
-        same = same and write_statement(found) == raw
-    except (KeyError, TypeError, AttributeError):
-        same = False
-    if not same:
-        raise CryptoError("no statement about a request: it is not written as one")
-    return found
+    names = ("recuse", "grant", "org", "host", "request_sha256", "words")
+
+    def make(recuse: str, *more: str) -> Statement:
+        return Statement(recuse.partition("/")[0], *more)
+
+    return _read_signed(raw, "no statement about a request", names, make, write_statement)
 
 
 # The review of broken glass
@@ -160,33 +156,36 @@ def write_review(told: Review) -> bytes:
 
 def read_review(raw: bytes) -> Review:
     """Read what write_review() writes, and nothing else. Raises: CryptoError"""
-    told = _json(raw, "no statement of a review")
     names = ("debt", "org", "host", "user", "request_sha256", "why")
-    values = [told.get(name) for name in names]
-    texts = [one for one in values if isinstance(one, str)]
+    return _read_signed(raw, "no statement of a review", names, Review, write_review)
+
+
+def _read_signed(
+    raw: bytes,
+    fault: str,
+    names: Sequence[str],
+    make: Callable[..., Signed],
+    write: Callable[[Signed], bytes],
+) -> Signed:
+    """Read fields that are texts, if they stand exactly as `write` writes them."""
+    told = _json(raw, fault)
+    texts = [told[name] for name in names if isinstance(told.get(name), str)]
     if len(texts) == len(names):
-        found = Review(*texts)
-        if write_review(found) == raw:
+        found = make(*texts)
+        if write(found) == raw:
             return found
-    raise CryptoError("no statement of a review: it is not written as one")
+    raise CryptoError(f"{fault}: it is not written as one")
 
 
 def _json(raw: bytes, fault: str) -> Dict[str, Any]:
     if len(raw) > MAX_ITEM_BYTES:
         raise CryptoError(f"{fault}: it has {len(raw)} bytes")
     try:
-        found = json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
-    except (ValueError, RecursionError):
-        raise CryptoError(f"{fault}: not JSON, or a field stands twice") from None
+        found = strictjson.load_text(raw)
+    except ValueError:
+        raise CryptoError(f"{fault}: not JSON, a field stands twice, or a text is none") from None
     if not isinstance(found, dict):
         raise CryptoError(fault)
-    return found
-
-
-def _once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a field twice")
     return found
 
 

@@ -29,6 +29,7 @@ from typing import (
     cast,
 )
 
+from . import strictjson
 from .asks import answer_to_json
 from .errors import LedgerError
 from .facts import facts_to_json, without_command
@@ -1017,17 +1018,6 @@ class Entry:
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _no_twins(pairs: List[Tuple[str, Any]]) -> Json:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
 def parse(entry: bytes) -> Entry:
     """Take an entry apart; kinds that are not known pass.
 
@@ -1036,9 +1026,7 @@ def parse(entry: bytes) -> Entry:
     if len(entry) > MAX_ENTRY_BYTES:
         raise LedgerError(f"an entry of {len(entry)} bytes is too long")
     try:
-        data = json.loads(
-            entry.decode("utf-8"), object_pairs_hook=_no_twins, parse_constant=_no_constant
-        )
+        data = strictjson.load(entry)
         metadata, ours = data["metadata"], data["unmapped"]["recuse"]
         uid, index, kind = metadata["uid"], metadata["sequence"], ours["kind"]
         numbers = (index, data["class_uid"], data["activity_id"], data["type_uid"], data["time"])
@@ -1049,7 +1037,7 @@ def parse(entry: bytes) -> Entry:
             raise TypeError
         origin, _, number = uid.rpartition(":")
         time_ns = parse_time(metadata["original_time"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise LedgerError("not an entry: not an OCSF event with our fields") from None
     if index < 0 or number != str(index):
         raise LedgerError(f"entry {index} says it is {uid!r:.80}")

@@ -174,8 +174,9 @@ def test_a_review_by_mail_counts_as_any(paths: Paths) -> None:
     "body",
     ["", "{", "[]", "{}", '{"recuse": "mail/1", "kind": "approval", "grant": 1, "signature": ""}',
      '{"recuse": "mail/1", "kind": "grant", "grant": "g-1"}', "x" * 20000, "[" * 9000,
-     '{"recuse": "mail/1", "kind": "request", "request": "a", "request": "b"}'],
-    ids=["empty", "cut", "list", "bare", "number", "kind", "long", "deep", "twice"],
+     '{"recuse": "mail/1", "kind": "request", "request": "a", "request": "b"}',
+     '{"recuse": "mail/1", "kind": "request", "request": "\\ud800"}'],
+    ids=["empty", "cut", "list", "bare", "number", "kind", "long", "deep", "twice", "half"],
 )  # fmt: skip
 def test_mail_that_is_none_changes_nothing(paths: Paths, body: str) -> None:
     async def scene(world: MailOffice) -> None:

@@ -49,6 +49,7 @@ FLOORS: Dict[int, Set[str]] = {
         "lint",
         "policytest",
         "whatif",
+        "strictjson",
     },
     1: {
         "config",

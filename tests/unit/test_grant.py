@@ -105,6 +105,7 @@ BAD_REQUESTS: Dict[str, Callable[[bytes], bytes]] = {
     "a list": lambda raw: b"[]\n",
     "too long": lambda raw: raw + b" " * 4096,
     "nested": lambda raw: b"[" * 4000,
+    "half a character": lambda raw: raw.replace(b"index", rb"\ud800"),
 }  # fmt: skip
 
 

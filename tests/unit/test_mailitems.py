@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,6 +67,22 @@ def test_garbage_is_refused(raw: bytes) -> None:
 
 
 STATEMENT = mail.Statement("revocation", "g-1", "example.org", "h1", "0" * 64, "enough")
+
+
+@pytest.mark.parametrize(
+    ("read", "raw"),
+    [
+        (mail.read_item, mail.write_item(mail.Item("request", request="@"))),
+        (mail.read_item, mail.write_item(mail.Item("approval", "@", signature="x"))),
+        (mail.read_statement, mail.write_statement(replace(STATEMENT, host="@"))),
+        (mail.read_review, mail.write_review(mail.Review("@", "o", "h", "u", "d", "y"))),
+    ],
+    ids=["request", "approval", "statement", "review"],
+)  # fmt: skip
+def test_half_a_surrogate_pair_is_refused(read: Any, raw: bytes) -> None:
+    assert read(raw)
+    with pytest.raises(CryptoError):
+        read(raw.replace(b"@", rb"\ud800"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,48 @@
+"""JSON that others wrote, read without the usual licences of readers.
+
+Pure. Two programs that read one text must not read two things in it, and what was read must be
+something that can be written again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Dict, List, Tuple
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def load(raw: bytes) -> Any:
+    """Read UTF-8 JSON in which no name stands twice in an object and numbers are numbers.
+
+    Raises: ValueError
+    """
+    try:
+        return json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_no_twins, parse_constant=_no_constant
+        )
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def load_text(raw: bytes) -> Any:
+    """Read the same where all texts are text: not half of a surrogate pair, which UTF-8 has not.
+
+    Raises: ValueError
+    """
+    found = load(raw)
+    if _SURROGATE.search(raw.decode("utf-8")):  # of a whole pair, most likely
+        json.dumps(found, ensure_ascii=False).encode()
+    return found
+
+
+def _no_twins(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
