@@ -176,7 +176,7 @@ def _words_of(value: object) -> str:
 
 
 def _host_tags(entry: Entry) -> Optional[FrozenSet[str]]:
-    tags = _object(entry.ours.get("facts")).get("host_tags")
+    tags = entry.object("facts").get("host_tags")
     return frozenset(map(str, tags)) if isinstance(tags, list) else None
 
 
@@ -221,7 +221,7 @@ def test_notice(host: str, channel: str, now_ns: int, nonce: str) -> Notice:
 
 def carried_from(raw: bytes) -> Optional[Tuple[str, int]]:
     """Say where an entry that was entered again stood before; None if it was not."""
-    carried = _object(parse(raw).ours.get("carried")).get("uid")
+    carried = parse(raw).object("carried").get("uid")
     origin, _, number = carried.rpartition(":") if isinstance(carried, str) else ("", "", "")
     return (origin, int(number)) if origin and number.isascii() and number.isdigit() else None
 

@@ -35,9 +35,9 @@ class Optouts(View):
 
     def apply(self, entry: Entry) -> None:
         super().apply(entry)
-        facts = entry.ours.get("facts")
+        facts = entry.object("facts")
         name = entry.get("session") or entry.get("login")
-        if name is None or not isinstance(facts, dict):
+        if name is None or not facts:
             return
         roles = _names(facts.get("roles"))
         self._teams[name] = roles or _names(facts.get("groups"))

@@ -1017,6 +1017,16 @@ class Entry:
         value = self.ours.get(key)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
+    def object(self, key: str) -> Json:
+        """Read an object out of unmapped.recuse; {} if it is missing or something else."""
+        value = self.ours.get(key)
+        return value if isinstance(value, dict) else {}
+
+    def answers(self) -> Json:
+        """Give what rules that ask were answered, by name, each as answer_to_json() has it."""
+        answers = self.object("facts").get("answers")
+        return answers if isinstance(answers, dict) else {}
+
 
 def parse(entry: bytes) -> Entry:
     """Take an entry apart; kinds that are not known pass.
@@ -1224,12 +1234,6 @@ def _strings(value: Any) -> List[str]:
     return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
 
 
-def _answers(ours: Json) -> Json:
-    facts = ours.get("facts")
-    answers = facts.get("answers") if isinstance(facts, dict) else None
-    return answers if isinstance(answers, dict) else {}
-
-
 def _float(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else 0.0
 
@@ -1306,7 +1310,7 @@ class View:
         row.supervised = row.supervised or ours.get("supervised") is True
         row.tags = _strings(ours.get("tags")) or row.tags
         row.claimed_tags = _strings(ours.get("claimed_tags")) or row.claimed_tags
-        row.answers = _answers(ours) or row.answers
+        row.answers = entry.answers() or row.answers
         row.notes = _strings(ours.get("notes")) or row.notes
         row.notice_sha256 = entry.get("notice_sha256") or row.notice_sha256
         row.notice_language = entry.get("notice_language") or row.notice_language

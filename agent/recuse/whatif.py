@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from itertools import combinations
-from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 from recuse.asks import Answer, answer_from_json
 from recuse.errors import LedgerError
@@ -99,18 +99,16 @@ class Replay:
             self.skipped += 1
 
     def _decide(self, entry: Entry, name: str, login: str, is_login: bool, now: datetime) -> _Past:
-        ours = entry.ours
-        told = ours.get("facts")
-        verdict = entry.get("verdict")
-        if not isinstance(told, dict) or verdict not in VERDICTS:
+        told, verdict = entry.object("facts"), entry.get("verdict")
+        if not told or verdict not in VERDICTS:
             raise ValueError("no decision")
         facts = facts_from_json(told)
-        if ours.get("cut") is True:  # lists and texts may be shorter than they were
+        if entry.ours.get("cut") is True:  # lists and texts may be shorter than they were
             facts = replace(facts, groups=None, command_cut=facts.command is not None)
         grants = []
         if entry.get("grant") is not None:
             grants = [_again(entry, now)]
-        answers = _answers(told)
+        answers = _answers(entry)
         decision = decide(facts, self.policy, now, grants, answers)
         return _Past(
             id=name,
@@ -244,18 +242,14 @@ def _counted(names: List[str]) -> Dict[str, int]:
 
 def _time_of(entry: Entry) -> datetime:
     """Say when the decision was made, also if a later ledger says it again."""
-    carried = entry.ours.get("carried")
-    time_ns = entry.time_ns
-    if isinstance(carried, dict) and isinstance(carried.get("time"), str):
-        time_ns = parse_time(carried["time"])
+    carried = entry.object("carried").get("time")
+    time_ns = parse_time(carried) if isinstance(carried, str) else entry.time_ns
     return datetime.fromtimestamp(time_ns / 1e9, timezone.utc)
 
 
-def _answers(told: Mapping[str, Any]) -> Dict[str, Answer]:
+def _answers(entry: Entry) -> Dict[str, Answer]:
     """Take up the answers that an entry has; one that makes no sense was not given."""
-    found = told.get("answers")
-    items = found.items() if isinstance(found, dict) else ()
-    answers = {name: answer_from_json(value) for name, value in items}
+    answers = {name: answer_from_json(value) for name, value in entry.answers().items()}
     return {name: answer for name, answer in answers.items() if answer is not None}
 
 

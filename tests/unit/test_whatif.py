@@ -240,7 +240,7 @@ def test_what_a_new_epoch_says_again_is_counted_once() -> None:
     )  # as of when it was, not of when it was said again
 
 
-SENSELESS: List[Any] = [None, 3, [], {"user": 3}, {"groups": "staff"}, {"uid": True}]
+SENSELESS: List[Any] = [None, 3, [], {}, {"user": 3}, {"groups": "staff"}, {"uid": True}]
 
 
 @pytest.mark.parametrize("told", SENSELESS)
