@@ -79,23 +79,24 @@ class Mailroom:
     def requests(self, host: Optional[str], now_s: int) -> List[Dict[str, Any]]:
         """List requests that wait and grants not expired, of all hosts or of one, by its id."""
         now = datetime.fromtimestamp(now_s, timezone.utc)
-        prefixes = [self.host(host)] if host else [one.prefix for one in self._store.hosts()]
         found: List[Dict[str, Any]] = []
-        for prefix in prefixes:
+        for prefix in self._prefixes(host):
             found += self._requests_of(prefix, now)
         return sorted(found, key=lambda one: str(one["asked"]))[-MAX_REQUESTS:]
 
     def debts(self, host: Optional[str], now_s: int) -> List[Dict[str, Any]]:
         """List reviews that are owed, of all hosts or of one, by its id."""
         now = datetime.fromtimestamp(now_s, timezone.utc)
-        prefixes = [self.host(host)] if host else [one.prefix for one in self._store.hosts()]
         found = [
             {"collected_from": prefix, **debt.to_json(now_s * 10**9, namespace_in(prefix))}
-            for prefix in prefixes
+            for prefix in self._prefixes(host)
             for debt in self._state_of(prefix, now).debts.values()
             if debt.reviewed_by is None
         ]  # fmt: skip
         return sorted(found, key=lambda one: str(one["due"]))[:MAX_REQUESTS]
+
+    def _prefixes(self, host: Optional[str]) -> List[str]:
+        return [self.host(host)] if host else [one.prefix for one in self._store.hosts()]
 
     def _state_of(self, prefix: str, now: datetime) -> GrantState:
         """Fold what the newest ledger of a host says of what is open."""
