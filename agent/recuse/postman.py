@@ -90,17 +90,40 @@ class Postman:
         if found is None:
             return False
         way, origin = found
-        told = await self._ask({"verb": "mail"})
-        for one in told.get("outgoing") or ():
-            await self._send(way, origin, one)
-        waiting = told.get("waiting") is True
+        waiting = await self._send_on(way, origin)
         if not waiting and time.monotonic() - self._looked < LOOK_S:
             return False
-        items = await way.mailbox(origin, waiting)
+        items = await self._fetch(way, origin, waiting)
         self._looked = time.monotonic()
         for body in items:
             await self._deliver(way, origin, body)
         return waiting or bool(items)
+
+    async def _send_on(self, way: Way, origin: str) -> bool:
+        """Send what is for other hosts; say whether anything is open here."""
+        told = await self._ask({"verb": "mail"})
+        for one in told.get("outgoing") or ():
+            await self._send(way, origin, one)
+        return told.get("waiting") is True
+
+    async def _fetch(self, way: Way, origin: str, waiting: bool) -> List[bytes]:
+        """Ask for items, and send on what is for others while the collector takes its time."""
+        if not waiting:
+            return await way.mailbox(origin, False)
+        fetching = asyncio.ensure_future(way.mailbox(origin, True))
+        woken = asyncio.ensure_future(self._wake.wait())
+        try:
+            while True:
+                await asyncio.wait({fetching, woken}, return_when=asyncio.FIRST_COMPLETED)
+                if fetching.done():
+                    return await fetching
+                self._wake.clear()
+                await self._send_on(way, origin)
+                await asyncio.wait({fetching}, timeout=SPACING_S)
+                woken = asyncio.ensure_future(self._wake.wait())
+        finally:
+            fetching.cancel()
+            woken.cancel()
 
     async def _deliver(self, way: Way, origin: str, body: bytes) -> None:
         name = item_id(body)
