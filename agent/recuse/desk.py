@@ -835,6 +835,17 @@ class Desk:
 
     # -- ends of exemptions ----------------------------------------------------------
 
+    def _left_ns(self, live: LiveSession) -> Optional[int]:
+        """Say how long the exemption of a session still lasts; None if it has no end.
+
+        By the clock that nobody sets, too: one that is set back gains nothing.
+        """
+        end = self._deadline_ns(live)
+        if end is None:
+            return None
+        ran_ns = self._kernel.mono_ns() - live.session.mono_ns
+        return end - max(self._kernel.now_ns(), live.session.started_ns + ran_ns)
+
     def _deadline_ns(self, live: LiveSession) -> Optional[int]:
         row = self.state.rows.get(live.grounds.grant or "")
         if row is None:
@@ -855,9 +866,9 @@ class Desk:
     def _arm(self) -> None:
         """See to it that _tick() comes when the next exemption ends, or a review is overdue."""
         now_ns = self._kernel.now_ns()
-        ends = [self._deadline_ns(live) for live in self._agent.sessions.values()]
-        ends += [one.due_ns for one in self.state.debts.values() if one.reviewed_by is None]
-        waits = [max(0.05, (end - now_ns) / 1e9) for end in ends if end is not None and end > 0]
+        left = [self._left_ns(live) for live in self._agent.sessions.values()]
+        due = [one.due_ns - now_ns for one in self.state.debts.values() if one.reviewed_by is None]
+        waits = [max(0.05, one / 1e9) for one in [*left, *due] if one is not None]
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -868,8 +879,8 @@ class Desk:
     def _tick(self) -> None:
         now_ns = self._kernel.now_ns()
         for live in list(self._agent.sessions.values()):
-            end = self._deadline_ns(live)
-            if end is not None and now_ns >= end:
+            left = self._left_ns(live)
+            if left is not None and left <= 0:
                 self._withdraw(live, "grant-expired", f"grant {live.grounds.grant} has expired")
         for debt in self.state.debts.values():
             if debt.overdue(now_ns) and debt.id not in self._overdue_told:
@@ -883,7 +894,7 @@ class Desk:
     def _arm_unless_told(self) -> None:
         now_ns = self._kernel.now_ns()
         open_ends = any(
-            (self._deadline_ns(live) or 0) > now_ns for live in self._agent.sessions.values()
+            (self._left_ns(live) or 0) > 0 for live in self._agent.sessions.values()
         )
         due = any(
             one.reviewed_by is None and one.due_ns > now_ns for one in self.state.debts.values()

@@ -629,12 +629,19 @@ def test_revoking_ends_what_is_exempt(paths: Paths) -> None:
     assert world.told("exemption-ended")
 
 
-def test_a_session_ends_when_its_grant_does_if_it_says_so(paths: Paths) -> None:
+@pytest.mark.parametrize(("wall", "passed"), [(0.5, 0.0), (-5.0, 0.5)], ids=["", "set back"])
+def test_a_session_ends_when_its_grant_does_if_it_says_so(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, wall: float, passed: float
+) -> None:
+    real = test_agent.Kernel.mono_ns
+
     async def scene(world: Office) -> None:
         await world.granted(max_seconds=60, uses=2)
         _, answer = await world.session(await world.login("alice"), "alice")
         assert answer.label == b"exempt"
-        world.move(0.5)
+        world.move(wall)
+        hours = round(passed * 3600e9)
+        monkeypatch.setattr(test_agent.Kernel, "mono_ns", lambda self: real(self) + hours)
         await world.crash()
         await world.start()
         await world.ended()
