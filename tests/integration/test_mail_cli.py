@@ -6,7 +6,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Awaitable, Callable, Dict, List
+from typing import Any, Awaitable, Callable, Dict, List, Tuple
 
 import pytest
 from central import PREFIX, Central, Host, in_thread, running, scenario, settled, until
@@ -92,6 +92,12 @@ def test_requests_are_listed_shown_and_signed_as_they_are(
 GRANT = "g-aaaaaaaaaaaaaaaa"
 
 
+def last_taken(agent: Listening) -> Tuple[mail.Item, sshsig.SshSignature]:
+    """Give what came to the agent last, with its signature."""
+    item = mail.read_item(agent.taken[-1])
+    return item, sshsig.SshSignature.parse((item.signature or "").encode())
+
+
 def serving(rows: List[Dict[str, Any]]) -> Callable[..., List[Dict[str, Any]]]:
     return lambda *told: rows
 
@@ -106,9 +112,8 @@ def test_approving_and_ending_send_what_the_host_can_verify(
         done = await desk.run("approve", GRANT[:6], "--yes")
         assert done.code == 0 and f"{PREFIX} says: g-1: pending" in done.out, done.err
         assert "1 sessions of alice (uid 1000) on h1" in done.out
-        item = mail.read_item(agent.taken[-1])
+        item, signed = last_taken(agent)
         assert (item.kind, item.grant) == ("approval", GRANT)
-        signed = sshsig.SshSignature.parse((item.signature or "").encode())
         assert signed.namespace == "recuse-grant@example.com"
         signed.check(full)
 
@@ -119,10 +124,9 @@ def test_approving_and_ending_send_what_the_host_can_verify(
         ended = await desk.run("reject", GRANT, "--yes", "--why", "enough", "--json")
         told = json.loads(ended.out)
         assert told["taken"] and told["host"] == PREFIX
-        item = mail.read_item(agent.taken[-1])
+        item, signed = last_taken(agent)
         statement = mail.read_statement((item.statement or "").encode())
         assert (statement.kind, statement.grant, statement.words) == ("rejection", GRANT, "enough")
-        signed = sshsig.SshSignature.parse((item.signature or "").encode())
         signed.check((item.statement or "").encode())
 
         asked = await desk.run("approve", GRANT)
@@ -158,9 +162,8 @@ def test_broken_glass_is_listed_and_reviewed_there(
         done = await desk.run("review", GRANT[:6], "--yes")
         assert done.code == 0 and f"{PREFIX} says: " in done.out, done
         assert "I have looked at what alice did on h1" in done.out
-        item = mail.read_item(agent.taken[-1])
+        item, signed = last_taken(agent)
         assert (item.kind, item.grant) == ("review", GRANT)
-        signed = sshsig.SshSignature.parse((item.signature or "").encode())
         assert signed.namespace == "recuse-grant@example.com"
         signed.check(statement)
 
@@ -222,8 +225,7 @@ def test_what_a_lying_collector_shows_is_not_signed(
         monkeypatch.setattr(room, "requests", serving([lie]))
         done = await desk.run("approve", GRANT, "--yes")
         assert done.code == 0 and "nobody" not in done.out and "alice" in done.out
-        signature = mail.read_item(agent.taken[-1]).signature or ""
-        signed = sshsig.SshSignature.parse(signature.encode())
+        _, signed = last_taken(agent)
         assert signed.namespace == "recuse-grant@example.com"
 
     play(central, host, tmp_path, scene)

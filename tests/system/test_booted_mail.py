@@ -14,6 +14,7 @@ from typing import Any, Dict, Tuple
 import pytest
 from accounts import RULES, enable, event, verify, watching
 from host import TOP, Host
+from office import APPROVAL, NAMESPACES, REASONS
 
 PROGRAM = TOP / "packaging/bin/recuse"
 URL = "https://localhost:8443"
@@ -22,31 +23,6 @@ CONFIG = f"""
 url = "{URL}"
 ca = "/etc/recuse/collector.crt"
 """
-POLICY = """
-[reasons.maintenance]
-text.en = "maintenance of a database"
-needs_ticket = "CHG-[0-9]+"
-"""
-APPROVAL = """
-[approvers]
-leads = ["frank@example.org", "heidi@example.org"]
-
-[[allow]]
-name = "dba"
-users = ["alice"]
-reasons = ["maintenance"]
-longest = "4h"
-uses = 5
-approvers = 2
-from = ["leads"]
-
-[break_glass]
-users = ["carol"]
-longest = "1h"
-review_within = "1h"
-reviewers = ["leads"]
-"""
-NAMESPACE = "recuse-grant@local"
 
 
 class Elsewhere:
@@ -64,7 +40,7 @@ class Elsewhere:
             )
             public = " ".join(key.with_suffix(".pub").read_text().split()[:2])
             if name != "mallory":
-                allowed += f'{name}@example.org namespaces="{NAMESPACE}" {public}\n'
+                allowed += f"{name}@example.org {NAMESPACES} {public}\n"
                 access += f'{name}@example.org namespaces="recuse-mailbox@local" {public}\n'
         self.signers.write_text(allowed)
         host.write("/etc/recuse/approvers", allowed)
@@ -102,11 +78,11 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuple[Host, Els
         host.run(*enrol, "--token", token, check=True)
         elsewhere = Elsewhere(host, tmp_path_factory.mktemp("elsewhere"))
         rules = RULES.replace("handles patient data", "maintenance")
-        host.write("/etc/recuse/policy.d/10-test.toml", POLICY + rules)  # that the next one needs
+        host.write("/etc/recuse/policy.d/10-test.toml", REASONS + rules)  # that the next one needs
         host.write("/etc/recuse/approval.d/10-test.toml", APPROVAL)
         host.run("recuse", "policy", "check", check=True)
         host.run("systemctl", "restart", "recuse-agent", "recuse-ship", check=True)
-        enable(host, POLICY + rules)
+        enable(host, REASONS + rules)
         yield host, elsewhere
 
 
