@@ -14,7 +14,7 @@ import pwd
 import socket
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Set, Tuple
 
-from . import __version__, records
+from . import __version__, records, strictjson
 from .control import peer_uid
 from .errors import AccessDenied, LedgerError, NotFound, RecuseError, WireError
 from .findings import Findings
@@ -170,10 +170,10 @@ class Front:
 
     async def _answer(self, line: bytes, uid: int, writer: asyncio.StreamWriter) -> Dict[str, Any]:
         try:
-            request = json.loads(line)
+            request = strictjson.load_text(line)
             verb = request["verb"]
             who = VERBS[verb]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             raise WireError("not a request this agent knows") from None
         if uid != 0 and who != "all" and uid not in map(self._services.get, who.split()):
             raise AccessDenied(f"uid {uid} may not ask for {verb}", "ask as root")

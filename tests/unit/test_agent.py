@@ -2418,7 +2418,11 @@ def test_segments_are_cut_while_the_session_runs(paths: Paths) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"\n", b"{}\n", b"[]\n", b'{"verb": "explode"}\n', b"\xff\n", b"[" * 9000 + b"\n"]
+    "line",
+    [
+        b"\n", b"{}\n", b"[]\n", b'{"verb": "explode"}\n', b"\xff\n", b"[" * 9000 + b"\n",
+        b'{"verb": "status", "verb": "sync"}\n', b'{"verb": "status", "words": "\\ud800"}\n',
+    ],
 )
 def test_control_answers_what_it_does_not_know(paths: Paths, line: bytes) -> None:
     async def scene(world: World) -> None:
