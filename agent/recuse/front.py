@@ -14,7 +14,7 @@ import pwd
 import socket
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Set, Tuple
 
-from . import __version__, records, strictjson
+from . import __version__, records
 from .control import peer_uid
 from .errors import AccessDenied, LedgerError, NotFound, RecuseError, WireError
 from .findings import Findings
@@ -159,7 +159,10 @@ class Front:
             if not line:
                 return
             try:
-                answer = await self._answer(line, uid, writer)
+                try:
+                    answer = await self._answer(line, uid, writer)
+                except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 has not
+                    raise WireError("the request has characters that are none") from None
             except RecuseError as error:
                 answer = {
                     "ok": False, "error": error.message, "hint": error.hint,
@@ -170,10 +173,10 @@ class Front:
 
     async def _answer(self, line: bytes, uid: int, writer: asyncio.StreamWriter) -> Dict[str, Any]:
         try:
-            request = strictjson.load_text(line)
+            request = json.loads(line)
             verb = request["verb"]
             who = VERBS[verb]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise WireError("not a request this agent knows") from None
         if uid != 0 and who != "all" and uid not in map(self._services.get, who.split()):
             raise AccessDenied(f"uid {uid} may not ask for {verb}", "ask as root")

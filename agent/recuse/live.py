@@ -116,7 +116,7 @@ class LiveSession:
         """
         implied = [Gap("limit", "o", 0, "")] if self._passes_unseen and not gaps else []
         causes = {gap.cause for gap in gaps}
-        if "state-lost" in self.flags and "fault" not in causes:
+        if "state-lost" in self.flags and self.recording and "fault" not in causes:
             implied.append(Gap("fault", "o", 0, ""))
         if "pause-interrupted" in self.flags and "pause" not in causes:
             implied.append(Gap("pause", "o", 0, ""))

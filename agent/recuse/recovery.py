@@ -385,8 +385,12 @@ class Recovery:
                 live.recording = spool.adopt(live.id, offset, len(row.segments))
         except SpoolError as error:
             live.flags.append("recording-missing")
-            self.agent.journal.write("spool-fault", file=f"live/{live.id}.cast", fault=str(error))
-            return
+            path = os.path.join(spool.live, f"{live.id}.cast")
+            if os.path.lexists(path):
+                set_aside(self.agent, path, str(error))
+            else:
+                file = f"live/{live.id}.cast"
+                self.agent.journal.write("spool-fault", file=file, fault=str(error))
 
     def _left_over(self, session_id: str) -> None:
         """Deal with a recording that nothing live speaks of."""

@@ -106,7 +106,7 @@ def test_read_only_disk_locks_nobody_out_and_is_accounted_for(own: Host, tmp_pat
         verify(host)
         # The agent lost sight of the session that ran on, and says that it cannot know the rest.
         found = {row["session"]: row for row in rows(host)}
-        assert found[running["session"]]["outcome"] == "partial"
+        assert found[running["session"]]["outcome"] in ("partial", "lost")  # with its file
         assert "before-it-is-read-only" in export(host, running["session"])
         told = host.run("recuse", "doctor", "--coverage", "--settle", "0", "--json")
         [missing] = json.loads(told.stdout)["findings"]

@@ -1771,17 +1771,28 @@ def test_reboot_closes_what_was_open(paths: Paths) -> None:
 @pytest.mark.parametrize(
     ("boot", "outcome"),
     [
-        pytest.param("22222222-2222-2222-2222-222222222222", "recorded", id="the host crashed"),
-        pytest.param("11111111-1111-1111-1111-111111111111", "partial", id="its disk alone did"),
+        pytest.param("2", "recorded", id="the host crashed"),
+        pytest.param("1", "partial", id="its disk alone did"),
+        pytest.param("1", "lost", id="with the recording"),
+        pytest.param("1", "lost", id="with what was in it"),
     ],
 )
 def test_crash_that_lost_the_state_is_seen_in_the_ledger(
-    paths: Paths, boot: str, outcome: str
+    paths: Paths, request: pytest.FixtureRequest, boot: str, outcome: str
 ) -> None:
+    boot = "11111111-1111-1111-1111-111111111111".replace("1", boot)
+
     async def scene(world: World) -> None:
         shell, _ = await world.session(await world.login("alice"), "alice")
         await world.session(await world.login("robot"), "robot")
+        shell.write(b'[0.1,"o","shown"]')
+        await world.agent.sealer.cut_all()
         await world.crash()
+        spool, hollow = world.agent.spool, "in it" in request.node.name
+        for left in spool.live_sessions() if outcome == "lost" else ():
+            spool.forget(left)
+            if hollow:
+                (Path(spool.live) / f"{left}.cast").write_bytes(b"")
         for path in paths.sessions.iterdir():
             path.unlink()
         for name in list(world.store.kept):
@@ -1793,6 +1804,8 @@ def test_crash_that_lost_the_state_is_seen_in_the_ledger(
         view = records.fold(world.entries())
         outcomes = sorted(row.outcome or "" for row in view.sessions.values())
         assert outcomes == ["exempt", outcome]
+        assert verified(world).ok
+        assert spool.live_sessions() == [] and len(os.listdir(spool.quarantined)) == hollow
         assert all(row.closed_seq is not None for row in view.logins.values())
 
     run(paths, scene)
@@ -2421,7 +2434,7 @@ def test_segments_are_cut_while_the_session_runs(paths: Paths) -> None:
     "line",
     [
         b"\n", b"{}\n", b"[]\n", b'{"verb": "explode"}\n', b"\xff\n", b"[" * 9000 + b"\n",
-        b'{"verb": "status", "verb": "sync"}\n', b'{"verb": "status", "words": "\\ud800"}\n',
+        b'{"verb": "grant-import", "request": "\\ud800"}\n',
     ],
 )
 def test_control_answers_what_it_does_not_know(paths: Paths, line: bytes) -> None:
