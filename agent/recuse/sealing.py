@@ -168,7 +168,8 @@ class Sealer:
             if size != followed.synced:
                 due.append(_Due(followed))
             if self.spool.is_due(recording, now_ns, config.segment_seconds, config.segment_bytes):
-                due.append(_Due(followed, size - recording.offset))
+                # Of one whose segments failed, maybe all is cut: they are due nevertheless.
+                due.append(_Due(followed, max(1, size - recording.offset)))
         return due
 
     def _complain(self, fault: str) -> None:

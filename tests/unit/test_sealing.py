@@ -212,6 +212,26 @@ def test_a_tick_syncs_what_grew_and_cuts_what_is_due(
     assert all(segment.plain_size > 4096 - len(LINE) for segment in entered["s-large"])
 
 
+def test_segments_that_failed_are_made_by_a_later_tick_though_nothing_more_came(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealing, "TICK_SECONDS", 0.0)
+    world.book.takes = 0
+
+    async def go() -> None:
+        ticks = asyncio.Semaphore(0)
+        world.sealer.on_tick.append(ticks.release)
+        recording = world.begin("s-a", 100)
+        for _ in range(4):
+            await ticks.acquire()
+        assert not recording.pending
+        await world.sealer.stop()
+
+    asyncio.run(go())
+    assert world.said == ["the disk is full"]
+    assert world.kept("s-a") == HEADER + LINE * 100
+
+
 def test_cut_all_also_waits_for_what_is_being_sealed(world: World) -> None:
     async def go() -> None:
         ending, living = world.begin("s-ending", 90), world.begin("s-living", 90)
