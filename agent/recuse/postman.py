@@ -24,6 +24,8 @@ SPACING_S = 0.5
 """Least time between two questions to a collector, whatever it answers."""
 MAX_DELAY_S = 60.0
 MAX_REMEMBERED = 512
+MAX_SENT = 100
+"""Requests sent on in one go, if the agent never stops naming one."""
 MAX_LINE = 60_000
 """Longest line that the agent is given; it takes no longer ones."""
 AGENT_S = 30.0
@@ -102,8 +104,11 @@ class Postman:
     async def _send_on(self, way: Way, origin: str) -> bool:
         """Send what is for other hosts; say whether anything is open here."""
         told = await self._ask({"verb": "mail"})
-        for one in told.get("outgoing") or ():
-            await self._send(way, origin, one)
+        for _ in range(MAX_SENT):
+            outgoing = told.get("outgoing")
+            if not outgoing:
+                break
+            told = await self._send(way, origin, outgoing[0])
         return told.get("waiting") is True
 
     async def _fetch(self, way: Way, origin: str, waiting: bool) -> List[bytes]:
@@ -157,13 +162,13 @@ class Postman:
             return True, ""
         return True, _printable(f"{grant.get('grant')}: {grant.get('state')}")
 
-    async def _send(self, way: Way, origin: str, one: Mapping[str, Any]) -> None:
-        """Send a request on to the host that it is for."""
+    async def _send(self, way: Way, origin: str, one: Mapping[str, Any]) -> Dict[str, Any]:
+        """Send a request on to the host that it is for; give what the agent says then."""
         prefix = origin.rpartition("/")[0]
         host = f"{prefix.rpartition('/')[0]}/{one['host']}"
         sent = await way.send(origin, host, one["body"].encode())
         fault = None if sent else f"no host {host[:300]} is enrolled with the collector"
-        await self._ask({"verb": "mail", "sent": one["id"], "fault": fault})
+        return await self._ask({"verb": "mail", "sent": one["id"], "fault": fault})
 
     async def _ask(self, request: Mapping[str, Any]) -> Dict[str, Any]:
         ask, socket = control.ask, self._socket

@@ -8,10 +8,11 @@ from typing import Any, Dict, List, Mapping, Tuple
 import pytest
 
 from recuse.errors import AgentUnreachable
-from recuse.postman import Postman
+from recuse.postman import MAX_SENT, Postman
 
 ORIGIN = "example.org/recuse/host/h1/1"
 OUT = {"id": "g-1", "host": "h2", "body": "request"}
+NEXT = {"id": "g-2", "host": "h3", "body": "another"}
 
 
 class Collector:
@@ -42,12 +43,13 @@ class Collector:
 
 
 class Desk:
-    """The agent's part: what is open, and what is to go out until it is said to be sent."""
+    """The agent's part: what is open, and what is to go out, one at a time, until it is sent."""
 
     def __init__(self) -> None:
         self.outgoing: List[Mapping[str, str]] = []
         self.changed = asyncio.Event()
-        self.away = False
+        self.away = self.forgets = False
+        self.waiting = True
 
     async def ask(self, request: Mapping[str, Any]) -> Dict[str, Any]:
         if self.away:
@@ -56,9 +58,10 @@ class Desk:
             self.changed.set()
             return {"grant": {"grant": "g-2", "state": "granted"}}
         if "sent" in request:
-            self.outgoing.clear()
+            if not self.forgets:
+                self.outgoing = [one for one in self.outgoing if one["id"] != request["sent"]]
             self.changed.set()
-        return {"waiting": True, "outgoing": list(self.outgoing)}
+        return {"waiting": self.waiting, "outgoing": self.outgoing[:1]}
 
 
 def play(monkeypatch: pytest.MonkeyPatch, scene: Any) -> None:
@@ -102,3 +105,20 @@ def test_an_agent_that_goes_away_meanwhile_leaves_no_question_behind(
         await asyncio.wait_for(collector.left.wait(), 10)
 
     play(monkeypatch, scene)
+
+
+@pytest.mark.parametrize(
+    ("forgets", "sent"),
+    [(False, ["h2", "h3"]), (True, ["h2"] * MAX_SENT)],
+    ids=["until-there-is-none", "within-bounds"],
+)
+def test_one_turn_sends_all_that_is_to_go_out(
+    monkeypatch: pytest.MonkeyPatch, forgets: bool, sent: List[str]
+) -> None:
+    collector, desk = Collector(), Desk()
+    desk.outgoing, desk.forgets, desk.waiting = [OUT, NEXT], forgets, False
+    collector.news.set()
+    postman = Postman("", lambda: (collector, ORIGIN))
+    monkeypatch.setattr(postman, "_ask", desk.ask)
+    asyncio.run(postman._turn())
+    assert [host.rpartition("/")[2] for host, _ in collector.sent] == sent
