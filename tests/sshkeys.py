@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 NAMESPACE = "recuse-grant@example.org"
+NOT_FRAMED = '"crossOrigin":false'
 
 
 def run(*command: str, stdin: bytes = b"", cwd: Optional[Path] = None) -> bytes:
@@ -145,7 +146,7 @@ class SecurityKey:
         flags: int = 0x01,
         counter: int = 7,
         origin: Optional[str] = None,
-        framed: bool = False,
+        client_rest: str = NOT_FRAMED,
     ) -> bytes:
         """Sign bytes as they are."""
         moment = bytes([flags]) + counter.to_bytes(4, "big")
@@ -154,10 +155,11 @@ class SecurityKey:
             raw = self._sign(head + hashlib.sha256(data).digest())
             return string(self.type.encode()) + string(raw) + moment
         challenge = base64.urlsafe_b64encode(data).decode().rstrip("=")
-        client = json.dumps(
-            {"type": "webauthn.get", "challenge": challenge, "origin": origin,
-             "crossOrigin": framed}, separators=(",", ":"),
-        ).encode()  # fmt: skip
+        first = json.dumps(
+            {"type": "webauthn.get", "challenge": challenge, "origin": origin},
+            separators=(",", ":"),
+        )  # fmt: skip
+        client = f"{first[:-1]},{client_rest}}}".encode()
         raw = self._sign(head + hashlib.sha256(client).digest())
         signature = string(b"webauthn-sk-ecdsa-sha2-nistp256@openssh.com") + string(raw) + moment
         return signature + string(origin.encode()) + string(client) + string(b"")
@@ -170,13 +172,13 @@ class SecurityKey:
         counter: int = 7,
         origin: Optional[str] = None,
         hash_name: str = "sha512",
-        framed: bool = False,
+        client_rest: str = NOT_FRAMED,
     ) -> bytes:
-        """Sign; with an origin, as a browser has a security key sign; framed by another page."""
+        """Sign; with an origin, as a browser has a security key sign, ending with client_rest."""
         digest = hashlib.new(hash_name, message).digest()
         parts = (namespace.encode(), b"", hash_name.encode())
         signed = b"SSHSIG" + b"".join(map(string, (*parts, digest)))
-        signature = self.sign_raw(signed, flags, counter, origin, framed)
+        signature = self.sign_raw(signed, flags, counter, origin, client_rest)
         return armour(
             b"SSHSIG\0\0\0\1" + string(self.blob) + b"".join(map(string, (*parts, signature)))
         )

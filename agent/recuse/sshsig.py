@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
+from recuse import strictjson
 from recuse.errors import CryptoError, Fault
 
 MAX_SIGNATURE_BYTES = 16384  # armoured; a certificate with an RSA key of 8,192 bits is below
@@ -377,9 +378,9 @@ class _Signature:
     def _check_page(self, application: str) -> None:
         """Check that the page may use that key at all, and was not in a frame of another's."""
         try:
-            told = json.loads(self.client_data.decode("utf-8"), object_pairs_hook=_once)
+            told = strictjson.load(self.client_data)
             host = urlsplit(self.origin).hostname or ""
-        except (ValueError, RecursionError):
+        except ValueError:
             raise _malformed("WebAuthn client data is not JSON, or of no page") from None
         if told.get("crossOrigin", False) is not False:
             raise SignatureRefused("origin", "signature was asked for in a frame of another page")
@@ -387,13 +388,6 @@ class _Signature:
             raise SignatureRefused(
                 "origin", f"page {self.origin!r} is not of {application!r}, whose key it is"
             )
-
-
-def _once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name twice")
-    return found
 
 
 @dataclass(frozen=True)

@@ -97,9 +97,20 @@ def test_verify_accepts_webauthn_of_a_page_that_counts(keys: Keys) -> None:
     signature, signers = key.sign(MESSAGE, origin=page), signers_line(ALICE, key.public)
     assert check(signature, signers, origins=[page]).origin == page
     assert refused(signature, signers) == "origin"
-    framed = key.sign(MESSAGE, origin=page, framed=True)
+    framed = key.sign(MESSAGE, origin=page, client_rest='"crossOrigin":true')
     assert refused(framed, signers, origins=[page]) == "origin"
     assert sshkeys.keygen_accepts(keys.place, MESSAGE, signature, signers, ALICE)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    ('"crossOrigin":true,"crossOrigin":false', '"more":NaN', '"more":', '"more":' + "[" * 9000),
+    ids=("twice", "no-number", "cut", "deep"),
+)
+def test_webauthn_that_two_readers_may_read_differently_is_refused(rest: str) -> None:
+    key, page = SecurityKey("ecdsa", application="example.org"), "https://approve.example.org"
+    signature = key.sign(MESSAGE, origin=page, client_rest=rest)
+    assert refused(signature, signers_line(ALICE, key.public), origins=[page]) == "malformed"
 
 
 @pytest.mark.parametrize("pattern", (ALICE, "*@example.org", "al?ce@*", "*,!bob@*"))
