@@ -386,25 +386,27 @@ class Spool:
 class Reserve:
     """Allocated space that can be given up in need, on the file system of its path."""
 
-    def __init__(self, path: str, size: int) -> None:
+    def __init__(self, path: str) -> None:
         self.path = path
-        self.size = size
 
-    @property
-    def held(self) -> bool:
+    def holds(self, size: int) -> bool:
+        """Say whether it is as large as that, and not just by its length: a copy may be sparse."""
         try:
-            return os.stat(self.path).st_size >= self.size
+            found = os.stat(self.path)
         except OSError:
             return False
+        return found.st_size == size and found.st_blocks * 512 >= size
 
-    def hold(self) -> bool:
-        """Allocate the space if it is not; False if there is not enough."""
-        if self.held:
+    def hold(self, size: int) -> bool:
+        """Allocate so much and no more; False, and nothing is held, if there is not enough."""
+        if self.holds(size):
             return True
         fd = -1
         try:
             fd = os.open(self.path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-            os.posix_fallocate(fd, 0, max(self.size, 1))
+            if os.fstat(fd).st_size > size:
+                os.ftruncate(fd, size)  # it was configured to be larger
+            os.posix_fallocate(fd, 0, size)
         except OSError:
             self.release()
             return False

@@ -127,20 +127,20 @@ class Upkeep:
         self._look_at_names()
         # The ledger must be able to tell of a full disk, on whichever file system it is.
         self._reserves = [
-            Reserve(str(paths.spool / "reserve"), config.spool.reserve),
-            Reserve(str(paths.state / "reserve"), config.spool.reserve // 4),
+            (Reserve(str(paths.spool / "reserve")), 1),
+            (Reserve(str(paths.state / "reserve")), 4),  # entries are small
         ]
         self.hold_reserves()
         book.on_fault = self.release_reserves
 
     def hold_reserves(self) -> None:
-        """Allocate the reserved space, where there is room for it."""
-        for reserve in self._reserves:
-            reserve.hold()
+        """Allocate the reserved space that is configured now, where there is room for it."""
+        for reserve, divisor in self._reserves:
+            reserve.hold(self.config.spool.reserve // divisor)
 
     def release_reserves(self) -> None:
         """Give the reserved space up, so that entries can be written."""
-        for reserve in self._reserves:
+        for reserve, _ in self._reserves:
             reserve.release()
 
     async def reload(self) -> List[str]:
@@ -156,6 +156,8 @@ class Upkeep:
                 self._journal.write(
                     "config-bad", fault=self.faults["config"], proceeding="the one in force"
                 )
+            if not self.full:
+                self.hold_reserves()
             self._read_notices("those in force")
             try:
                 policy = load_policy(self.paths)

@@ -2066,6 +2066,36 @@ def test_full_spool(paths: Paths, setting: str, user: str, verdict: Verdict) -> 
     run(paths, scene)
 
 
+def test_reserve_follows_what_is_configured(paths: Paths) -> None:
+    """Who makes it smaller needs the room: kept as it was, it filled a small disk by itself."""
+
+    def held() -> List[int]:
+        return [(one / "reserve").stat().st_size >> 18 for one in (paths.spool, paths.state)]
+
+    async def scene(world: World) -> None:
+        assert held() == [4, 1]
+        paths.config.write_text(ROOMY.replace("1 MiB", "8 MiB"))
+        await world.control(verb="reload")
+        assert held() == [32, 8]
+        await world.stop()
+        paths.config.write_text(ROOMY)
+        await world.start()
+        assert held() == [4, 1]
+
+    run(paths, scene)
+
+
+def test_reserve_that_was_given_up_is_not_taken_again_by_a_reload(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        paths.config.write_text('[spool]\nmin_free = "100 TiB"\n')
+        await world.control(verb="reload")
+        assert world.agent.upkeep.look_at_space()
+        await world.control(verb="reload")
+        assert not (paths.spool / "reserve").exists() and not (paths.state / "reserve").exists()
+
+    run(paths, scene)
+
+
 @pytest.mark.parametrize("setting", ["stub", "refuse"])
 def test_recording_that_cannot_begin_is_not_said_to_be_of_a_full_spool(
     paths: Paths, setting: str

@@ -287,16 +287,38 @@ def test_prepare_removes_segments_that_were_never_finished(spool: Spool) -> None
     assert os.listdir(spool.out) == []
 
 
+def allocated(reserve: Reserve) -> int:
+    return os.stat(reserve.path).st_blocks * 512
+
+
 def test_reserve_is_allocated_given_up_and_restored(tmp_path: Path) -> None:
-    reserve = Reserve(str(tmp_path / "reserve"), 1 << 20)
-    assert reserve.hold() and reserve.hold() and reserve.held
-    assert os.stat(reserve.path).st_blocks * 512 >= 1 << 20
+    reserve = Reserve(str(tmp_path / "reserve"))
+    assert reserve.hold(1 << 20) and reserve.hold(1 << 20) and reserve.holds(1 << 20)
+    assert allocated(reserve) >= 1 << 20
     reserve.release()
     reserve.release()
-    assert not reserve.held
+    assert not reserve.holds(1 << 20)
+    assert reserve.hold(1 << 20)
+
+
+@pytest.mark.parametrize("before", [1 << 18, 4 << 20], ids=["grows", "shrinks"])
+def test_reserve_has_the_size_that_is_asked_for_now(tmp_path: Path, before: int) -> None:
+    reserve = Reserve(str(tmp_path / "reserve"))
+    assert reserve.hold(before)
+    assert reserve.hold(1 << 20)
+    assert 1 << 20 <= allocated(reserve) < (1 << 20) + (1 << 16)
+
+
+def test_reserve_that_is_only_a_length_is_allocated(tmp_path: Path) -> None:
+    reserve = Reserve(str(tmp_path / "reserve"))
+    with open(reserve.path, "wb") as file:  # as a backup restores it
+        file.truncate(1 << 20)
+    assert not reserve.holds(1 << 20)
+    assert reserve.hold(1 << 20)
+    assert allocated(reserve) >= 1 << 20
 
 
 def test_reserve_that_does_not_fit_is_not_left_half(tmp_path: Path) -> None:
-    reserve = Reserve(str(tmp_path / "reserve"), 1 << 60)
-    assert not reserve.hold()
+    reserve = Reserve(str(tmp_path / "reserve"))
+    assert not reserve.hold(1 << 60)
     assert os.listdir(tmp_path) == []
