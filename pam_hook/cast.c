@@ -6,6 +6,7 @@
 #define _GNU_SOURCE 1
 #include "cast.h"
 
+#include <endian.h>
 #include <errno.h>
 #include <string.h>
 #include <time.h>
@@ -75,15 +76,23 @@ add_base64(struct recuse_text *t, const uint8_t *data, size_t len)
 
     if (t->size - t->len < (len + 2) / 3 * 4)
         return;
-    for (; len > 0; len -= len < 3 ? len : 3, data += 3, out += 4) {
-        uint32_t x = (uint32_t) data[0] << 16
-            | (uint32_t) (len > 1 ? data[1] : 0) << 8
-            | (len > 2 ? data[2] : 0);
+    for (; len >= 3; len -= 3, data += 3) {
+        uint32_t x = (uint32_t) data[0] << 16 | (uint32_t) data[1] << 8
+            | data[2];
 
-        out[0] = digits[x >> 18];
-        out[1] = digits[x >> 12 & 63];
-        out[2] = len > 1 ? digits[x >> 6 & 63] : '=';
-        out[3] = len > 2 ? digits[x & 63] : '=';
+        *out++ = digits[x >> 18];
+        *out++ = digits[x >> 12 & 63];
+        *out++ = digits[x >> 6 & 63];
+        *out++ = digits[x & 63];
+    }
+    if (len > 0) {
+        uint32_t x = (uint32_t) data[0] << 16
+            | (uint32_t) (len > 1 ? data[1] : 0) << 8;
+
+        *out++ = digits[x >> 18];
+        *out++ = digits[x >> 12 & 63];
+        *out++ = len > 1 ? digits[x >> 6 & 63] : '=';
+        *out++ = '=';
     }
     t->len = (size_t) (out - t->data);
 }
@@ -120,6 +129,22 @@ measure_character(const uint8_t *p, size_t len)
     return size;
 }
 
+/* Say how many bytes at the end are an incomplete character. */
+static size_t
+measure_rest(const uint8_t *data, size_t len)
+{
+    for (size_t n = 1; n <= 3 && n <= len; n++) {
+        const uint8_t *p = data + len - n;
+
+        if (*p >= 0xc0)
+            return measure_character(p, n) == 0 ? n : 0;
+    }
+    return 0;
+}
+
+/* What is shown in place of bytes that are no text: U+FFFD. */
+#define INVALID "\xef\xbf\xbd"
+
 /* What stands for a byte in a JSON string (RFC 8259 section 7). */
 struct escape {
     char text[7];
@@ -146,83 +171,91 @@ static const struct escape ESCAPES[256] = {
     FOUR('P'), FOUR('T'), FOUR('X'),
     LETTER("\\"), AS_IS(']'), AS_IS('^'), AS_IS('_'),
     SIXTEEN('`'), SIXTEEN('p'),
-    [0x80 ... 0xff] = { "\xef\xbf\xbd", 3 },    /* unless in a character */
+    [0x80 ... 0xff] = { INVALID, 3 },   /* unless in a character */
 };
 
-/* Whether none of eight bytes is to be escaped: all are below 0x80, none below
- * 0x20, and none is a quotation mark or a backslash. */
-static bool
-is_plain(const uint8_t *data)
+/* How many of eight bytes need no escape before the first that may: those from
+ * 0x20 to 0x7f, but for quotation mark and backslash. */
+static unsigned
+count_plain(const uint8_t *data)
 {
     const uint64_t each = 0x0101010101010101u;
     uint64_t x, quote, backslash;
 
     memcpy(&x, data, sizeof x);
+    x = le64toh(x);
     quote = x ^ each * '"';
     backslash = x ^ each * '\\';
-    /* A byte less than n borrows, and so sets the top bit of x - n. */
-    return ((x | (x - each * 0x20) | (quote - each) | (backslash - each))
-            & each * 0x80) == 0;
+    /* A byte less than n borrows, and so sets the top bit of x - n.  What it
+     * borrows from comes later, and is looked at again. */
+    x = (x | (x - each * 0x20) | (quote - each) | (backslash - each))
+        & each * 0x80;
+    return x ? (unsigned) __builtin_ctzll(x) / 8 : 8;
 }
 
-/* The most that eight bytes and the rest of a character become, and what may
- * be written beyond it. */
-#define BLOCK_MAX       (8 * 6 + 4 + sizeof(struct escape))
+/* Control characters that mean nothing to a terminal: all but BEL to SI, and
+ * ESC.  In no text, whatever its character set, are there more than some. */
+#define IS_ODD(c)   (((c) < 32) & 0xf7ff007fu >> ((c) & 31) & 1)
+#define ODD_MIN     16u         /* fewer make no binary data */
+#define ODD_PART    64u         /* nor does a smaller part of an event */
+
+/* The most that is written at once: eight bytes as they are, then a character
+ * or an escape. */
+#define BLOCK_MAX       (8 + sizeof(struct escape))
 
 /*
- * Add bytes as the inside of a JSON string; up to an incomplete character at
- * the end, unless `final`.  Returns the number of bytes taken and tells
- * whether any of them were not UTF-8.
+ * Add bytes as the inside of a JSON string, until more than `odd_max` of them
+ * were odd.  Returns how many were, and tells whether any were not UTF-8.
  */
 static size_t
-add_json(struct recuse_text *t, const uint8_t *data, size_t len, bool final,
-         bool *ret_invalid)
+add_json(struct recuse_text *t, const uint8_t *data, size_t len,
+         size_t odd_max, bool *ret_invalid)
 {
-    size_t i = 0;
-    bool in_run = false, invalid = false, is_whole = true;
+    size_t i = 0, odd = 0;
+    char *out = t->data + t->len, *end = t->data + t->size;
+    bool in_run = false, invalid = false;
 
-    while (i < len && is_whole && t->size - t->len >= BLOCK_MAX) {
-        char *out = t->data + t->len;
-        size_t stop = len - i < 8 ? len : i + 8;
+    while (i < len && odd <= odd_max && (size_t) (end - out) >= BLOCK_MAX) {
+        const struct escape *e;
+        uint8_t c, next;
 
-        if (len - i >= 8 && is_plain(data + i)) {
+        if (len - i >= 8) {
+            unsigned n = count_plain(data + i);
+
             memcpy(out, data + i, 8);
-            t->len += 8;
-            i = stop;
-            in_run = false;
-            continue;
+            out += n;
+            i += n;
+            in_run &= n == 0;
+            if (n == 8)
+                continue;
         }
-        while (i < stop) {
-            uint8_t c = data[i], next = i + 1 < len ? data[i + 1] : 0x80;
-            const struct escape *e = &ESCAPES[c];
+        c = data[i];
+        next = i + 1 < len ? data[i + 1] : 0;
+        e = &ESCAPES[c];
+        /* A lead and its continuation.  In one comparison, since of bytes that
+         * are no text neither can be foretold: a branch for each was half of
+         * all the time. */
+        if (((c & 0xc0) << 8 | (next & 0xc0)) == 0xc080) {
+            int n = measure_character(data + i, len - i);
 
-            /* A lead and its continuation.  In one comparison, since of bytes
-             * that are no text neither can be foretold: a branch for each was
-             * half of all the time. */
-            if (((c & 0xc0) << 8 | (next & 0xc0)) == 0xc080) {
-                int n = measure_character(data + i, len - i);
-
-                if (n > 0) {
-                    for (; n > 0; n--)
-                        *out++ = (char) data[i++];
-                    in_run = false;
-                    continue;
-                }
-                is_whole = n < 0 || final;
-                if (!is_whole)
-                    break;
+            if (n > 0) {
+                for (; n > 0; n--)
+                    *out++ = (char) data[i++];
+                in_run = false;
+                continue;
             }
-            /* All of it, and what is too much is overwritten. */
-            memcpy(out, e->text, sizeof e->text);
-            out += e->len & -(size_t) !(in_run & (c >= 0x80));
-            in_run = c >= 0x80;
-            invalid |= in_run;
-            i++;
         }
-        t->len = (size_t) (out - t->data);
+        /* All of it, and what is too much is overwritten. */
+        memcpy(out, e->text, sizeof e->text);
+        out += e->len & -(size_t) !(in_run & (c >= 0x80));
+        in_run = c >= 0x80;
+        invalid |= in_run;
+        odd += IS_ODD(c);
+        i++;
     }
+    t->len = (size_t) (out - t->data);
     *ret_invalid = invalid;
-    return i;
+    return odd;
 }
 
 void
@@ -230,7 +263,23 @@ recuse_text_json(struct recuse_text *t, const void *data, size_t len)
 {
     bool invalid;
 
-    add_json(t, data, len, true, &invalid);
+    add_json(t, data, len, SIZE_MAX, &invalid);
+}
+
+/* Add an event's data as it is shown: if it is no text, as U+FFFD.  Returns
+ * whether its exact bytes are to follow. */
+static bool
+add_shown(struct recuse_text *t, const uint8_t *data, size_t len)
+{
+    size_t most = len / ODD_PART > ODD_MIN ? len / ODD_PART : ODD_MIN;
+    size_t start = t->len;
+    bool invalid;
+
+    if (add_json(t, data, len, most, &invalid) <= most)
+        return invalid;
+    t->len = start;
+    recuse_text_string(t, INVALID);
+    return true;
 }
 
 static void
@@ -256,20 +305,23 @@ recuse_cast_encode(char *line, uint64_t time_us, char code,
                    size_t *ret_taken)
 {
     struct recuse_text t = { line, 0, RECUSE_CAST_LINE };
-    bool invalid;
+    bool is_exact;
 
     if (len > RECUSE_CAST_EVENT) {
         len = RECUSE_CAST_EVENT;
         final = false;
     }
-    open_event(&t, time_us, code);
-    *ret_taken = add_json(&t, data, len, final, &invalid);
-    if (*ret_taken == 0)
+    if (!final)
+        len -= measure_rest(data, len);
+    *ret_taken = len;
+    if (len == 0)
         return 0;
+    open_event(&t, time_us, code);
+    is_exact = add_shown(&t, data, len);
     close_event(&t);
-    if (invalid) {
+    if (is_exact) {
         open_event(&t, time_us, 'b');
-        add_base64(&t, data, *ret_taken);
+        add_base64(&t, data, len);
         close_event(&t);
     }
     return t.len;

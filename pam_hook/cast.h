@@ -3,7 +3,7 @@
  *
  *     [12.345678,"o","text"]      o output, e error output, i input
  *     [12.345678,"b","base64"]    exact bytes of the event on the line before,
- *                                 which were not all UTF-8
+ *                                 which were not all UTF-8, or no text at all
  *     [12.345678,"g","stream=o bytes=N sha256=HEX cause=limit"]
  *                                 bytes that were counted and not kept; cause
  *                                 `limit` or `fault`

@@ -2,8 +2,9 @@
 
 Live recordings are asciicast v2. On top of the standard's own codes (o, i, r, m, x) ours are:
 e (stderr of a session without a terminal), b (base64 of the exact bytes of the event just before,
-written when those are not UTF-8; that event carries one U+FFFD per run of invalid bytes), and g
-(a gap: what is not here, and why). Other readers ignore codes that they do not know.
+written when those are not UTF-8; that event carries one U+FFFD per run of invalid bytes, or one for
+all if it is no text), and g (a gap: what is not here, and why). Other readers ignore codes that
+they do not know.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ STREAM_CODES = frozenset("oie")
 DISPLAYED_CODES = frozenset("oe")
 MAX_LINE_BYTES = 16 * 1024 * 1024  # no writer makes such a line; a reader must not hold more
 
+# Control characters that mean nothing to a terminal; in no text, whatever its character set, are
+# there more than some.
+_ODD = bytes(c for c in range(32) if c not in b"\a\b\t\n\v\f\r\x0e\x0f\x1b")
+_ODD_MIN, _ODD_PART = 16, 64
 _INVALID_RUN = re.compile("[\udc80-\udcff]+")
 _V3_TERM_KEYS = frozenset(("cols", "rows"))
 
@@ -58,7 +63,7 @@ class Event:
 
     @property
     def text(self) -> str:
-        return replace_invalid(self.data)
+        return shown(self.data)
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,17 @@ def replace_invalid(data: bytes) -> str:
         return _INVALID_RUN.sub("\ufffd", data.decode("utf-8", "surrogateescape"))
 
 
+def is_text(data: bytes) -> bool:
+    """Say whether an event's bytes are text, in whatever character set; players need no other."""
+    odd = len(data) - len(data.translate(None, _ODD))
+    return odd <= max(_ODD_MIN, len(data) // _ODD_PART)
+
+
+def shown(data: bytes) -> str:
+    """Give what an event carries for players in place of its bytes."""
+    return replace_invalid(data) if is_text(data) else "\ufffd"
+
+
 def _quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
@@ -86,11 +102,10 @@ def _line(t: float, code: str, text: str, places: int = 6) -> bytes:
 
 
 def event_lines(event: Event, places: int = 6) -> bytes:
-    """Return the event as one line, or two where its bytes are not UTF-8."""
-    line = _line(event.t, event.code, event.text, places)
-    try:
-        event.data.decode("utf-8")
-    except UnicodeDecodeError:
+    """Return the event as one line, or two where its text is not all there is to it."""
+    text = event.text
+    line = _line(event.t, event.code, text, places)
+    if text.encode("utf-8") != event.data:
         exact = base64.b64encode(event.data).decode("ascii")
         line += _line(event.t if places == 6 else 0.0, "b", exact, places)
     return line
@@ -239,7 +254,7 @@ class Events(Iterator[Event]):
             data = base64.b64decode(exact.data, validate=True)
         except (binascii.Error, ValueError):
             raise CastError(self._number, "exact bytes are not base64") from None
-        if replace_invalid(data) != event.text:
+        if shown(data) != event.text:
             raise CastError(self._number, "exact bytes are not those of the event before")
         return Event(event.t, event.code, data)
 

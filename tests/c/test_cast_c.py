@@ -76,6 +76,12 @@ def test_cast_restores_every_byte_of_any_split(tool: Path) -> None:
         for i in range(3000)
     ]
     reads += [(5000, "o", rng.randbytes(size)) for size in (1, 8191, 8192, 8193, 70000)]
+    reads += [
+        (5000, "o", b"\1" * odd + b"x" * (size - odd) + rest)
+        for size in (17, 1000, 1024, 1087, 1088, 8191, 8192)
+        for odd in (16, 17, size // 64, size // 64 + 1)
+        for rest in (b"", b"\xe2\x82", b"\xe2\x82\xac")
+    ]
     reads += [(5001, "o", byte * 20000) for byte in (b"\0", b"\xff", b"x", "€".encode())]
     output = encode(tool, reads)
     output.decode("utf-8")
