@@ -75,6 +75,9 @@ def faults(figures: Figures) -> str:
         for key, word in (("displayed_whole", "displayed"), ("kept_whole", "kept as displayed"))
         if (bad := [name for name, row in figures.items() if row[key] < 1])
     ]
+    failed = [f"{name} ({row['failed']:.0f})" for name, row in figures.items() if row["failed"]]
+    if failed:
+        said.append(f"\nFailed, and left out of the medians: {', '.join(failed)}.\n")
     return "".join(said)
 
 
