@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import threading
 from dataclasses import dataclass, replace
@@ -27,15 +26,13 @@ from typing import (
     Union,
 )
 
-from . import grantrecords, mail, records
+from . import fields, grantrecords, mail, records
 from .approval import (
-    LEEWAY,
     MAX_AHEAD,
     MAX_PENDING,
     Allowance,
     ApprovalPolicy,
     Asked,
-    Refusal,
     judge,
     judge_break_glass,
 )
@@ -47,7 +44,6 @@ from .errors import (
     NotFound,
     PauseError,
     RecuseError,
-    WireError,
 )
 from .grant import Checked, is_from
 from .grant import Terms as TermsOfApproval
@@ -63,7 +59,6 @@ if TYPE_CHECKING:
 
 CLOCK_TOLERANCE_NS = 60 * 10**9  # that time synchronisation may set the clock back
 NEWEST_READ = 512  # entries at the end of the ledger whose times are looked at
-MAX_TEXT = 512  # characters of what people write
 MAX_ROWS = 500
 MAX_ASKED = 60  # by one user, of what is entered or told to the journal
 ASKED_SPELL_NS = 600 * 10**9
@@ -124,7 +119,6 @@ class Desk:
         self._granting = asyncio.Lock()
         self._timer: Optional[asyncio.TimerHandle] = None
         self._overdue_told: Set[str] = set()
-        self._sent: Set[str] = set()  # requests that have gone to the hosts they are for
         self._outcomes = Outcomes(agent.paths.state / "outcomes-told")
         agent.book.on_entry.append(self._take_in)
 
@@ -223,7 +217,7 @@ class Desk:
             )
         asked.append(self._kernel.mono_ns())
 
-    def _facts(self, account: Account, groups: Sequence[str]) -> Facts:
+    def facts(self, account: Account, groups: Sequence[str]) -> Facts:
         return Facts(
             user=account.name, uid=account.uid, groups=tuple(groups), service="",
             host=self._book.host.hostname, host_tags=self._agent.config.host.tags, source=None,
@@ -236,27 +230,27 @@ class Desk:
     async def request(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
         """Take a request; tell what came of it."""
         now = self._now().replace(microsecond=0)
-        user = _text(told, "user") or caller.name
-        begins = _moment(told, "not_before") or now
-        seconds = _count(told, "seconds", 1, 366 * 86400)
+        user = fields.text(told, "user") or caller.name
+        begins = fields.moment(told, "not_before") or now
+        seconds = fields.count(told, "seconds", 1, 366 * 86400)
         asked = Asked(
             user=user,
             requester=caller.name,
-            host=_text(told, "host") or self._book.host.hostname,
-            level=_text(told, "level") or "metadata",
+            host=fields.text(told, "host") or self._book.host.hostname,
+            level=fields.text(told, "level") or "metadata",
             not_before=begins,
             expires=begins + timedelta(seconds=seconds),
-            uses=_count(told, "uses", 1, 10**6),
-            reason=_text(told, "reason") or "",
-            ticket=_text(told, "ticket"),
-            why=_text(told, "why") or "",
-            max_seconds=_count(told, "max_seconds", 1, 366 * 86400)
+            uses=fields.count(told, "uses", 1, 10**6),
+            reason=fields.text(told, "reason") or "",
+            ticket=fields.text(told, "ticket"),
+            why=fields.text(told, "why") or "",
+            max_seconds=fields.count(told, "max_seconds", 1, 366 * 86400)
             if told.get("max_seconds") is not None
             else None,
             supervised=told.get("supervised") is True,
-            scope=_text(told, "scope") or "session",
+            scope=fields.text(told, "scope") or "session",
         )
-        source = _source(told)
+        source = fields.source(told)
         account, groups = await self._agent.accounts.find(-1, user)
         if account is None:
             raise NotFound(f"no user {user} on this host")
@@ -266,7 +260,7 @@ class Desk:
         request = replace(request, requester_uid=caller.uid)
         if not self._is_here(asked.host) and self._agent.config.central.directory is None:
             return await self._ask_elsewhere(request, caller)
-        return await self._ask(request, self._facts(account, groups or ()), caller)
+        return await self._ask(request, self.facts(account, groups or ()), caller)
 
     def _is_here(self, host: str) -> bool:
         return host.lower() == self._book.host.hostname.lower()
@@ -284,26 +278,35 @@ class Desk:
         if sum(row.request.asked.requester == asked.requester for row in there) >= MAX_PENDING:
             raise GrantError(f"{MAX_PENDING} requests of {asked.requester} are elsewhere already")
         request = replace(request, elsewhere=True)
-        seq = await self._book.enter(grantrecords.request_entry, request)
-        self._tell("request", request, approvers=0, why=asked.why, seq=seq)
+        await self._enter_request(request)
         return self._answer(self.state.rows[request.id])
 
     def _new_id(self) -> str:
         return records.new_id("g", os.urandom(10))
 
-    async def _ask(self, request: Request, user: Facts, caller: Optional[Caller]) -> Dict[str, Any]:
+    async def _ask(self, request: Request, user: Facts, caller: Caller) -> Dict[str, Any]:
         """Judge a request, enter it if it is in order, and grant it if nobody has to approve."""
-        asked, now = request.asked, self._now()
         requester = user
-        if caller is not None and caller.name != asked.user:
-            requester = self._facts(caller.account, caller.groups)
+        if caller.name != request.asked.user:
+            requester = self.facts(caller.account, caller.groups)
+        request = self.judged("request", request, user, requester)
+        await self._enter_request(request)
+        row = self.state.rows[request.id]
+        await self._grant_if_complete(row)
+        return self._answer(row)
+
+    def judged(self, what: str, request: Request, user: Facts, requester: Facts) -> Request:
+        """Give a request with what allows it. Raises: GrantError if nothing does"""
+        asked, now = request.asked, self._now()
         standing = self.state.standing(asked.user, asked.requester, now)
         judgement = judge(asked, self.policy, user, requester, standing, now)
-        if not judgement.allowed or judgement.allowance is None:
-            self._refuse("request", request, judgement.refusals)
         allowance = judgement.allowance
-        assert allowance is not None
-        request = replace(
+        if not judgement.allowed or allowance is None:
+            words = "; ".join(one.message for one in judgement.refusals)
+            self._tell("request-refused", request, fault=words)
+            hint = "see what may be asked for: recuse-approval(5), approval.d"
+            raise GrantError(f"{what} refused: {words}", hint)
+        return replace(
             request,
             allowance=allowance.name,
             approvers=allowance.approvers,
@@ -311,18 +314,24 @@ class Desk:
             policy=self.policy.digest,
             end_sessions=allowance.end_sessions,
         )
+
+    async def _enter_request(self, request: Request) -> None:
         seq = await self._book.enter(grantrecords.request_entry, request)
-        self._tell("request", request, approvers=request.approvers, why=asked.why, seq=seq)
+        self._tell("request", request, approvers=request.approvers, why=request.asked.why, seq=seq)
+
+    async def enter_carried(
+        self, request: Request, approvals: Sequence[Approval] = ()
+    ) -> Dict[str, Any]:
+        """Enter a request that was made elsewhere, with the approvals that came with it."""
+        async with self._granting:
+            if request.id in self.state.rows:
+                raise GrantError(f"{request.id} is here already")
+            await self._enter_request(request)
+            for approval in approvals:
+                await self._enter_approval(request, approval)
         row = self.state.rows[request.id]
         await self._grant_if_complete(row)
         return self._answer(row)
-
-    def _refuse(self, what: str, request: Request, refusals: Sequence[Refusal]) -> None:
-        words = "; ".join(one.message for one in refusals)
-        self._tell("request-refused", request, fault=words)
-        raise GrantError(
-            f"{what} refused: {words}", "see what may be asked for: recuse-approval(5), approval.d"
-        )
 
     def _answer(self, row: GrantRow) -> Dict[str, Any]:
         return {"grant": self._json(row)}
@@ -353,22 +362,17 @@ class Desk:
 
     async def approve(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
         """Take an approval: a signature, whoever brings it, or the password of who asks."""
-        row = self._pending(_text(told, "grant") or "")
+        row = self._pending(fields.text(told, "grant") or "")
         try:
             approval = await self._read_approval(row, caller, told)
             async with self._granting:
                 self._pending(row.id)  # still: others approve at the same time
                 self._check_new(row, approval)
                 self._check_counter(approval.grant, approval)
-                seq = await self._book.enter(
-                    grantrecords.approval_entry, approval, user=row.request.asked.user
-                )
+                await self._enter_approval(row.request, approval)
         except RecuseError as error:
             self._tell("approval-refused", row.request, fault=error.message, by=caller.name)
             raise
-        self._tell(
-            "approval", row.request, by=approval.principal, method=approval.method, seq=seq
-        )
         await self._grant_if_complete(row)
         return self._answer(row)
 
@@ -379,15 +383,37 @@ class Desk:
         request = row.request
         if told.get("signature") is None:
             principal = self._local_principal(row, caller)
-            await self._check_password(caller, _text(told, "password") or "")
+            await self._check_password(caller, fields.text(told, "password") or "")
             return Approval(request.id, request.digest, principal, "pam", uid=caller.uid)
-        armored = _text(told, "signature", grantrecords.MAX_SIGNATURE_BYTES) or ""
+        armored = fields.text(told, "signature", grantrecords.MAX_SIGNATURE_BYTES) or ""
+        return self._read_signature(request, armored, caller)
+
+    def _read_signature(self, request: Request, armored: str, caller: Caller) -> Approval:
+        """Check a signature that is to count as an approval. Raises: RecuseError"""
         signed = self.approvers.check(request.raw, armored, self._now(), self._org())
-        self._check_signed(row, signed)
+        self._check_signed(request, signed)
         return Approval(
             request.id, request.digest, signed.principal, "signature", signed.key,
             signed.key_type, armored, caller.uid, signed.counter,
         )  # fmt: skip
+
+    def read_signatures(
+        self, request: Request, signatures: Sequence[str], caller: Caller
+    ) -> Sequence[Approval]:
+        """Check all the signatures that came with a request. Raises: RecuseError"""
+        row = GrantRow(request.id, -1, "", request, 0)
+        for armored in signatures:
+            approval = self._read_signature(request, armored, caller)
+            self._check_counter(request.id, approval)
+            self._check_new(row, approval)
+            row.approvals.append(approval)
+        return row.approvals
+
+    async def _enter_approval(self, request: Request, approval: Approval) -> None:
+        seq = await self._book.enter(
+            grantrecords.approval_entry, approval, user=request.asked.user
+        )
+        self._tell("approval", request, by=approval.principal, method=approval.method, seq=seq)
 
     def _org(self) -> str:
         return self._agent.config.host.org
@@ -395,9 +421,8 @@ class Desk:
     def _people(self, request: Request) -> FrozenSet[str]:
         return frozenset({request.asked.user, request.asked.requester})
 
-    def _check_signed(self, row: GrantRow, signed: Signed) -> None:
+    def _check_signed(self, request: Request, signed: Signed) -> None:
         """Refuse a signature that holds but counts for nothing."""
-        request = row.request
         allowance = self._allowance(request)
         if allowance is None:
             told = f"allowance {request.allowance} is gone from the approval policy"
@@ -580,22 +605,22 @@ class Desk:
 
     async def reject(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
         """Turn a request down; who asked may withdraw it."""
-        row = self._pending(_text(told, "grant") or "")
+        row = self._pending(fields.text(told, "grant") or "")
         self._may_end(caller, row)
-        words = _text(told, "words") or ""
-        await self._end("rejection", caller, row, words)
+        words = fields.text(told, "words") or ""
+        await self.end("rejection", caller, row, words)
         return self._answer(row)
 
     async def revoke(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
         """Take a grant back, and what it exempts is no longer exempt."""
-        row = self.row(_text(told, "grant") or "")
+        row = self.row(fields.text(told, "grant") or "")
         state = row.state(self._now())
         live = [one for one in self._agent.sessions.values() if one.grounds.grant == row.id]
         paused = self._agent.pauses.under(row.id)
         if state in ("rejected", "revoked") or (state != "granted" and not live and not paused):
             raise GrantError(f"request {row.id} is {state}: there is nothing to revoke")
         self._may_end(caller, row)
-        await self._end("revocation", caller, row, _text(told, "words") or "")
+        await self.end("revocation", caller, row, fields.text(told, "words") or "")
         return {**self._answer(row), "ended": self._withdraw_all(row, caller.name)}
 
     def _withdraw_all(self, row: GrantRow, by: str) -> List[str]:
@@ -613,7 +638,7 @@ class Desk:
             f"{caller.name} may not end {row.id}", "approvers may, and who asked, and root"
         )
 
-    async def _end(
+    async def end(
         self,
         kind: str,
         caller: Caller,
@@ -630,7 +655,7 @@ class Desk:
         self._tell(kind, row.request, by=by, words=words or None, seq=seq)
         self.keep_floor()
 
-    async def _end_signed(self, caller: Caller, raw: bytes, armored: str) -> Dict[str, Any]:
+    async def end_signed(self, caller: Caller, raw: bytes, armored: str) -> Dict[str, Any]:
         """Take the word of somebody elsewhere that a request, or the grant it became, is ended.
 
         What is signed ends it in whichever state it finds it: who carries the mail may deliver
@@ -659,7 +684,7 @@ class Desk:
             )
             self._check_counter(row.id, proof)
             kind = "rejection" if state == "pending" else "revocation"
-            await self._end(kind, caller, row, told.words, signed.principal, proof)
+            await self.end(kind, caller, row, told.words, signed.principal, proof)
         return {**self._answer(row), "ended": self._withdraw_all(row, signed.principal)}
 
     # -- using -----------------------------------------------------------------------
@@ -711,7 +736,7 @@ class Desk:
         if source is not None:
             source, _ = records.split_endpoint(source)
         facts = replace(
-            self._facts(account, groups or ()), service=login.service, source=source,
+            self.facts(account, groups or ()), service=login.service, source=source,
             command=live.session.command, tty=live.session.tty is not None,
         )  # fmt: skip
         # The relay has become a user of ours; whose audit session it is in has not changed.
@@ -746,7 +771,7 @@ class Desk:
         if reason.roles:
             known = account is not None
             roles = (
-                self.policy.index.subject(self._facts(account, groups or ()), self._now()).roles
+                self.policy.index.subject(self.facts(account, groups or ()), self._now()).roles
                 if account is not None
                 else frozenset()
             )
@@ -924,8 +949,8 @@ class Desk:
     async def break_glass(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
         """Grant at once, and note what is owed for it."""
         now = self._now().replace(microsecond=0)
-        glass, why = self.policy.break_glass, _text(told, "why") or ""
-        facts = self._facts(caller.account, caller.groups)
+        glass, why = self.policy.break_glass, fields.text(told, "why") or ""
+        facts = self.facts(caller.account, caller.groups)
         standing = self.state.standing(caller.name, caller.name, now)
         refusals = judge_break_glass(self.policy, facts, standing, why, now)
         if refusals or glass is None:
@@ -936,7 +961,7 @@ class Desk:
             user=caller.name, requester=caller.name, host=self._book.host.hostname,
             level=glass.level, not_before=now,
             expires=now + timedelta(seconds=glass.longest_seconds), uses=glass.uses,
-            reason="break-glass", ticket=_text(told, "ticket"), why=why,
+            reason="break-glass", ticket=fields.text(told, "ticket"), why=why,
             supervised=glass.supervised,
         )  # fmt: skip
         request = self.approvers.make_request(
@@ -948,8 +973,7 @@ class Desk:
         due_ns = self._kernel.now_ns() + glass.review_seconds * 10**9
         statement = self.approvers.make_statement(request, self._org())
         # The debt first: what is owed is known even if the next entry is never made.
-        asked_seq = await self._book.enter(grantrecords.request_entry, request)
-        self._tell("request", request, approvers=0, why=why, seq=asked_seq)
+        await self._enter_request(request)
         seq = await self._book.enter(
             grantrecords.debt_entry, request, due_ns, glass.reviewers, statement
         )
@@ -961,7 +985,7 @@ class Desk:
 
     async def review(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
         """Take a second person's word that they have looked at it: a signature, or a password."""
-        name = self._find(_text(told, "grant") or "", self.state.debts, "debt")
+        name = self._find(fields.text(told, "grant") or "", self.state.debts, "debt")
         debt, row = self.state.debts[name], self.state.rows.get(name)
         self._owed(debt)
         if told.get("signature") is None and told.get("password") is None:
@@ -969,7 +993,7 @@ class Desk:
         people = frozenset({debt.user})
         if row is not None:
             people |= self._people(row.request)
-        words = _text(told, "words") or ""
+        words = fields.text(told, "words") or ""
         try:
             review = await self._read_review(debt, people, caller, told)
             async with self._granting:
@@ -1009,9 +1033,9 @@ class Desk:
                 )
             principal = self._principal_without_key(caller, debt.reviewers, "review")
             self._check_reviewer((principal,), people)
-            await self._check_password(caller, _text(told, "password") or "")
+            await self._check_password(caller, fields.text(told, "password") or "")
             return Approval(debt.id, digest, principal, "pam", uid=caller.uid)
-        armored = _text(told, "signature", grantrecords.MAX_SIGNATURE_BYTES) or ""
+        armored = fields.text(told, "signature", grantrecords.MAX_SIGNATURE_BYTES) or ""
         signed = self.approvers.check(debt.statement, armored, self._now(), self._org())
         self._check_reviewer((signed.principal, *signed.also), people)
         if signed.principal not in self.policy.principals(debt.reviewers):
@@ -1046,7 +1070,7 @@ class Desk:
             for row in self.state.rows.values()
             if sees_all or caller.name in self._people(row.request)
         ]
-        wanted = _text(told, "grant")
+        wanted = fields.text(told, "grant")
         if wanted:
             rows = [row for row in rows if row["grant"].startswith(wanted)]
         debts = [
@@ -1055,140 +1079,6 @@ class Desk:
             if sees_all or debt.user == caller.name
         ]
         return {"grants": rows[-MAX_ROWS:], "debts": debts[-MAX_ROWS:]}
-
-    # -- by file ---------------------------------------------------------------------
-
-    async def take_file(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
-        """Take a request with all its signatures, made elsewhere. Nothing is entered unless all
-        of it holds."""
-        raw = (_text(told, "request", grantrecords.MAX_REQUEST_BYTES) or "").encode()
-        signatures = told.get("signatures")
-        if not isinstance(signatures, list) or not all(isinstance(s, str) for s in signatures):
-            raise WireError("not a request this agent knows")
-        if len(signatures) > 16 or any(
-            len(one) > grantrecords.MAX_SIGNATURE_BYTES for one in signatures
-        ):
-            raise GrantError("it has more signatures, or longer ones, than a grant has")
-        request = await self._judge_carried(raw)
-        now = self._now()
-        row = GrantRow(request.id, -1, "", request, 0)
-        for armored in signatures:
-            signed = self.approvers.check(raw, armored, now, self._org())
-            self._check_signed(row, signed)
-            approval = Approval(
-                request.id, request.digest, signed.principal, "signature", signed.key,
-                signed.key_type, armored, caller.uid, signed.counter,
-            )  # fmt: skip
-            self._check_counter(request.id, approval)
-            self._check_new(row, approval)
-            row.approvals.append(approval)
-        if len(row.approvals) < request.approvers:
-            raise GrantError(
-                f"it has {len(row.approvals)} signatures that count, and {request.approvers} "
-                "are wanted"
-            )  # fmt: skip
-        async with self._granting:
-            await self._enter_carried(request)
-            for approval in row.approvals:
-                seq = await self._book.enter(
-                    grantrecords.approval_entry, approval, user=request.asked.user
-                )
-                self._tell("approval", request, by=approval.principal, method="signature", seq=seq)
-        entered = self.state.rows[request.id]
-        await self._grant_if_complete(entered)
-        return self._answer(entered)
-
-    async def _judge_carried(self, raw: bytes) -> Request:
-        """Judge a request that was made elsewhere, as if it were made here. Raises: GrantError"""
-        request, issued = self.approvers.read_request(raw, self._org())
-        asked, now = request.asked, self._now()
-        known = self.state.rows.get(request.id)
-        if known is not None:
-            raise GrantError(f"{request.id} is here already, and {known.state(now)}")
-        began = datetime.fromtimestamp(self.state.began_ns / 1e9, timezone.utc)
-        if issued < began:
-            raise GrantError(
-                f"it was made before the ledger of this host began anew at {began:%F %T} UTC: "
-                "how often it was used since is not known", "ask anew: recuse request",
-            )  # fmt: skip
-        if issued > now + LEEWAY:
-            raise GrantError("it was made in the future", "set the clocks: timedatectl")
-        account, groups = await self._agent.accounts.find(-1, asked.user)
-        if account is None or account.uid != request.uid:
-            raise GrantError(f"there is no user {asked.user} with uid {request.uid} here")
-        facts = self._facts(account, groups or ())
-        standing = self.state.standing(asked.user, asked.requester, now)
-        who, theirs = facts, groups
-        if asked.requester != asked.user:
-            other, theirs = await self._agent.accounts.find(-1, asked.requester)
-            if other is None:
-                raise GrantError(f"there is no user {asked.requester} here, who asks for it")
-            who = self._facts(other, theirs or ())
-        judgement = judge(asked, self.policy, facts, who, standing, now)
-        allowance = judgement.allowance
-        if not judgement.allowed or allowance is None:
-            self._refuse("grant", request, judgement.refusals)
-        assert allowance is not None
-        if not allowance.approvers:
-            raise GrantError("it needs nobody's approval: ask here, with recuse request")
-        return replace(
-            request, allowance=allowance.name, approvers=allowance.approvers,
-            groups=allowance.groups, policy=self.policy.digest,
-            end_sessions=allowance.end_sessions, imported=True,
-        )  # fmt: skip
-
-    async def _enter_carried(self, request: Request) -> None:
-        if request.id in self.state.rows:
-            raise GrantError(f"{request.id} is here already")
-        seq = await self._book.enter(grantrecords.request_entry, request)
-        self._tell("request", request, approvers=request.approvers, why=request.asked.why, seq=seq)
-
-    # -- by mail ---------------------------------------------------------------------
-
-    async def take_mail(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
-        """Take what somebody sent through the collector. Who carried it vouches for nothing."""
-        item = mail.read_item((_text(told, "body", mail.MAX_ITEM_BYTES) or "").encode())
-        if item.kind == "approval":
-            approval = {"grant": item.grant, "signature": item.signature}
-            return await self.approve(caller, approval)
-        if item.kind == "review":
-            return await self.review(caller, {"grant": item.grant, "signature": item.signature})
-        if item.kind == "end":
-            raw, armored = (item.statement or "").encode(), item.signature or ""
-            return await self._end_signed(caller, raw, armored)
-        request = await self._judge_carried((item.request or "").encode())
-        async with self._granting:
-            await self._enter_carried(request)
-        return self._answer(self.state.rows[request.id])
-
-    async def mail_state(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
-        """Say whether anything is open that mail may be about, and what is to be sent.
-
-        Hear what was sent, or that it cannot be.
-        """
-        sent, fault = _text(told, "sent"), _text(told, "fault")
-        now = self._now()
-        if sent is not None:
-            self._sent.add(sent)
-            row = self.state.rows.get(sent)
-            if fault is not None and row is not None and row.state(now) == "elsewhere":
-                await self._end("rejection", caller, row, fault)
-        there = [
-            {
-                "id": row.id,
-                "host": row.request.asked.host,
-                "body": mail.write_item(
-                    mail.Item("request", request=row.request.raw.decode())
-                ).decode(),
-            }
-            for row in self.state.rows.values()
-            if row.state(now) == "elsewhere" and row.id not in self._sent
-        ]
-        waiting = any(live.grounds.grant for live in self._agent.sessions.values()) or any(
-            row.state(now) in ("pending", "granted") for row in self.state.rows.values()
-        )
-        waiting = waiting or any(one.reviewed_by is None for one in self.state.debts.values())
-        return {"waiting": waiting, "outgoing": there[:1]}
 
     # -- telling ---------------------------------------------------------------------
 
@@ -1209,45 +1099,3 @@ class Desk:
 def _epoch_of(name: str) -> int:
     number = name.rpartition(".")[2]
     return int(number) if number.isdigit() else 0
-
-
-def _text(told: Mapping[str, Any], name: str, limit: int = MAX_TEXT) -> Optional[str]:
-    value = told.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise WireError(f"{name} is no text")
-    if len(value) > limit:
-        raise GrantError(f"{name} is longer than {limit} characters")
-    if limit == MAX_TEXT and not all(char.isprintable() for char in value):
-        raise GrantError(f"{name} has characters in it that cannot be shown")
-    return value
-
-
-def _count(told: Mapping[str, Any], name: str, low: int, high: int) -> int:
-    value = told.get(name)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise WireError(f"{name} is no number")
-    if not low <= value <= high:
-        raise GrantError(f"{name} must be {low} to {high}, not {value}")
-    return value
-
-
-def _moment(told: Mapping[str, Any], name: str) -> Optional[datetime]:
-    text = _text(told, name)
-    if text is None:
-        return None
-    seconds = records.parse_time(text) // 10**9
-    return datetime.fromtimestamp(seconds, timezone.utc)
-
-
-def _source(told: Mapping[str, Any]) -> Optional[str]:
-    text = _text(told, "source")
-    if text is None:
-        return None
-    try:
-        return str(ipaddress.ip_network(text, strict=True))
-    except ValueError:
-        raise GrantError(
-            f"{text!r} is neither an address nor a network such as 192.0.2.0/24"
-        ) from None

@@ -18,6 +18,7 @@ from . import __version__, records
 from .control import peer_uid
 from .errors import AccessDenied, LedgerError, NotFound, RecuseError, WireError
 from .findings import Findings
+from .letterbox import Letterbox
 from .live import LiveSession
 from .proved import MAX_PROVED
 from .receipts import Receipts
@@ -81,6 +82,7 @@ class Front:
         self._peers: Dict[asyncio.StreamWriter, Tuple[int, int]] = {}  # their processes, pidfds
         self._folding = {True: asyncio.Lock(), False: asyncio.Lock()}  # root's, users'
         self._findings = Findings(agent)
+        self._letterbox = Letterbox(agent)
         self._services = {name: _uid(f"recuse-{name}") for name in ("ship", "coverage", "notify")}
         self._undelivered = -UNDELIVERED_SECONDS  # when that was last entered
         self._closing = False
@@ -252,17 +254,17 @@ class Front:
         self, verb: str, request: Mapping[str, Any], uid: int, writer: asyncio.StreamWriter
     ) -> Dict[str, Any]:
         """Take what concerns grants to the desk, with the kernel's word on who asks."""
-        desk = self._agent.desk
+        desk, letterbox = self._agent.desk, self._letterbox
         caller = await desk.caller(uid, self.peer_pid(writer))
         if verb == "grants":
             return desk.grants(caller, request)
         if verb == "mail" and "body" not in request:
-            return await desk.mail_state(caller, request)
+            return await letterbox.mail_state(caller, request)
         desk.limit(caller)
         answer = await {
             "request": desk.request, "approve": desk.approve, "reject": desk.reject,
-            "revoke": desk.revoke, "grant-import": desk.take_file,
-            "break-glass": desk.break_glass, "review": desk.review, "mail": desk.take_mail,
+            "revoke": desk.revoke, "grant-import": letterbox.take_file,
+            "break-glass": desk.break_glass, "review": desk.review, "mail": letterbox.take_mail,
         }[verb](caller, request)  # fmt: skip
         self._agent.book.checkpoint()  # what was promised is signed
         return answer
