@@ -102,6 +102,7 @@ class Agent:
         self.upkeep.on_reload.append(self.wake_consult)
         self.desk = Desk(self)
         self.live = LiveLog(paths.sessions / "log")
+        self.live.on_fault = self.upkeep.release_reserves  # as entries need it, which come next
         self.logins: Dict[str, LiveLogin] = {}
         self.sessions: Dict[str, LiveSession] = {}
         self.pauses = Pauses(self)

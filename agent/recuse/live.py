@@ -14,13 +14,14 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from .host import Terminal
 from .records import Gap, Grounds, Login, Session, Source
 from .spool import Recording
 
 MAX_LINES = 1000  # of what is gone, before the file is written anew
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(eq=False)
@@ -144,6 +145,8 @@ class LiveLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.on_fault: Callable[[], object] = lambda: None
+        """Called when a line finds no room; it is tried once more then."""
         self._fd = -1
         self._size = 0
         self._lines = 0
@@ -151,7 +154,14 @@ class LiveLog:
 
     def save(self, live: Live) -> None:
         """Write the state of a login or session, whole or not at all. Raises: OSError"""
-        self._append(_line_of(live))
+        line = _line_of(live)
+        try:
+            self._append(line)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            self.on_fault()  # gives up reserved space
+            self._append(line)
         self._live[live.id] = live
 
     def remove(self, live: Live) -> None:

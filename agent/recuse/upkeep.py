@@ -130,16 +130,19 @@ class Upkeep:
             (Reserve(str(paths.spool / "reserve")), 1),
             (Reserve(str(paths.state / "reserve")), 4),  # entries are small
         ]
+        self._given_up = False
         self.hold_reserves()
         book.on_fault = self.release_reserves
 
     def hold_reserves(self) -> None:
         """Allocate the reserved space that is configured now, where there is room for it."""
+        self._given_up = False
         for reserve, divisor in self._reserves:
             reserve.hold(self.config.spool.reserve // divisor)
 
     def release_reserves(self) -> None:
         """Give the reserved space up, so that entries can be written."""
+        self._given_up = True
         for reserve, _ in self._reserves:
             reserve.release()
 
@@ -283,10 +286,11 @@ class Upkeep:
                 self._journal.write(
                     "spool-full", free=free, proceeding=self.config.session.on_spool_full
                 )
-        elif self.full and free > self.config.spool.min_free + 2 * self.config.spool.reserve:
-            self.full = False
+        elif self._given_up and free > self.config.spool.min_free + 2 * self.config.spool.reserve:
             self.hold_reserves()
-            self._journal.write("spool-free", free=free)
+            if self.full:
+                self.full = False
+                self._journal.write("spool-free", free=free)
         return self.full
 
     async def feed_watchdog(self) -> None:

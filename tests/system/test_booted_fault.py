@@ -80,6 +80,49 @@ def test_full_disk_costs_a_signed_gap_and_locks_nobody_out(own: Host, tmp_path: 
         verify(host)
 
 
+def test_login_that_a_disk_without_any_room_lost_is_found(own: Host, tmp_path: Path) -> None:
+    """Not even an entry fits: who logs in gets what is configured for that, and coverage knows."""
+    host = own
+    with disk_of(host, tmp_path / "image", 64):
+        cursor = host.cursor()
+        fill = f"dd if=/dev/zero of={AT}/filler$1 bs=1k"  # dd ends when there is no room
+        host.run("sh", "-c", fill, "fill", "1")
+        assert host.ssh("alice", "exit 3").returncode == 3  # for this one there was the reserve
+        host.wait_journal(event("closed"), after=cursor)
+        host.wait_journal(event("logout"), after=cursor)
+        assert host.run("sh", "-c", fill, "fill", "2").returncode
+        before = {row["session"] for row in rows(host)}
+
+        def log_in(user: str, mode: str) -> tuple[int, bytes]:
+            host.write("/etc/recuse/recuse.toml", f'[session]\non_agent_failure = "{mode}"\n')
+            host.run("systemctl", "reload", AGENT, check=True)
+            with host.login(user, "echo in; exit 4") as terminal:
+                return terminal.wait(), terminal.output
+
+        cursor = host.cursor()
+        status, shown = log_in("alice", "record-locally")
+        assert status == 4 and b"in\r\n" in shown
+        assert b"warning: cannot record this session, proceeding: No space left" in shown
+        host.wait_journal(event("ledger-failed"), after=cursor)
+        status, shown = log_in("bob", "allow-with-stub")
+        assert status == 4 and b"in\r\n" in shown
+        assert b"warning: cannot note this session, proceeding: No space left" in shown
+        status, shown = log_in("carol", "refuse")
+        assert status not in (0, 4) and b"in\r\n" not in shown
+        host.run(f"rm {AT}/filler*", check=True)
+        host.write("/etc/recuse/recuse.toml", "")
+        host.run("systemctl", "reload", AGENT, check=True)
+        with watching(host) as seen:
+            assert host.ssh("dave", "exit 5").returncode == 5
+        assert seen.session["outcome"] == "exempt"
+        assert {row["session"] for row in rows(host)} - before == {seen.session["session"]}
+        told = host.run("recuse", "doctor", "--coverage", "--settle", "0", "--json")
+        found = {(one["what"], one["user"]) for one in json.loads(told.stdout)["findings"]}
+        # Carol's, too: nothing but the system's log says that she was refused.
+        assert found == {("missing-login", user) for user in ("alice", "bob", "carol")}
+        verify(host)
+
+
 def test_read_only_disk_locks_nobody_out_and_is_accounted_for(own: Host, tmp_path: Path) -> None:
     """An error of the file system makes it read-only; it is checked and mounted again."""
     host = own

@@ -2085,6 +2085,30 @@ def test_reserve_follows_what_is_configured(paths: Paths) -> None:
     run(paths, scene)
 
 
+def test_reserve_is_given_up_for_the_first_login_on_a_full_disk(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written before its entry must not fail while there is space for both."""
+    write = os.write
+
+    def write_if_room(fd: int, data: bytes) -> int:
+        if (paths.spool / "reserve").exists() or (paths.state / "reserve").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, data)
+
+    async def scene(world: World) -> None:
+        await world.login("alice")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", write_if_room)
+            sshd = await world.login("alice")
+        assert world.kinds() == ["login", "login"]
+        assert not (paths.spool / "reserve").exists()
+        await world.session(sshd, "alice")  # whenever somebody looks, with room again
+        assert (paths.spool / "reserve").exists() and (paths.state / "reserve").exists()
+
+    run(paths, scene)
+
+
 def test_reserve_that_was_given_up_is_not_taken_again_by_a_reload(paths: Paths) -> None:
     async def scene(world: World) -> None:
         paths.config.write_text('[spool]\nmin_free = "100 TiB"\n')

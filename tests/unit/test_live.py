@@ -109,3 +109,15 @@ def test_full_disk_leaves_no_half_line(log: LiveLog, monkeypatch: pytest.MonkeyP
             log.save(session())
     log.save(session(B))
     assert [one.id for one in loaded(log)] == [L, B]
+
+
+def test_full_disk_is_tried_once_more_when_room_was_made(
+    log: LiveLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.save(login())
+    with monkeypatch.context() as patch:
+        write, room = os.write, [40]
+        patch.setattr(os, "write", lambda fd, data: write(fd, data[: room[0]]))
+        log.on_fault = lambda: room.append(room.pop() * 1000)
+        log.save(session(B))
+    assert [one.id for one in loaded(log)] == [L, B]
