@@ -24,8 +24,11 @@ help: ## list the targets
 setup: ## install what building and testing need, build the image of the test host
 	@tests/tools/setup
 
+# Whoever comes second waits, and then finds what the first has built.
 .PHONY: deb
-deb: dist/.stamp ## leave the Debian packages in dist/
+deb: ## leave the Debian packages in dist/
+	@mkdir -p build
+	@+flock build/deb.lock $(MAKE) --no-print-directory dist/.stamp
 
 dist/.stamp: $(sources) Makefile
 	@rm -rf build/deb dist
