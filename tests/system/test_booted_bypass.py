@@ -314,7 +314,8 @@ def check_shown(
     if kind == "event":
         name, _, more = rest.partition(" ")
         field, _, words = more.partition("=")
-        told = host.wait_journal(event(name), after=cursor)
+        host.wait_journal(event(name), after=cursor)
+        told = host.journal(event(name), after=cursor)  # all of them, not the first
         assert not more or any(words in one[field] for one in told), told
     elif kind == "login":
         service, outcome = rest.split()
@@ -375,6 +376,18 @@ def test_nothing_is_unaccounted_for_after_all_that(host: Host) -> None:
     assert not host.journal(event("fault"))
 
 
+def test_nothing_that_root_reads_of_it_steers_a_terminal(host: Host) -> None:
+    """What users chose, and the agent tells of, is escaped in the journal and in every list."""
+    told = host.journal("_SYSTEMD_UNIT=recuse-agent.service")
+    for one in told:
+        for name, value in one.items():
+            assert isinstance(value, str) and value.isprintable(), (name, value)
+    assert any("\\x1b" in one.get("RECUSE_TICKET", "") for one in told)
+    for words in ("sessions", "requests", "grants --all", "grants --debts"):
+        shown = host.run(f"recuse {words}; true", check=True).stdout
+        assert all(char.isprintable() or char == "\n" for char in shown), (words, shown)
+
+
 def test_no_byte_of_stubbed_sessions_was_kept(host: Host) -> None:
     """Whatever is searched: recordings, segments, ledger, state, central storage."""
     words = [case.word.encode() for case in CASES if case.expect == "stubbed"]
@@ -396,7 +409,7 @@ def test_no_byte_of_stubbed_sessions_was_kept(host: Host) -> None:
 
 def test_each_case_says_what_it_is(host: Host) -> None:
     """And what it is done with is there."""
-    assert len(CASES) >= 85
+    assert len(CASES) >= 101
     tools: set[str] = set()
     for case in CASES:
         assert case.path.stat().st_mode & stat.S_IXUSR, case.name
