@@ -53,6 +53,8 @@
 #define EXIT_OS             71  /* EX_OSERR: we cannot do our work */
 #define RECUSE_EXIT_REFUSED 77  /* EX_NOPERM: the session is refused */
 
+#define NOT_AGREED          "recuse: error: the notice was not agreed to"
+
 #define LAST_SHELL          "/bin/sh"
 #define GETENT_DEADLINE_MS  2000
 #define GETENT_ENTRY        4096u
@@ -90,6 +92,15 @@ struct program {
     bool bare;                      /* no arguments */
     bool dies_with_us;
 };
+
+static int64_t
+now_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t) now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
 
 /* -------------------------------------------------------------- messages */
 
@@ -470,6 +481,14 @@ encode_session(const struct caller *c, const struct recuse_relay *r,
     return recuse_encode_session(packet, size, &s);
 }
 
+/* Whether somebody did not agree, or let the time for it run out: standing
+ * still till the agent gives up must not pass for an agent that is away. */
+static bool
+has_declined(enum recuse_said said, int64_t asked_ms)
+{
+    return said == RECUSE_SAID_NO || now_ms() - asked_ms >= RECUSE_CONFIRM_MS;
+}
+
 /*
  * Ask the agent, and the user if it wants that.  Sets *ret_again if the agent
  * went away while the user was asked: the next one knows nothing of it.
@@ -481,6 +500,7 @@ ask_once(struct recuse_relay *r, const uint8_t *request, size_t len,
     static uint8_t reply[RECUSE_MAX_MESSAGE];
     const int fds[2] = { STDIN_FILENO, r->master };
     enum recuse_said said;
+    int64_t asked_ms;
     int e;
 
     *ret_again = false;
@@ -492,12 +512,19 @@ ask_once(struct recuse_relay *r, const uint8_t *request, size_t len,
     if (ret->verdict == RECUSE_ASK) {
         if (!r->terminal)       /* there is nobody to be asked */
             return -EPROTO;
+        asked_ms = now_ms();
         said = recuse_ask_person(r->tty_in, r->tty_out, &ret->notice,
                                  &ret->message, r->conn, RECUSE_CONFIRM_MS);
         e = said == RECUSE_SAID_NOBODY_ASKS ? -EPROTO
             : recuse_confirm(r->conn, said == RECUSE_SAID_YES,
                              RECUSE_DEADLINE_MS, reply, sizeof reply, ret,
                              &r->recording);
+        if (e && has_declined(said, asked_ms)) {
+            *ret = (struct recuse_answer) {
+                .verdict = RECUSE_REFUSE, .message = field(NOT_AGREED, SIZE_MAX),
+            };
+            return 0;
+        }
         *ret_again = e == -EPROTO;
         if (e)
             return e;
@@ -649,15 +676,6 @@ carry_out(const struct caller *c, struct recuse_relay *r,
 }
 
 /* ------------------------------------------------------------ without agent */
-
-static int64_t
-now_ms(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t) now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
 
 static void
 exec_getent(const struct caller *c, int out)

@@ -8,7 +8,6 @@
 #include "wire.h"
 
 #include <errno.h>
-#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
@@ -20,6 +19,8 @@
 
 #define HEADER_SIZE 8u
 #define MAX_FIELD   0xffffu     /* what the u16 length of a str can say */
+#define STEP_MS     100         /* below a second, as connect_agent has it */
+#define STOPPED_NS  500000000   /* between two calls: nothing else takes that */
 
 /*
  * Both cursors remember their first error and do nothing from then on, so
@@ -528,36 +529,53 @@ monotonic_ns(void)
     return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
 }
 
-/* Milliseconds left, rounded up, so that waiting them reaches the deadline. */
-static int
-remaining_ms(int64_t deadline_ns)
-{
-    int64_t left = deadline_ns - monotonic_ns();
+/*
+ * How long the agent is still waited for.  Only waiting counts, and each step of
+ * it as what it was to take at most.  So whoever stops or starves us, as our
+ * user can, makes us give up on an agent later, and never sooner.
+ */
+struct patience {
+    int64_t left_ns;
+};
 
-    if (left <= 0)
-        return 0;
-    left = (left + 999999) / 1000000;
-    return left < INT_MAX ? (int)left : INT_MAX;
+/* Milliseconds to wait now, rounded up, so that waiting them uses all up. */
+static int
+next_step(const struct patience *p)
+{
+    int64_t left = (p->left_ns + 999999) / 1000000;
+
+    return left <= 0 ? 0 : left < STEP_MS ? (int)left : STEP_MS;
+}
+
+static void
+use_up(struct patience *p, int64_t since_ns, int step)
+{
+    int64_t passed = monotonic_ns() - since_ns;
+    int64_t most = (int64_t)step * 1000000;
+
+    p->left_ns -= passed < most ? passed : most;
 }
 
 /*
- * Wait until `fd` is ready for `events`.  Looks at least once: a process that
- * its user stopped past the deadline still finds the answer that came.
+ * Wait until `fd` is ready for `events`.  Looks at least once, and after each
+ * step: what came while we were stopped is found.
  */
 static int
-wait_ready(int fd, short events, int64_t deadline_ns)
+wait_ready(int fd, short events, struct patience *patience)
 {
     struct pollfd p = { .fd = fd, .events = events };
 
     for (;;) {
-        int left = remaining_ms(deadline_ns);
-        int n = poll(&p, 1, left);
+        int step = next_step(patience);
+        int64_t since = monotonic_ns();
+        int n = poll(&p, 1, step);
 
-        if (n > 0)
-            return 0;
         if (n < 0 && errno != EINTR)
             return -errno;
-        if (n == 0 && left == 0)
+        use_up(patience, since, step);
+        if (n > 0)
+            return 0;
+        if (n == 0 && step == 0)
             return -ETIMEDOUT;
     }
 }
@@ -565,13 +583,14 @@ wait_ready(int fd, short events, int64_t deadline_ns)
 /*
  * connect(2) to a Unix socket whose queue is full neither waits nor can be
  * polled for when non-blocking, so it blocks, for as long as SO_SNDTIMEO says.
+ * It is tried once at least.
  */
 static int
-connect_agent(const char *path, int64_t deadline_ns, int *ret_fd)
+connect_agent(const char *path, struct patience *patience, int *ret_fd)
 {
     struct sockaddr_un sa = { .sun_family = AF_UNIX };
     size_t len = strlen(path);
-    int fd, e;
+    int fd, e = 0;
 
     if (len == 0 || len >= sizeof(sa.sun_path))
         return -ENAMETOOLONG;
@@ -580,28 +599,23 @@ connect_agent(const char *path, int64_t deadline_ns, int *ret_fd)
     fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -errno;
-    for (;;) {
-        int left = remaining_ms(deadline_ns);
-        struct timeval tv = {
-            .tv_sec = left / 1000,
-            .tv_usec = left % 1000 * 1000,
-        };
+    while (!e) {
+        int step = next_step(patience);
+        struct timeval tv = { .tv_usec = (step > 0 ? step : 1) * 1000 };
+        int64_t since = monotonic_ns();
 
-        if (left == 0) {        /* which SO_SNDTIMEO takes for "for ever" */
-            e = -ETIMEDOUT;
-            break;
-        }
         if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv)) < 0) {
             e = -errno;
-            break;
-        }
-        if (connect(fd, (struct sockaddr *)&sa, sizeof(sa)) == 0) {
+        } else if (connect(fd, (struct sockaddr *)&sa, sizeof(sa)) == 0) {
+            use_up(patience, since, step);
             *ret_fd = fd;
             return 0;
-        }
-        if (errno != EINTR && errno != EAGAIN) {
+        } else if (errno != EINTR && errno != EAGAIN) {
             e = -errno;
-            break;
+        } else {
+            use_up(patience, since, step);
+            if (step == 0)
+                e = -ETIMEDOUT;
         }
     }
     close(fd);
@@ -629,7 +643,7 @@ union fd_control {
 
 static int
 send_packet(int conn, const uint8_t *packet, size_t len, const int *fds,
-            unsigned nfds, int64_t deadline_ns)
+            unsigned nfds, struct patience *patience)
 {
     union fd_control control;
     struct iovec iov = { .iov_base = (void *)packet, .iov_len = len };
@@ -656,7 +670,7 @@ send_packet(int conn, const uint8_t *packet, size_t len, const int *fds,
             continue;
         if (errno != EAGAIN)
             return transfer_error(errno);
-        e = wait_ready(conn, POLLOUT, deadline_ns);
+        e = wait_ready(conn, POLLOUT, patience);
         if (e)
             return e;
     }
@@ -699,8 +713,8 @@ take_fds(struct msghdr *msg, int *ret_fd)
 }
 
 static int
-receive_packet(int conn, uint8_t *buf, size_t size, int64_t deadline_ns,
-               size_t *ret_len, int *ret_fd)
+receive_packet(int conn, uint8_t *buf, size_t size,
+               struct patience *patience, size_t *ret_len, int *ret_fd)
 {
     union fd_control control;
     struct iovec iov = { .iov_base = buf, .iov_len = size };
@@ -709,7 +723,7 @@ receive_packet(int conn, uint8_t *buf, size_t size, int64_t deadline_ns,
     int e, fd = -1;
 
     do {
-        e = wait_ready(conn, POLLIN, deadline_ns);
+        e = wait_ready(conn, POLLIN, patience);
         if (e)
             return e;
         msg = (struct msghdr) {
@@ -738,26 +752,20 @@ receive_packet(int conn, uint8_t *buf, size_t size, int64_t deadline_ns,
     return 0;
 }
 
-/*
- * Send a packet and wait for the answer to it.  On success *ret points into
- * `buf` and *ret_fd is the descriptor received, or -1.
- */
+/* Wait for the answer to what was sent; as recuse_ask. */
 static int
-exchange(int conn, const uint8_t *packet, size_t len, const int *fds,
-         unsigned nfds, int64_t deadline_ns, uint8_t *buf, size_t size,
-         struct recuse_answer *ret, int *ret_fd)
+receive_answer(int conn, struct patience *patience, uint8_t *buf, size_t size,
+               struct recuse_answer *ret, int *ret_fd)
 {
     struct recuse_answer answer;
-    size_t answer_len = 0;
+    size_t len = 0;
     int fd = -1;
-    int e = send_packet(conn, packet, len, fds, nfds, deadline_ns);
+    int e = receive_packet(conn, buf, size, patience, &len, &fd);
 
-    if (!e)
-        e = receive_packet(conn, buf, size, deadline_ns, &answer_len, &fd);
     if (e)
         return e;
     /* To the caller, nonsense is nonsense. */
-    if (recuse_decode_answer(buf, answer_len, &answer) ||
+    if (recuse_decode_answer(buf, len, &answer) ||
         (answer.verdict == RECUSE_RECORD) != (fd >= 0) ||
         (fd >= 0 && !ret_fd)) {
         if (fd >= 0)
@@ -770,22 +778,49 @@ exchange(int conn, const uint8_t *packet, size_t len, const int *fds,
     return 0;
 }
 
+/*
+ * Connect and send.  An agent hangs up on whoever says nothing for long; if it
+ * was us, being stopped, we come again.  That needs no end: it takes somebody
+ * who stops us at that very point each time, and gets nothing for it.
+ */
+static int
+send_request(const char *path, const uint8_t *packet, size_t len,
+             const int *fds, unsigned nfds, struct patience *patience,
+             int *ret_conn)
+{
+    for (;;) {
+        int conn = -1;
+        int e = connect_agent(path, patience, &conn);
+        int64_t since = monotonic_ns();
+
+        if (e)
+            return e;
+        e = send_packet(conn, packet, len, fds, nfds, patience);
+        if (!e) {
+            *ret_conn = conn;
+            return 0;
+        }
+        close(conn);
+        if (e != -EPROTO || monotonic_ns() - since < STOPPED_NS)
+            return e;
+    }
+}
+
 int
 recuse_ask(const char *path, const uint8_t *packet, size_t len,
            const int *fds, unsigned nfds, int deadline_ms,
            uint8_t *buf, size_t size, struct recuse_answer *ret,
            int *ret_conn, int *ret_fd)
 {
-    int64_t deadline_ns = monotonic_ns() + (int64_t)deadline_ms * 1000000;
+    struct patience patience = { (int64_t)deadline_ms * 1000000 };
     int e, conn = -1;
 
     if (nfds > RECUSE_MAX_FDS || len > RECUSE_MAX_MESSAGE)
         return -EMSGSIZE;
-    e = connect_agent(path, deadline_ns, &conn);
+    e = send_request(path, packet, len, fds, nfds, &patience, &conn);
     if (e)
         return e;
-    e = exchange(conn, packet, len, fds, nfds, deadline_ns, buf, size, ret,
-                 ret_fd);
+    e = receive_answer(conn, &patience, buf, size, ret, ret_fd);
     if (!e && ret_conn)
         *ret_conn = conn;
     else
@@ -797,13 +832,14 @@ int
 recuse_confirm(int conn, bool yes, int deadline_ms, uint8_t *buf, size_t size,
                struct recuse_answer *ret, int *ret_fd)
 {
-    int64_t deadline_ns = monotonic_ns() + (int64_t)deadline_ms * 1000000;
+    struct patience patience = { (int64_t)deadline_ms * 1000000 };
     uint8_t packet[HEADER_SIZE + 1];
     ssize_t len = recuse_encode_state(packet, sizeof(packet), RECUSE_CONFIRM,
                                       yes);
+    int e;
 
     if (len < 0)
         return (int)len;
-    return exchange(conn, packet, (size_t)len, NULL, 0, deadline_ns, buf, size,
-                    ret, ret_fd);
+    e = send_packet(conn, packet, (size_t)len, NULL, 0, &patience);
+    return e ? e : receive_answer(conn, &patience, buf, size, ret, ret_fd);
 }

@@ -106,11 +106,14 @@
 #define RECUSE_MAX_FDS      2u
 
 /* How long the host module waits for the agent, connecting included.  Long
- * enough for systemd to restart the agent, shorter than users notice. */
+ * enough for systemd to restart the agent, shorter than users notice.  It is a
+ * time of waiting: what passes while the process is stopped does not count. */
 #define RECUSE_DEADLINE_MS  2000
 
 /* How long a person may take to agree to a notice. */
+#ifndef RECUSE_CONFIRM_MS       /* tests are less patient */
 #define RECUSE_CONFIRM_MS   120000
+#endif
 
 /* How long a HOLD or RELEASE waits for the end of a control sequence. */
 #define RECUSE_SWITCH_MS    100
@@ -249,7 +252,8 @@ int recuse_decode_answer(const uint8_t *buf, size_t len,
 
 /*
  * Connect to the agent, send one packet (with `nfds` descriptors) and wait for
- * its answer, all within `deadline_ms`.  On success returns 0, fills *ret
+ * its answer; `deadline_ms` is how long it waits in all, and not counted is
+ * when it could not, being stopped.  On success returns 0, fills *ret
  * (which points into `buf`), *ret_conn with the open connection (or closes it,
  * if ret_conn is NULL) and *ret_fd with the descriptor received, or -1.
  * No signal is raised or handled; descriptors are close-on-exec.

@@ -40,13 +40,13 @@ class Agent(FakeAgent):
 class Host:
     """Where recuse-shell is installed, with its agent's socket and its directories."""
 
-    def __init__(self, variant: str) -> None:
+    def __init__(self, variant: str, *flags: str) -> None:
         self.sanitized = variant == "sanitized"
         self.root = _make_directory()
         self.shell = self.root / "recuse-shell"
         self.orphans = self.root / "orphan"
         self.recording = self.root / "recording"
-        built = _build(variant, self.root)
+        built = _build(variant, self.root, *flags)
         shutil.copy(built, self.shell)
         os.chown(self.shell, RECUSE, RECUSE)
         os.chmod(self.shell, 0o6755)
@@ -260,8 +260,10 @@ def _make_directory() -> Path:
     raise AssertionError("every directory for temporary files is mounted nosuid")
 
 
-def _build(variant: str, root: Path) -> Path:
-    flags = [f"-DRECUSE_TEST_ROOT='\"{root}\"'", f"-DRECUSE_GETENT='\"{root}/getent\"'"]
+def _build(variant: str, root: Path, *more: str) -> Path:
+    flags = [
+        f"-DRECUSE_TEST_ROOT='\"{root}\"'", f"-DRECUSE_GETENT='\"{root}/getent\"'", *more
+    ]  # fmt: skip
     build = Build(variant, root / "build")
     if variant != "sanitized":
         done = subprocess.run(

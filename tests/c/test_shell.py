@@ -1181,6 +1181,15 @@ def test_notice_is_for_terminals_only(host: Host, terminal: Terminal) -> None:
 # ------------------------------------------------------------- agreeing to a notice
 
 
+@pytest.fixture
+def slow_host() -> Iterator[Host]:
+    """Where half a second is too long to agree in."""
+    host = Host("gcc", "-DRECUSE_CONFIRM_MS=500")
+    host.reset()
+    yield host
+    host.close()
+
+
 def asking(then: str = "record") -> Any:
     """Behave as an agent that asks for agreement, and does `then` if it is given."""
 
@@ -1272,6 +1281,41 @@ def test_confirm_is_not_asked_of_a_pipe(host: Host) -> None:
         done = host.run(host.command("echo hi"), b"yes\n")
     assert (done.stdout, done.returncode) == (b"hi\n", 0)
     assert list(host.orphans.iterdir())
+
+
+@pytest.mark.parametrize("gone", ["close", "garbage"])
+def test_confirm_no_holds_though_the_agent_is_gone(
+    host: Host, terminal: Terminal, gone: str
+) -> None:
+    """Else who says no until the agent is restarted has a session without having agreed."""
+
+    def behave(request: Request) -> Any:
+        return gone if isinstance(request.message, wire.Confirm) else asking()(request)
+
+    with host.agent(behave):
+        terminal.start(host.command("echo hi"))
+        terminal.wait_for(b"Agree? ")
+        terminal.type(b"no\r")
+        assert terminal.end() == REFUSED
+    assert b"error: the notice was not agreed to" in terminal.output
+    assert not list(host.orphans.iterdir())
+
+
+def test_confirm_is_not_left_by_standing_still(slow_host: Host) -> None:
+    """The agent gives up on who does not answer: that is no agent which is away."""
+    host = slow_host
+    terminal = Terminal(host)
+    with host.agent(asking()) as agent:
+        terminal.start(host.command("echo hi"))
+        terminal.wait_for(b"Agree? ")
+        pid = agent.asked().pid
+        os.kill(pid, signal.SIGSTOP)
+        agent.hang_up()
+        assert not is_ready(terminal.master, 0.6)
+        os.kill(pid, signal.SIGCONT)
+        assert terminal.end() == REFUSED
+    assert not list(host.orphans.iterdir())
+    terminal.close()
 
 
 def test_confirm_answered_by_nonsense_is_no_agent(host: Host, terminal: Terminal) -> None:

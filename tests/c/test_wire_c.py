@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
+import struct
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Dict, List, Tuple
 
 import pytest
 from native import HERE, HOOK, NONSENSE, ROOT, VARIANTS, Build, environment
 
-from fake_agent import FakeAgent
+from fake_agent import FakeAgent, Request
 from recuse import wire
 from recuse.errors import WireError
 
@@ -168,6 +171,37 @@ def ask(
     return {"result": first, **dict(line.split(": ", 1) for line in rest if ": " in line)}
 
 
+class Asking:
+    """A wire_tool that asks while its user stops and wakes it."""
+
+    def __init__(self, tool: Path, path: Path, deadline_ms: int, **env: str) -> None:
+        self._process = subprocess.Popen(
+            [str(tool), "ask", str(path), str(deadline_ms), "login"],
+            stdout=subprocess.PIPE, text=True, env=environment(**env),
+        )  # fmt: skip
+        self.pid = self._process.pid
+
+    def wait_for_state(self, state: str) -> None:
+        """Wait until the kernel says it is so: S when it waits, T when it is stopped."""
+        deadline = time.monotonic() + 30
+        while Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2][0] != state:
+            assert time.monotonic() < deadline
+
+    def stop(self, seconds: float) -> None:
+        """Stand still for longer than it is to wait; who is stopped does not note the time."""
+        os.kill(self.pid, signal.SIGSTOP)
+        self.wait_for_state("T")
+        threading.Event().wait(seconds)
+
+    def wake(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def result(self) -> str:
+        said, _ = self._process.communicate(timeout=30)
+        assert self._process.returncode == 0
+        return said.split("\n")[0]
+
+
 def test_ask_allowed(tool: Path, tmp_path: Path) -> None:
     with FakeAgent(tmp_path / "s", "allow", message=b"fine") as agent:
         got = ask(tool, tmp_path / "s")
@@ -237,6 +271,70 @@ def test_ask_has_one_deadline_for_everything(tool: Path, tmp_path: Path) -> None
         accepted[0].close()
     assert got["result"] == "ETIMEDOUT"
     assert 1000 <= int(got["ms"]) < 1700
+
+
+def test_ask_by_who_was_stopped_before_asking_waits_as_long(tool: Path, tmp_path: Path) -> None:
+    """A user who stops it must not have his session go on as if there were no agent."""
+
+    def answer_late(_: Request) -> str:
+        threading.Event().wait(0.3)
+        return "allow"
+
+    with FakeAgent(tmp_path / "s", answer_late):
+        asking = Asking(tool, tmp_path / "s", 1000, WIRE_TOOL_STOP="1")
+        asking.wait_for_state("T")
+        asking.stop(1.2)
+        asking.wake()
+        assert asking.result() == "ok"
+
+
+def test_ask_by_who_is_stopped_in_turns_waits_as_long(tool: Path, tmp_path: Path) -> None:
+    answers = threading.Event()
+
+    def answer_when_told(_: Request) -> str:
+        assert answers.wait(30)
+        return "allow"
+
+    with FakeAgent(tmp_path / "s", answer_when_told):
+        asking = Asking(tool, tmp_path / "s", 1000)
+        asking.wait_for_state("S")
+        for _ in range(4):
+            asking.stop(0.4)
+            asking.wake()
+            asking.wait_for_state("S")
+        answers.set()
+        assert asking.result() == "ok"
+
+
+def test_ask_by_who_was_stopped_while_connecting_connects(tool: Path, tmp_path: Path) -> None:
+    with FakeAgent(tmp_path / "s", "deaf") as agent:
+        asking = Asking(tool, tmp_path / "s", 1000)
+        asking.wait_for_state("S")
+        asking.stop(1.2)
+        asking.wake()
+        peer = 0
+        while peer != asking.pid:
+            with agent.accept() as accepted:
+                peer = struct.unpack("3i", accepted.getsockopt(
+                    socket.SOL_SOCKET, socket.SO_PEERCRED, 12
+                ))[0]  # fmt: skip
+                if peer == asking.pid:
+                    assert wire.decode(accepted.recv(wire.MAX_MESSAGE)).TYPE == wire.Type.LOGIN
+                    accepted.send(wire.encode(wire.Answer(wire.Verdict.ALLOW)))
+        assert asking.result() == "ok"
+
+
+def test_ask_by_who_was_hung_up_on_for_being_stopped_asks_again(
+    tool: Path, tmp_path: Path
+) -> None:
+    """An agent does not wait for ever for somebody who has connected."""
+    with FakeAgent(tmp_path / "s", "slam") as agent:
+        asking = Asking(tool, tmp_path / "s", 1000, WIRE_TOOL_STOP="1")
+        asking.wait_for_state("T")
+        agent.behaviour = "allow"
+        asking.stop(0.7)
+        asking.wake()
+        assert asking.result() == "ok"
 
 
 @pytest.mark.parametrize(

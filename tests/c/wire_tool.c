@@ -15,7 +15,8 @@
  *     Asks, and prints what came of it and what is left open.  "longest" has a
  *     command of RECUSE_MAX_COMMAND bytes; sessions pass two descriptors.
  *     With WIRE_TOOL_AWAIT_HANG_UP in the environment it sends only when the
- *     agent has hung up.
+ *     agent has hung up; with WIRE_TOOL_STOP it stops itself before it sends,
+ *     the first time.
  */
 #define _GNU_SOURCE 1
 #include "../../pam_hook/wire.h"
@@ -25,6 +26,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -365,6 +367,10 @@ __wrap_sendmsg(int fd, const struct msghdr *msg, int flags)
 {
     struct pollfd p = { .fd = fd };
 
+    if (getenv("WIRE_TOOL_STOP")) {
+        CHECK(unsetenv("WIRE_TOOL_STOP") == 0);
+        CHECK(raise(SIGSTOP) == 0);
+    }
     if (getenv("WIRE_TOOL_AWAIT_HANG_UP"))
         CHECK(poll(&p, 1, 10000) == 1 && p.revents & POLLHUP);
     return __real_sendmsg(fd, msg, flags);
