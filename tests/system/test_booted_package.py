@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from accounts import RULES, rows, verify, watching
+from accounts import enable, rows, verify, watching
 from host import Host
 
 MULTIARCH = subprocess.run(
@@ -64,7 +64,7 @@ PAGES = (
 
 @pytest.fixture(scope="module")
 def bare() -> Iterator[Host]:
-    """A host that has never seen our packages. The tests of this file follow one another."""
+    """A host that has never seen our packages."""
     with Host(packages=False) as host:
         yield host
 
@@ -75,6 +75,23 @@ def before(bare: Host) -> dict[str, str]:
     wiring = {name: bare.read(name) for name in WIRED}
     bare.install()
     return wiring
+
+
+@pytest.fixture
+def installed(bare: Host, before: dict[str, str]) -> Host:
+    """The host with the packages installed and not enabled, whatever another test did to it."""
+    if bare.run("dpkg-query -W -f '${db:Status-Status}' recuse").stdout != "installed":
+        bare.install()
+    bare.run("recuse", "disable", check=True)
+    return bare
+
+
+def record_one(host: Host) -> None:
+    """Enable recuse, and have a session recorded."""
+    enable(host)
+    with watching(host) as seen:
+        host.ssh("alice", "true")
+    assert seen.session["outcome"] == "recorded"
 
 
 def wiring(host: Host) -> dict[str, str]:
@@ -119,59 +136,60 @@ def test_units_are_confined(bare: Host, before: dict[str, str]) -> None:
         assert level <= 3.0, shown
 
 
-def test_enable_then_disable_leaves_no_trace(bare: Host, before: dict[str, str]) -> None:
-    bare.write("/etc/recuse/policy.d/10-test.toml", RULES)
-    bare.run("recuse", "enable", check=True)
-    assert wiring(bare) != before
-    bare.run("recuse", "enable", check=True)
-    with watching(bare) as seen:
-        bare.ssh("alice", "true")
-    assert seen.session["outcome"] == "recorded"
-    pam = [line for line in bare.read(WIRED[1]).splitlines() if line and line[0] != "#"]
+def test_enable_then_disable_leaves_no_trace(installed: Host, before: dict[str, str]) -> None:
+    record_one(installed)
+    assert wiring(installed) != before
+    installed.run("recuse", "enable", check=True)
+    pam = [line for line in installed.read(WIRED[1]).splitlines() if line and line[0] != "#"]
     assert "pam_recuse.so" in pam[-1]
-    bare.run("recuse", "disable", check=True)
-    assert wiring(bare) == before
-    bare.run("recuse", "disable", check=True)
-    assert wiring(bare) == before
+    installed.run("recuse", "disable", check=True)
+    assert wiring(installed) == before
+    installed.run("recuse", "disable", check=True)
+    assert wiring(installed) == before
 
 
-def test_removal_undoes_enable(bare: Host, before: dict[str, str]) -> None:
-    bare.run("recuse", "enable", check=True)
-    bare.run("dpkg", "--remove", "recuse", check=True)
-    assert wiring(bare) == before
-    assert bare.ssh("alice", "exit 3").returncode == 3
-    assert "recuse-shell" not in bare.read("/etc/shells")
-    assert bare.run("systemctl is-system-running").stdout == "running\n"
+def test_removal_undoes_enable(installed: Host, before: dict[str, str]) -> None:
+    installed.run("recuse", "enable", check=True)
+    installed.run("dpkg", "--remove", "recuse", check=True)
+    assert wiring(installed) == before
+    assert installed.ssh("alice", "exit 3").returncode == 3
+    assert "recuse-shell" not in installed.read("/etc/shells")
+    assert installed.run("systemctl is-system-running").stdout == "running\n"
 
 
-def test_removal_works_with_a_broken_command(bare: Host, before: dict[str, str]) -> None:
-    bare.install()
-    bare.run("recuse", "enable", check=True)
-    bare.write("/usr/bin/recuse", "#!/bin/sh\nexit 1\n", mode=0o755)
-    bare.run("dpkg", "--remove", "recuse", check=True)
-    assert wiring(bare) == before
-    assert bare.ssh("alice", "exit 3").returncode == 3
+def test_removal_works_with_a_broken_command(installed: Host, before: dict[str, str]) -> None:
+    installed.run("recuse", "enable", check=True)
+    installed.write("/usr/bin/recuse", "#!/bin/sh\nexit 1\n", mode=0o755)
+    installed.run("dpkg", "--remove", "recuse", check=True)
+    assert wiring(installed) == before
+    assert installed.ssh("alice", "exit 3").returncode == 3
 
 
-def test_installing_again_goes_on_with_the_ledger(bare: Host, before: dict[str, str]) -> None:
-    bare.install()
-    bare.run("recuse", "enable", check=True)
-    with watching(bare):
-        bare.ssh("alice", "true")
-    assert len(rows(bare)) == 2
-    verify(bare)
+def test_installing_again_goes_on_with_the_ledger(installed: Host) -> None:
+    record_one(installed)
+    known = rows(installed)
+    installed.run("dpkg", "--remove", "recuse", check=True)
+    installed.install()
+    record_one(installed)
+    assert rows(installed)[:-1] == known
+    verify(installed)
 
 
-def test_purge_leaves_evidence_aside_and_nothing_else(bare: Host, before: dict[str, str]) -> None:
-    said = bare.run("dpkg --purge recuse recuse-collector python3-recuse 2>&1", check=True).stdout
+def test_purge_leaves_evidence_aside_and_nothing_else(
+    installed: Host, before: dict[str, str]
+) -> None:
+    record_one(installed)
+    said = installed.run(
+        "dpkg --purge recuse recuse-collector python3-recuse 2>&1", check=True
+    ).stdout
     assert "/var/lib/recuse-kept/" in said
-    assert wiring(bare) == before
-    left = bare.run(
+    assert wiring(installed) == before
+    left = installed.run(
         "find / -xdev -path /root -prune -o -path /proc -prune -o -path /var/log -prune"
         " -o -path /var/lib/systemd -prune -o -path /var/lib/recuse-kept -prune"
         " -o -name '*recuse*' -print"
     ).stdout.split()
     assert left == ["/var/lib/recuse-collector"]
-    assert bare.run("find /var/lib/recuse-kept -name checkpoint").stdout.count("\n") >= 1
-    assert bare.run("find /var/lib/recuse-kept -name '*.key'").stdout == ""
-    assert bare.ssh("alice", "exit 3").returncode == 3
+    assert installed.run("find /var/lib/recuse-kept -name checkpoint").stdout.count("\n") >= 1
+    assert installed.run("find /var/lib/recuse-kept -name '*.key'").stdout == ""
+    assert installed.ssh("alice", "exit 3").returncode == 3
