@@ -36,6 +36,7 @@ SHELL = "/usr/lib/recuse/recuse-shell"
 BACKUP = "/etc/nsswitch.conf.before-recuse"
 PROFILE = "/usr/share/pam-configs/recuse"
 LIBRARY = "libnss_recuse.so.2"
+REINSTALL = "reinstall the package recuse"
 REHEARSAL = "/etc/pam.d/" + rehearsal.SERVICE
 REHEARSAL_FALLBACK = "/usr/lib/recuse/rehearsal-fallback"
 REHEARSAL_SLOW_MS = 1000  # half of the time that a login waits for the agent
@@ -337,7 +338,7 @@ def _check_users(users: Mapping[str, int], groups: Mapping[str, int]) -> Check:
 
 
 def _check_shell(machine: Machine, users: Mapping[str, int], groups: Mapping[str, int]) -> Check:
-    name, hint = "shell", "reinstall the package recuse"
+    name, hint = "shell", REINSTALL
 
     def fail(words: str, hint: str = hint) -> Check:
         return Check(name, "fail", words, hint, blocks=True)
@@ -406,33 +407,31 @@ def _loads(machine: Machine, path: str) -> Optional[str]:
     return None if ran.status == 0 else (ran.err.strip().split("\n") or [""])[-1]
 
 
-def _check_pam_module(machine: Machine) -> Check:
-    path = machine.find(PAM_DIRS, MODULE)
+def _check_loads(
+    machine: Machine, name: str, file: str, dirs: Sequence[str], place: str, hint: str,
+    by_name: bool = False,
+) -> Check:  # fmt: skip
+    path = machine.find(dirs, file)
     if path is None:
-        return Check(
-            "pam-module",
-            "fail",
-            "%s is in no directory of PAM modules" % MODULE,
-            "reinstall the package recuse",
-            blocks=True,
-        )
-    trouble = _loads(machine, path)
+        return Check(name, "fail", "%s is in no %s" % (file, place), REINSTALL, blocks=True)
+    asked = file if by_name else path
+    trouble = _loads(machine, asked)
     if trouble is not None:
-        return Check(
-            "pam-module",
-            "fail",
-            "%s cannot be loaded: %s" % (path, trouble),
-            "reinstall the package recuse",
-            blocks=True,
-        )
-    return Check("pam-module", "ok", "%s loads" % path)
+        words = "%s cannot be loaded: %s" % (asked, trouble)
+        return Check(name, "fail", words, hint, blocks=True)
+    return Check(name, "ok", "%s loads" % path)
+
+
+def _check_pam_module(machine: Machine) -> Check:
+    place = "directory of PAM modules"
+    return _check_loads(machine, "pam-module", MODULE, PAM_DIRS, place, REINSTALL)
 
 
 def _check_pam_stacks(machine: Machine) -> Check:
     name = "pam-stacks"
     if not machine.exists(PROFILE) and machine.find(("/usr/sbin",), "pam-auth-update"):
         return Check(
-            name, "fail", "%s is missing" % PROFILE, "reinstall the package recuse", blocks=True
+            name, "fail", "%s is missing" % PROFILE, REINSTALL, blocks=True
         )
     services = [s for s in LOGIN_SERVICES if machine.exists("/etc/pam.d/" + s)]
     if not services:
@@ -477,26 +476,11 @@ def _check_pam_stacks(machine: Machine) -> Check:
 
 
 def _check_nss_library(machine: Machine) -> Check:
-    path = machine.find(LIB_DIRS, LIBRARY)
-    if path is None:
-        return Check(
-            "nss-library",
-            "fail",
-            "%s is in no library directory" % LIBRARY,
-            "reinstall the package recuse",
-            blocks=True,
-        )
+    hint = "run: ldconfig, or %s" % REINSTALL
     # By name, as the C library looks for it; by path in a root that is not ours.
-    trouble = _loads(machine, LIBRARY if machine.is_real else path)
-    if trouble is not None:
-        return Check(
-            "nss-library",
-            "fail",
-            "%s cannot be loaded: %s" % (LIBRARY, trouble),
-            "run: ldconfig, or reinstall the package recuse",
-            blocks=True,
-        )
-    return Check("nss-library", "ok", "%s loads" % path)
+    return _check_loads(
+        machine, "nss-library", LIBRARY, LIB_DIRS, "library directory", hint, machine.is_real
+    )
 
 
 def _check_nsswitch(machine: Machine) -> Check:
@@ -642,7 +626,7 @@ def _check_debts(machine: Machine) -> list[Check]:
 
 def _check_rehearsal(machine: Machine) -> Check:
     """Have a login made up through libpam, our module and the agent; see rehearsal."""
-    name, hint = "pam-rehearsal", "reinstall the package recuse"
+    name, hint = "pam-rehearsal", REINSTALL
 
     def fail(words: str, hint: str) -> Check:
         return Check(name, "fail", words, hint, blocks=True)
@@ -1062,7 +1046,7 @@ def _check_overlay(machine: Machine, nsswitch: Optional[str]) -> Check:
             name,
             "fail",
             "login programs would not find root: %s" % (seen.err.strip() or "no entry"),
-            "reinstall the package recuse",
+            REINSTALL,
             blocks=True,
         )
     if after[:6] != before[:6]:
@@ -1083,7 +1067,7 @@ def _check_overlay(machine: Machine, nsswitch: Optional[str]) -> Check:
             name,
             "fail",
             "looking up an unknown user fails instead of finding nobody",
-            "reinstall the package recuse",
+            REINSTALL,
             blocks=True,
         )
     return Check(name, "ok", "login programs see %s of root" % after[6])
