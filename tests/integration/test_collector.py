@@ -197,7 +197,7 @@ def test_a_request_that_is_not_signed_right_is_refused(
 ) -> None:
     async def story(client: Client) -> None:
         if "at" in options and ".." in options["at"]:
-            assert await raw_status(central, options["at"]) in (401, 404)
+            assert await status_of_path(central, options["at"]) in (401, 404)
             return
         found, headers, body = await client.put(**options)
         assert found == status, body
@@ -209,16 +209,32 @@ def test_a_request_that_is_not_signed_right_is_refused(
     talk(central, story)
 
 
-async def raw_status(central: Central, path: str) -> int:
-    """Send a path that a client library would tidy up."""
+async def raw_status(central: Central, request: str) -> int:
+    """Send what a client library would not, and read the answer as it comes."""
     context = client_ssl(central.cert)
     reader, writer = await asyncio.open_connection("127.0.0.1", central.port, ssl=context)
-    writer.write(f"PUT {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-    status = int((await reader.readline()).split()[1])
-    await reader.read()
+    writer.write(request.encode())
+    status = int((await asyncio.wait_for(reader.readline(), PATIENCE_S / 2)).split()[1])
     writer.close()
     await writer.wait_closed()
     return status
+
+
+async def status_of_path(central: Central, path: str) -> int:
+    """Send a path that a client library would tidy up."""
+    head = f"PUT {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    return await raw_status(central, head)
+
+
+async def status_of_part(central: Central, key: tlog.Signer, body: str) -> int:
+    """Send a request that somebody signed, and of its body no more than that."""
+    path = httpsig.blob_path(DIGEST)
+    headers = httpsig.sign_request(
+        "PUT", path, httpsig.OCTETS, BLOB, ORIGIN, int(time.time()), key.sign
+    )
+    lines = [f"PUT {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(BLOB)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return await raw_status(central, "\r\n".join([*lines, "", body]))
 
 
 def test_a_wrong_clock_is_told_the_time(central: Central) -> None:
@@ -234,18 +250,7 @@ def test_a_stranger_is_refused_before_the_body(central: Central) -> None:
     """The body never comes; the answer does."""
 
     async def story(client: Client) -> None:
-        context = client_ssl(central.cert)
-        reader, writer = await asyncio.open_connection("127.0.0.1", central.port, ssl=context)
-        path = httpsig.blob_path(DIGEST)
-        headers = httpsig.sign_request(
-            "PUT", path, httpsig.OCTETS, BLOB, ORIGIN, int(time.time()), STRANGER.sign
-        )
-        lines = [f"PUT {path} HTTP/1.1", "Host: localhost", "Content-Length: 6"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        writer.write("\r\n".join(lines + ["", ""]).encode())
-        assert b" 401 " in await asyncio.wait_for(reader.readline(), PATIENCE_S / 2)
-        writer.close()
-        await writer.wait_closed()
+        assert await status_of_part(central, STRANGER, "") == 401
 
     talk(central, story)
 
@@ -317,18 +322,7 @@ def test_a_body_that_never_ends_is_given_up(tmp_path: Path) -> None:
     central.store.enrol_local(PREFIX, HOST.vkey, UPLOAD.vkey)
 
     async def story(client: Client) -> None:
-        context = client_ssl(central.cert)
-        reader, writer = await asyncio.open_connection("127.0.0.1", central.port, ssl=context)
-        path = httpsig.blob_path(DIGEST)
-        headers = httpsig.sign_request(
-            "PUT", path, httpsig.OCTETS, BLOB, ORIGIN, int(time.time()), UPLOAD.sign
-        )
-        lines = [f"PUT {path} HTTP/1.1", "Host: localhost", "Content-Length: 6"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        writer.write("\r\n".join(lines + ["", "a b"]).encode())
-        assert b" 503 " in await asyncio.wait_for(reader.readline(), PATIENCE_S / 2)
-        writer.close()
-        await writer.wait_closed()
+        assert await status_of_part(central, UPLOAD, "a b") == 503
 
     talk(central, story)
     central.store.close()
