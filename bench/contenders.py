@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import glob
 import gzip
+import hashlib
 import json
 import os
 import pwd
@@ -23,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from recuse import wire
+from recuse import cast, wire
 
 HOST_SOCKET = "/run/recuse/host.sock"
 SHELL = "/usr/lib/recuse/recuse-shell"
@@ -31,6 +32,7 @@ SHELL = "/usr/lib/recuse/recuse-shell"
 RECORDED = "frank"
 PLACE = Path("/var/bench")
 SETTLE_SECONDS = 60
+MOST_READ = 65536
 SUDO_LOGS = PLACE / "sudo-io"
 SERVER_LOGS = PLACE / "sudo-server"
 
@@ -138,22 +140,9 @@ def ttyrec_kept() -> bytes:
     return b"".join(kept)
 
 
-def _events(lines: Sequence[bytes]) -> bytes:
-    """Join the output events of an asciicast; ours has the exact bytes beside what is no UTF-8."""
-    kept: list[bytes] = []
-    for line in lines:
-        event = json.loads(line)
-        if event[1] == "o":
-            kept.append(event[2].encode("utf-8", "surrogatepass"))
-        elif event[1] == "b":
-            import base64
-
-            kept[-1] = base64.b64decode(event[2])
-    return b"".join(kept)
-
-
 def asciinema_kept() -> bytes:
-    return _events(plain().splitlines()[1:])
+    events = (json.loads(line) for line in plain().splitlines()[1:])
+    return b"".join(e[2].encode("utf-8", "surrogatepass") for e in events if e[1] == "o")
 
 
 def tlog_kept() -> bytes:
@@ -165,30 +154,63 @@ def tlog_kept() -> bytes:
 
 
 def sudo_kept(place: Path) -> bytes:
-    newest = max(glob.glob(f"{place}/*/*/*/ttyout"), key=os.path.getmtime)
-    raw = Path(newest).read_bytes()
+    """Give what one run left there: `stdout` if it had no terminal."""
+    found = [path for name in ("ttyout", "stdout") for path in glob.glob(f"{place}/*/*/*/{name}")]
+    raw = Path(max(found, key=os.path.getsize)).read_bytes()
     return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
 
 
-def newest_session() -> str:
-    """Give the id of the newest recorded session."""
+def sessions() -> list[str]:
+    """Give the ids of all recorded sessions, the newest last."""
     out = subprocess.run(
         ["recuse", "sessions", "--user", RECORDED, "--json"], check=True, capture_output=True
     ).stdout
-    rows: list[dict[str, object]] = json.loads(out)["sessions"]
-    return str(max(rows, key=lambda row: int(str(row["seq"])))["session"])
+    # Logins without a session are among them, and exempt sessions of others in his login.
+    rows = [row for row in json.loads(out)["sessions"] if row["kind"] != "none"]
+    rows = [row for row in rows if row["verdict"] == "record"]
+    return [str(row["session"]) for row in sorted(rows, key=lambda row: int(row["seq"]))]
 
 
-def recuse_kept() -> bytes:
+def newest_session() -> str:
+    return sessions()[-1]
+
+
+def recuse_events(session: str) -> list[cast.Event]:
     path = PLACE / "exported.cast"
-    session = newest_session()
     subprocess.run(
         ["recuse", "export", session, "-o", str(path)], check=True, capture_output=True
     )
     try:
-        return _events(path.read_bytes().splitlines()[1:])
+        return list(cast.read(cast.split_lines([path.read_bytes()]))[1])
     finally:
         path.unlink()
+
+
+def recuse_kept() -> bytes:
+    return b"".join(e.data for e in recuse_events(newest_session()) if e.code == "o")
+
+
+def check_accounted(shown: bytes, session: str = "") -> None:
+    """End the benchmark unless a recording (the newest) has all that was displayed, in its place.
+
+    Each byte is there as it is, or counted by a gap that has the hash of what it stands for.
+    """
+    session, at = session or newest_session(), 0
+    for event in recuse_events(session):
+        if event.code == "o":
+            is_there = shown.startswith(event.data, at)
+            at += len(event.data)
+        elif event.code == "g" and event.text.startswith("stream=o "):
+            words = dict(word.split("=", 1) for word in event.text.split())
+            missing = shown[at : at + int(words["bytes"])]
+            is_there = hashlib.sha256(missing).hexdigest() == words.get("sha256")
+            at += int(words["bytes"])
+        else:
+            continue
+        if not is_there:
+            raise SystemExit(f"recuse: {session} is not what was displayed, before byte {at}")
+    if at != len(shown):
+        raise SystemExit(f"recuse: {session} accounts for {at} bytes of {len(shown)} displayed")
 
 
 # Starting and watching
@@ -282,12 +304,16 @@ def start_on_pipes(contender: Contender, command: str) -> tuple[int, int]:
     return pid, ours
 
 
+class Silent(SystemExit):
+    """A recorder does not go on: unless somebody cares, this ends the benchmark."""
+
+
 def read_some(master: int, seconds: float) -> bytes:
     """Read once; b"" at the end. Fails if nothing comes in time."""
     if not select.select([master], [], [], seconds)[0]:
-        raise SystemExit(f"no output within {seconds} s")
+        raise Silent(f"no output within {seconds} s")
     try:
-        return os.read(master, 65536)
+        return os.read(master, MOST_READ)
     except OSError:  # EIO: nobody has the other side any more
         return b""
 
@@ -328,13 +354,18 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def sync() -> None:
+    """Have all that ended sealed and entered, so that its recording can be read."""
+    subprocess.run(["recuse", "sync"], check=True, capture_output=True)
+
+
 def settle(one: Contender) -> None:
     """Wait until a recorder's services have done what was left to do."""
     if not one.services:
         return
     until, idle, before = time.monotonic() + SETTLE_SECONDS, 0, service_cpu(one)
     if one.name == "recuse":
-        subprocess.run(["recuse", "sync"], check=True, capture_output=True)
+        sync()
     while idle < 3 and time.monotonic() < until:
         time.sleep(0.5)
         now = service_cpu(one)

@@ -1,16 +1,17 @@
 #!/usr/bin/python3
-"""Time what flows through recorders: floods of output, and single keys and their echo.
+"""Time what flows through recorders: floods of output, ^C through them, single keys and their echo.
 
 Runs inside the booted host as root (bench/run.py starts it). Contenders take turns within each
 round. Of every flood, what was displayed must be what the command wrote, and what the recorder kept
-must be what was displayed; a run of ours in which that is not so ends the benchmark. Runs in which
-a peer fails are left out and counted. Prints JSON.
+must be what was displayed; ours may count and hash instead. A run of ours in which that is not so
+ends the benchmark, runs in which a peer fails are left out and counted. Prints JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import signal
@@ -22,8 +23,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from contenders import (
+    MOST_READ,
     PLACE,
     Contender,
+    Silent,
+    check_accounted,
     clean_up,
     contenders,
     pids_of,
@@ -34,6 +38,7 @@ from contenders import (
     settle,
     start,
     start_on_pipes,
+    sync,
 )
 
 MIB = 1 << 20
@@ -42,6 +47,13 @@ FLOODS = (
 )  # fmt: skip
 OURS = ("bare", "floor", "recuse")
 ADDS_WORDS = ("tlog", "sudo", "sudo_logsrvd", "script", "asciinema")
+INTERRUPTS = (
+    "bare", "floor", "recuse", "recuse, slow", "recuse, gap", "tlog", "sudo", "script",
+)  # fmt: skip
+FLOODING = {"yes": "yes", "random": "cat /dev/urandom"}
+FLOOD_SECONDS = 0.5
+INTERRUPT_SECONDS = 20
+INTERRUPTED = b"interrupted-6f1c"
 KEYS = ("bare", "floor", "recuse", "tlog", "sudo", "script", "ttyrec", "asciinema")
 
 
@@ -108,9 +120,7 @@ def flood(one: Contender, kind: str, terminal: bool) -> dict[str, float]:
         "all_cpu_s": (usage.ru_utime + usage.ru_stime + service_cpu(one) - elsewhere) * per,
     }
     found["displayed_whole"] = shown
-    found["kept_whole"] = (
-        not terminal or one.name == "bare" or is_whole(one, "kept", one.kept(), wanted)
-    )
+    found["kept_whole"] = is_kept(one, wanted)
     found["log_ratio"] = log_size(one) / len(raw)
     return found
 
@@ -127,6 +137,15 @@ def is_whole(one: Contender, what: str, found: bytes, wanted: bytes) -> bool:
     return False
 
 
+def is_kept(one: Contender, shown: bytes) -> bool:
+    """Say whether a recorder kept what was displayed; that ours did not ends the benchmark."""
+    if one.name == "recuse":
+        check_accounted(shown)
+    elif one.name != "bare":
+        return is_whole(one, "kept", one.kept(), shown)
+    return True
+
+
 def log_size(one: Contender) -> int:
     """Give the bytes that one run left on disk."""
     import glob
@@ -141,6 +160,97 @@ def log_size(one: Contender) -> int:
     return sum(os.path.getsize(path) for name in one.logs for path in glob.glob(name))
 
 
+# Interrupting
+
+
+def interrupt(name: str, command: str) -> dict[str, float]:
+    """Type ^C into half a second of a flood; give how long and how much it still went on.
+
+    The end of it is the first word of what comes next. Nothing if a peer does not come to that.
+    """
+    name, _, action = name.partition(", ")
+    one = contenders()[name]
+    clean_up(one)
+    shown, late = bytearray(), bytearray()
+    with Limited(action):
+        pid, master = start(one, f"trap : INT; {command}; echo {INTERRUPTED.decode()}")
+        until = time.monotonic() + FLOOD_SECONDS
+        while time.monotonic() < until:
+            shown += read_some(master, 20)
+        typed = time.monotonic()
+        os.write(master, b"\x03")
+        try:
+            while INTERRUPTED not in late[-MOST_READ - len(INTERRUPTED) :]:
+                late += read_some(master, 20)
+                ended = time.monotonic()
+                if ended - typed > INTERRUPT_SECONDS:
+                    raise Silent(f"{name}: {command}: goes on")
+            found = {"ms": (ended - typed) * 1e3, "kib": late.index(INTERRUPTED) / 1024}
+            while chunk := read_some(master, 20):
+                late += chunk
+        except Silent:
+            if one.name in OURS:
+                raise
+            found = {}
+        os.close(master)
+        end(pid)
+    if one.name == "recuse":
+        settle(one)
+        check_accounted(bytes(shown + late))
+    return found
+
+
+class Limited:
+    """The agent deals a limit of 1 MiB a second, as long as the block lasts; "" is none."""
+
+    CONFIG = Path("/etc/recuse/recuse.toml")
+
+    def __init__(self, action: str) -> None:
+        self._action = action
+
+    def __enter__(self) -> None:
+        self._before = self.CONFIG.read_text()
+        if self._action:
+            limit = 'rate = "1 MiB"\nburst = "1 MiB"'
+            self._configure(f'{self._before}{limit}\non_limit = "{self._action}"\n')
+
+    def __exit__(self, *_: object) -> None:
+        if self._action:
+            self._configure(self._before)
+
+    def _configure(self, text: str) -> None:
+        self.CONFIG.write_text(text)
+        subprocess.run(["systemctl", "reload", "recuse-agent.service"], check=True)
+
+
+def interrupts(rounds: int) -> dict[str, dict[str, float]]:
+    """Give medians and the worst, by contender."""
+    runs: dict[str, dict[str, list[dict[str, float]]]] = {
+        name: {kind: [] for kind in FLOODING} for name in INTERRUPTS
+    }
+    for _, name in turns(list(INTERRUPTS), rounds):
+        for kind, command in FLOODING.items():
+            runs[name][kind].append(interrupt(name, command))
+    return {
+        name: {
+            key: value
+            for kind, each in kinds.items()
+            for key, value in worst_and_median(kind, each).items()
+        }
+        for name, kinds in runs.items()
+    }
+
+
+def worst_and_median(kind: str, runs: list[dict[str, float]]) -> dict[str, float]:
+    took = [run["ms"] for run in runs if run]
+    return {
+        f"{kind}_median_ms": statistics.median(took) if took else math.nan,
+        f"{kind}_worst_ms": max(took, default=math.nan),
+        f"{kind}_kib": max((run["kib"] for run in runs if run), default=math.nan),
+        f"{kind}_unanswered": len(runs) - len(took),
+    }
+
+
 # Keys
 
 
@@ -148,16 +258,20 @@ def echo(one: Contender, count: int) -> dict[str, float]:
     """Type `count` keys, one after the echo of the other; give microseconds each."""
     clean_up(one)
     pid, master = start(one, "echo ready; exec cat >/dev/null")
-    read_until(master, b"ready", 20)
+    shown = [read_until(master, b"ready\r\n", 20)]
     took = []
     for _ in range(count):
         began = time.monotonic_ns()
         os.write(master, b"x")
-        while b"x" not in read_some(master, 20):
-            pass
+        while b"x" not in (chunk := read_some(master, 20)):
+            shown.append(chunk)
+        shown.append(chunk)
         took.append((time.monotonic_ns() - began) / 1e3)
     os.close(master)
     end(pid)
+    if one.name == "recuse":
+        sync()
+        check_accounted(b"".join(shown))
     took.sort()
     return {
         "median_us": statistics.median(took),
@@ -269,6 +383,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--mib", type=int, default=16, help="size of one flood")
+    parser.add_argument("--interrupts", type=int, default=5, help="rounds of ^C through a flood")
     parser.add_argument("--keys", type=int, default=2000)
     options = parser.parse_args()
     known = contenders()
@@ -285,6 +400,8 @@ def main() -> None:
                 # tlog deadlocks where a command writes more than is read at once.
                 runs[name].append(flood(known[name], kind, terminal))
             result[f"{where}-{kind}"] = {name: medians(run) for name, run in runs.items()}
+    print("^C through a flood", file=sys.stderr)
+    result["interrupts"] = interrupts(options.interrupts)
     for label, around in (("idle", Idle), ("loaded", Loaded), ("one-core", OneCore)):
         print(f"keys, {label}", file=sys.stderr)
         runs = {name: [] for name in KEYS}

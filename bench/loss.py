@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """Kill recorders in mid-session and count what was displayed but is not in the recording.
 
-Runs inside the booted host as root. Prints JSON: bytes displayed, and bytes of these that are lost,
-by contender; the worst of the rounds.
+Runs inside the booted host as root. Prints JSON: lines displayed, and how many of these are not
+where they ought to be in the recording, by contender; the worst of the rounds.
 """
 
 from __future__ import annotations
@@ -25,9 +25,19 @@ COMMAND = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); echo line-$i; done"
 NAMES = ("floor", "recuse", "tlog", "sudo", "script", "ttyrec", "asciinema")
 
 
-def last_line(text: bytes) -> int:
-    found = re.findall(rb"line-(\d+)\r?\n", text)
-    return int(found[-1]) if found else 0
+def lines_of(text: bytes) -> list[bytes]:
+    return re.findall(rb"line-\d+\r?\n", text)
+
+
+def lost_of(shown: list[bytes], kept: list[bytes]) -> int:
+    """Count the lines that are not in the recording, or not in their order."""
+    at, lost = 0, 0
+    for line in shown:
+        try:
+            at = kept.index(line, at) + 1
+        except ValueError:
+            lost += 1
+    return lost
 
 
 def victim(one: Contender, pid: int) -> int:
@@ -78,13 +88,13 @@ def kill_once(one: Contender, after: int) -> tuple[int, int]:
         except ProcessLookupError:
             pass
     os.waitpid(pid, 0)
-    shown = last_line(seen)
+    shown = lines_of(seen)
     try:
-        kept = last_line(kept_of(one))
+        kept = lines_of(kept_of(one))
     except (ValueError, OSError, EOFError, subprocess.CalledProcessError) as error:
         print(f"{one.name}: the recording cannot be read: {error}", file=sys.stderr)
-        kept = 0
-    return shown, max(0, shown - kept)
+        kept = []
+    return len(shown), lost_of(shown, kept)
 
 
 def kept_of(one: Contender) -> bytes:

@@ -81,6 +81,27 @@ def faults(figures: Figures) -> str:
     return "".join(said)
 
 
+INTERRUPTS = {
+    f"{kind}_{key}": f"{what}, {words}"
+    for kind, what in (("yes", "`yes`"), ("random", "`cat /dev/urandom`"))
+    for key, words in (("median_ms", "median ms"), ("worst_ms", "worst"), ("kib", "KiB, most"))
+}
+
+
+def interrupts(figures: Figures) -> str:
+    unanswered = [
+        f"{name} ({count:.0f})"
+        for name, row in figures.items()
+        if (count := sum(value for key, value in row.items() if key.endswith("_unanswered")))
+    ]
+    return (
+        "## ^C through a flood\n\nAfter half a second of it: until all of it was read, and what"
+        " still came. *slow* and *gap* have a\nlimit of 1 MiB a second.\n\n"
+        + compared(figures, INTERRUPTS, "yes_median_ms", ())
+        + (f"\nNot answered: {', '.join(unanswered)}.\n" if unanswered else "")
+    )
+
+
 def flow(found: Mapping[str, Any]) -> str:
     parts = []
     for key, figures in found.items():
@@ -92,6 +113,8 @@ def flow(found: Mapping[str, Any]) -> str:
                 + compared(figures, FLOW, "mib_per_s", known)
                 + faults(figures)
             )
+        elif key == "interrupts":
+            parts.append(interrupts(figures))
         elif where == "keys":
             parts.append(
                 f"## A key and its echo, {what}\n\n"
@@ -146,11 +169,28 @@ def ssh(found: Mapping[str, Mapping[str, float]]) -> str:
     return "## Over ssh\n\n" + table(head, rows)
 
 
+def transfer(found: Mapping[str, Any]) -> str:
+    rows = []
+    for way in ("upload", "download"):
+        row = found[way]
+        between = f"{row['lowest_ratio']:.3f} to {row['highest_ratio']:.3f}"
+        rows.append(
+            [way, f"{row['bare_s']:.2f}", f"{row['recuse_s']:.2f}", f"{row['ratio']:.3f}", between]
+            + [f"{row['spool_bytes'] / 1000:.1f}"]
+        )
+    head = ["", "bare, s", "recuse, s", "of bare, median", "of all rounds", "kB of spool, most"]
+    return (
+        f"## rsync of {found['mib']} MiB over ssh, {found['rounds']} rounds\n\n"
+        "`rsync -aW` of random bytes; what arrived was compared.\n\n" + table(head, rows)
+    )
+
+
 PARTS: Mapping[str, Callable[[Any], str]] = {
     "startup": startup,
     "flow": flow,
     "scale": scale,
     "loss": loss,
+    "transfer": transfer,
 }
 
 

@@ -2,12 +2,13 @@
 
 `make bench` runs this as root. It installs the peers (tlog and sudo are in the image, ttyrec and
 asciinema come from Debian), compiles the floor, and lets each part run inside the host: startup.py,
-flow.py, scale.py, loss.py; logins over ssh are timed from outside.
+flow.py, scale.py, loss.py; logins and transfers over ssh are timed from outside.
 """
 
 from __future__ import annotations
 
 import argparse
+import filecmp
 import json
 import os
 import platform
@@ -25,9 +26,9 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests" / "system"))
 
 from accounts import enable  # noqa: E402
-from host import Host, cache_dir  # noqa: E402
+from host import ADDRESS, Host, cache_dir  # noqa: E402
 
-PARTS = ("contenders.py", "startup.py", "flow.py", "scale.py", "loss.py")
+INSIDE = ("startup", "flow", "scale", "loss")
 PEERS = ("ttyrec", "asciinema")
 
 POLICY = """
@@ -46,6 +47,7 @@ SIZES = {
         "scale": "--sessions 1000 --seconds 20",
         "loss": "--rounds 5",
         "ssh": "20",
+        "transfer": "5 1024",
     },
     "few": {
         "startup": "--rounds 25 --cpu 50",
@@ -53,13 +55,15 @@ SIZES = {
         "scale": "--sessions 1000 --seconds 10",
         "loss": "--rounds 3",
         "ssh": "8",
+        "transfer": "3 256",
     },
     "one": {
         "startup": "--rounds 3 --cpu 5",
-        "flow": "--rounds 1 --mib 2 --keys 100",
+        "flow": "--rounds 1 --mib 2 --interrupts 1 --keys 100",
         "scale": "--sessions 50 --seconds 3",
         "loss": "--rounds 1",
         "ssh": "2",
+        "transfer": "1 16",
     },
 }
 
@@ -88,8 +92,8 @@ def furnish(host: Host) -> None:
         )
         host.copy_in(compiled, "/var/bench/floor")
     host.path("/var/bench/floor").chmod(0o755)
-    for part in PARTS:
-        host.copy_in(HERE / part, f"/root/bench/{part}")
+    for part in ("contenders", *INSIDE):
+        host.copy_in(HERE / f"{part}.py", f"/root/bench/{part}.py")
     # What is displayed is compared byte by byte; the peers' notices are off, too.
     host.write("/etc/recuse/recuse.toml", "[session]\nnotice = false\n")
     host.run("systemctl", "reload", "recuse-agent.service", check=True)
@@ -120,6 +124,14 @@ def time_ssh(host: Host, user: str, control: str = "") -> float:
     if done.returncode or b"ready" not in done.stdout:
         raise SystemExit(f"ssh as {user}: exit {done.returncode}, {done.stdout!r} {done.stderr!r}")
     return (ended - began) / 1e6
+
+
+def switch(host: Host, on: bool) -> None:
+    """Switch recuse on or off, by its own file."""
+    if on:
+        host.path("/etc/recuse/disabled").unlink(missing_ok=True)
+    else:
+        host.write("/etc/recuse/disabled", "")
 
 
 class Ssh:
@@ -165,10 +177,7 @@ class Ssh:
         }
 
     def _switch(self, name: str) -> None:
-        if name in ("bare", "tlog"):
-            self._host.write("/etc/recuse/disabled", "")
-        else:
-            self._host.path("/etc/recuse/disabled").unlink(missing_ok=True)
+        switch(self._host, name not in ("bare", "tlog"))
 
     def _stand(self, user: str, control: str) -> "subprocess.Popen[bytes]":
         options = ("ControlMaster=yes", f"ControlPath={control}")
@@ -183,12 +192,81 @@ class Ssh:
         return made
 
 
+class Transfer:
+    """One large file by rsync over ssh, there and back, with recuse switched off and on."""
+
+    REMOTE = "/home/alice/large"
+
+    def __init__(self, host: Host, mib: int, place: Path) -> None:
+        self._host, self._mib = host, mib
+        self._large, self._back = place / "large", place / "back"
+        self._rsh = " ".join(host.client("ssh")[3:])
+        with open(self._large, "wb") as file:
+            for _ in range(mib):
+                file.write(os.urandom(1 << 20))
+
+    def measure(self, rounds: int) -> dict[str, Any]:
+        """Give medians: seconds of both, their ratio round by round, and bytes in the spool."""
+        ways: dict[str, Any] = {}
+        for way in ("upload", "download"):
+            took: dict[str, list[float]] = {"bare": [], "recuse": []}
+            spool = []
+            for n in range(rounds + 1):
+                # Who goes first changes: the second one finds what the first left to the disk.
+                for name in ("bare", "recuse") if n % 2 else ("recuse", "bare"):
+                    switch(self._host, name == "recuse")
+                    seconds = self._once(way)
+                    if n:
+                        took[name].append(seconds)
+                    if name == "recuse":
+                        spool.append(self._kept())
+                print(f"\r{way}, round {n + 1} of {rounds + 1}", end="", file=sys.stderr)
+            print(file=sys.stderr)
+            ratios = [a / b for a, b in zip(took["recuse"], took["bare"])]
+            ways[way] = {
+                **{f"{name}_s": statistics.median(values) for name, values in took.items()},
+                "ratio": statistics.median(ratios),
+                "lowest_ratio": min(ratios),
+                "highest_ratio": max(ratios),
+                "spool_bytes": max(spool),
+            }
+        return {"mib": self._mib, "rounds": rounds, **ways}
+
+    def _once(self, way: str) -> float:
+        """Transfer the file once, compare it; give the seconds."""
+        remote, there = self._host.path(self.REMOTE), f"alice@{ADDRESS}:{self.REMOTE}"
+        source, target, made = str(self._large), there, remote
+        if way == "download":
+            source, target, made = there, str(self._back), self._back
+            if not remote.exists():
+                self._host.copy_in(self._large, self.REMOTE)
+        made.unlink(missing_ok=True)
+        os.sync()  # else who comes next pays for writing it
+        rsync = self._host.network("rsync", "-aW", "-e", self._rsh, source, target)
+        began = time.monotonic()
+        subprocess.run(rsync, stdin=subprocess.DEVNULL, check=True)
+        seconds = time.monotonic() - began
+        if not filecmp.cmp(self._large, made, shallow=False):
+            raise SystemExit(f"{way}: not the bytes that were sent")
+        return seconds
+
+    def _kept(self) -> int:
+        """Give the bytes that the newest session left in the spool, as its ledger entries say."""
+        self._host.run("recuse", "sync", check=True)
+        found = self._host.json("recuse", "sessions", "--user", "alice", "--json")
+        newest = max(found["sessions"], key=lambda row: row["seq"])
+        if not newest["gaps"] or newest["outcome"] != "partial":
+            raise SystemExit(f"a transfer was not recorded: {newest}")
+        return int(newest["bytes"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--rounds", choices=SIZES, default="all", help="few take 5 minutes; one: does it run?"
     )
-    parser.add_argument("--only", metavar="PART", help="startup, flow, scale, loss or ssh")
+    parser.add_argument("--mib", type=int, help="size of the file that is transferred")
+    parser.add_argument("--only", metavar="PART", help=", ".join([*INSIDE, "ssh", "transfer"]))
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     parser.add_argument("--write", metavar="FILE", help="write the page there")
     options = parser.parse_args()
@@ -199,7 +277,7 @@ def main() -> None:
     }
     with Host() as host:
         furnish(host)
-        for name in ("startup", "flow", "scale", "loss"):
+        for name in INSIDE:
             if options.only in (None, name):
                 found[name] = part(host, f"{name}.py", *sizes[name].split())
         if options.only in (None, "ssh"):
@@ -207,6 +285,11 @@ def main() -> None:
             ssh = Ssh(host)
             found["ssh"] = ssh.measure(int(sizes["ssh"]), channels=False)
             found["channel"] = ssh.measure(2 * int(sizes["ssh"]), channels=True)
+        if options.only in (None, "transfer"):
+            say("a transfer over ssh")
+            rounds, mib = map(int, sizes["transfer"].split())
+            with tempfile.TemporaryDirectory(dir=cache_dir()) as place:
+                found["transfer"] = Transfer(host, options.mib or mib, Path(place)).measure(rounds)
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=2) + "\n")
     page = report.page(found)

@@ -12,7 +12,8 @@ recuse is started in two ways: as a session of a login that stands (a channel of
 and with the login itself in front, as PAM does it for each new connection: two questions to the
 agent, two durable entries. The peers know no logins and have only the one.
 
-Every run also checks that the command's output was displayed, whole.
+Every run also checks that the command's output was displayed, whole; at the end each recording of
+ours is compared with what its run displayed.
 """
 
 from __future__ import annotations
@@ -28,14 +29,18 @@ from collections.abc import Sequence
 
 from contenders import (
     Contender,
+    Silent,
+    check_accounted,
     clean_up,
     contenders,
     cpu_seconds,
     pids_of,
     read_some,
     read_until,
+    sessions,
     set_up,
     start,
+    sync,
 )
 
 MARK = "ready-6f1c"
@@ -43,22 +48,24 @@ NAMES = (
     "bare", "floor", "recuse", "recuse-login", "exempt", "exempt-login", "tlog", "sudo",
     "sudo_logsrvd", "script", "ttyrec", "asciinema",
 )  # fmt: skip
+RECORDED = ("recuse", "recuse-login")
 
 
-def run_once(contender: Contender) -> tuple[float, float]:
-    """Run a command that prints MARK; return ms until MARK was read, and until the exit."""
+def run_once(contender: Contender) -> tuple[float, float, bytes]:
+    """Run a command that prints MARK; return ms until MARK was read and until the exit, and all
+    that was displayed."""
     began = time.monotonic_ns()
     pid, master = start(contender, f"echo {MARK}")
-    read_until(master, MARK.encode(), 20)
+    shown = read_until(master, MARK.encode(), 20)
     first = time.monotonic_ns()
-    while read_some(master, 20):
-        pass
+    while chunk := read_some(master, 20):
+        shown += chunk
     _, status = os.waitpid(pid, 0)
     ended = time.monotonic_ns()
     os.close(master)
     if os.waitstatus_to_exitcode(status) != 0:
         raise SystemExit(f"{contender.name} ended with status {status}")
-    return (first - began) / 1e6, (ended - began) / 1e6
+    return (first - began) / 1e6, (ended - began) / 1e6, shown
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
@@ -79,12 +86,18 @@ def main() -> None:
     set_up()
     first: dict[str, list[float]] = {name: [] for name in NAMES}
     whole: dict[str, list[float]] = {name: [] for name in NAMES}
+    displayed: list[bytes] = []
     order, shuffle = list(NAMES), random.Random(1).shuffle
     for n in range(options.rounds + 2):
         shuffle(order)
         for name in order:
             clean_up(known[name])
-            a, b = run_once(known[name])
+            try:
+                a, b, shown = run_once(known[name])
+            except Silent as silent:
+                raise SystemExit(f"{name}: {silent}") from None
+            if name in RECORDED:
+                displayed.append(shown)
             if n >= 2:
                 first[name].append(a)
                 whole[name].append(b)
@@ -98,6 +111,9 @@ def main() -> None:
         }
         for label, took in (("added_first_ms", first), ("added_whole_ms", whole))
     }
+    sync()
+    for session, shown in zip(sessions()[-len(displayed) :], displayed):
+        check_accounted(shown, session)
     before = agent_cpu()
     for _ in range(options.cpu):
         run_once(known["recuse-login"])
