@@ -24,6 +24,7 @@ from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tupl
 from . import grantrecords, pauserecords
 from .checkpoint import leaf_hash
 from .records import KINDS, Entry, Json, format_time, parse
+from .unprintable import escaped
 
 SEVERITIES = ("informational", "low", "medium", "high", "critical", "fatal")
 """Of OCSF, from 1."""
@@ -100,8 +101,7 @@ _SHOWN = (
 
 def one_line(value: object, limit: int = MAX_LINE) -> str:
     """Make a value fit for one line of a mail or a header, whatever a user put there."""
-    escaped = str(value).encode("utf-8", "backslashreplace").decode()
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in escaped)
+    text = escaped(str(value).encode("utf-8", "backslashreplace").decode())
     return text if len(text) <= limit else text[:limit] + "…"
 
 

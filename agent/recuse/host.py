@@ -35,6 +35,8 @@ from typing import (
     Tuple,
 )
 
+from .unprintable import masked
+
 UNSET = 0xFFFFFFFF  # loginuid and sessionid of a process that never logged in
 UNIX98_PTY_SLAVE_MAJOR = 136  # Documentation/admin-guide/devices.txt: 136 to 143
 UNIX98_PTY_SLAVE_MAJORS = 8
@@ -602,7 +604,7 @@ class Kernel:
 
     def _label(self, pid: int) -> str:
         name = self.stat(pid).comm.decode("utf-8", "backslashreplace")
-        return f"{pid}:" + "".join(c if c.isprintable() else "?" for c in name)
+        return f"{pid}:{masked(name)}"
 
     # -- connections -----------------------------------------------------------------
 

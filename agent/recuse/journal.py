@@ -17,6 +17,8 @@ import traceback
 from dataclasses import dataclass
 from typing import Callable, Dict, List, Mapping, Optional, Union
 
+from .unprintable import escaped
+
 ALERT, CRIT, ERR, WARNING, NOTICE, INFO = 1, 2, 3, 4, 5, 6  # syslog(3)
 SOCKET = "/run/systemd/journal/socket"
 IDENTIFIER = "recuse-agent"
@@ -399,9 +401,7 @@ EVENTS: Mapping[str, Event] = {
 
 def clean(value: str) -> str:
     """Escape what could forge a line, steer a terminal or is no text at all."""
-    text = value
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    text = escaped(value)
     return text if len(text) <= MAX_VALUE else text[:MAX_VALUE] + "…"
 
 

@@ -16,6 +16,7 @@ from . import pauserecords, wire
 from .errors import AccessDenied, NotFound, PauseError
 from .live import LiveSession
 from .records import Host, format_time, parse_time
+from .unprintable import masked
 
 if TYPE_CHECKING:
     from .agent import Agent
@@ -333,5 +334,5 @@ class Pauses:
 
 def _line(text: str) -> bytes:
     """Make one line of it that a terminal only shows, as long as a message may have it."""
-    shown = "".join(c if c.isprintable() else "?" for c in text)
-    return shown.encode("utf-8", "replace")[: wire.MAX_LINE].decode("utf-8", "ignore").encode()
+    cut = masked(text).encode()[: wire.MAX_LINE]
+    return cut.decode("utf-8", "ignore").encode()

@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Tuple
 from recuse import control
 from recuse.errors import AccessDenied, AgentUnreachable, RecuseError
 from recuse.mail import MAX_WORDS, item_id
+from recuse.unprintable import masked
 
 LOOK_S = 60.0
 """How often to look for mail while nothing here is open."""
@@ -178,4 +179,4 @@ class Postman:
 
 
 def _printable(words: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in words)[:MAX_WORDS]
+    return masked(words)[:MAX_WORDS]

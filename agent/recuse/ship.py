@@ -61,6 +61,7 @@ from recuse.errors import CollectorError, CryptoError, LedgerError, NotFound, Re
 from recuse.ledger import LedgerReader
 from recuse.postman import Postman
 from recuse.store import Store
+from recuse.unprintable import masked
 
 if TYPE_CHECKING:
     import aiohttp
@@ -332,7 +333,7 @@ def _detail(answer: bytes) -> str:
     except (ValueError, RecursionError):
         found = None
     detail = str(found.get("detail")) if isinstance(found, dict) else "no detail"
-    return "".join(c if c.isprintable() else "?" for c in detail[:200])
+    return masked(detail[:200])
 
 
 def client_context(ca: Optional[Path]) -> ssl.SSLContext:

@@ -50,6 +50,7 @@ FLOORS: Dict[int, Set[str]] = {
         "policytest",
         "whatif",
         "strictjson",
+        "unprintable",
     },
     1: {
         "config",
