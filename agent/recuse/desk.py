@@ -886,12 +886,15 @@ class Desk:
         row = self.state.rows.get(live.grounds.grant or "")
         if row is not None and row.revoked_by is not None:
             self._withdraw(live, "grant-revoked", f"grant {row.id} was revoked")
-        self._arm()
+        self._arm(live)
 
-    def _arm(self) -> None:
-        """See to it that _tick() comes when the next exemption ends, or a review is overdue."""
+    def _arm(self, *beginning: LiveSession) -> None:
+        """See to it that _tick() comes when the next exemption ends, or a review is overdue.
+
+        A session that begins is not among the agent's yet.
+        """
         now_ns = self._kernel.now_ns()
-        left = [self._left_ns(live) for live in self._agent.sessions.values()]
+        left = [self._left_ns(live) for live in (*self._agent.sessions.values(), *beginning)]
         due = [one.due_ns - now_ns for one in self.state.debts.values() if one.reviewed_by is None]
         waits = [max(0.05, one / 1e9) for one in [*left, *due] if one is not None]
         if self._timer is not None:

@@ -650,6 +650,19 @@ def test_a_session_ends_when_its_grant_does_if_it_says_so(
     play(paths, scene)
 
 
+def test_the_only_session_ends_when_its_grant_does(paths: Paths) -> None:
+    """With no restart, and nothing else that would have the agent look at what it exempts."""
+
+    async def scene(world: Office) -> None:
+        await world.granted(max_seconds=1)
+        _, answer = await world.session(await world.login("alice"), "alice")
+        assert answer.label == b"exempt"
+        await world.ended()
+        assert world.last("close").ours["flags"] == ["grant-expired"]
+
+    play(paths, scene)
+
+
 def test_a_request_is_turned_down_or_withdrawn(paths: Paths) -> None:
     async def scene(world: Office) -> None:
         for who in ("carol", "alice"):
