@@ -6,8 +6,6 @@ security keys by a provider in software, since a host in a container has no real
 
 from __future__ import annotations
 
-import dataclasses
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Sequence, Tuple
@@ -28,21 +26,13 @@ from office import (
     open_office,
     signers_line,
 )
+from preloading import Clock, build
 
-HERE = Path(__file__).resolve().parent
 SIGNERS = "/etc/recuse/approvers"
 REVOKED = "/etc/recuse/revoked-keys"
 KEYS = "/root/keys"
 TOUCHED, UNTOUCHED, VERIFIED = f"{KEYS}/touched", f"{KEYS}/untouched", f"{KEYS}/verified"
 PROVIDER = "/usr/local/lib/sk_provider.so"
-CLOCK = "/usr/local/lib/clock.so"
-
-
-def build(host: Host, source: str, to: str, *flags: str) -> None:
-    """Compile a shared library of the tests into a host."""
-    made = host.path(to)
-    words = ["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(made)]
-    subprocess.run([*words, str(HERE / source), *flags], check=True)
 
 
 def new_key(host: Host, name: str, kind: str = "ed25519", *options: str) -> str:
@@ -416,41 +406,28 @@ def test_grant_of_another_host(office: Host) -> None:
     assert bad.returncode == 10 and grant["grant"] in bad.stdout, bad.stdout + bad.stderr
 
 
-@dataclasses.dataclass(frozen=True)
-class Clock:
-    """The wall clock of an agent, and of nothing else: the host has that of the machine."""
-
-    host: Host
-
-    def shift(self, seconds: int) -> None:
-        """Have the agent take the time for that much later; by restarting it."""
-        self.host.write(
-            "/run/systemd/system/recuse-agent.service.d/clock.conf",
-            f"[Service]\nEnvironment=LD_PRELOAD={CLOCK} CLOCK_SHIFT={seconds}\n",
-        )
-        self.host.run("systemctl daemon-reload && systemctl restart recuse-agent", check=True)
-
-
 def test_grant_holds_in_its_time_and_a_clock_set_back_does_not_bring_it_back() -> None:
     """On a host of its own: what its ledger says of the time afterwards is of use to no test."""
     with Host() as host:
         host.run("recuse", "enable", check=True)
         open_office(host)
-        build(host, "clock.c", CLOCK)
         clock = Clock(host)
         hour = 3600
         begin = host.run("date -u -d '+1 hour' +%FT%TZ", check=True).stdout.strip()
         grant = granted(host, "alice", "--begin", begin, "--uses", "5")
         waiting = ask(host, "alice")
         unused(host, grant, "it is not valid yet", lambda: outcome(host))
-        clock.shift(3 * hour // 2)
+        clock.step(3 * hour // 2)
+        clock.restart()
         assert outcome(host) == "exempt"
         late = by(host, "frank", "recuse", "approve", waiting["grant"], "--yes")
         assert late.returncode == 16 and "is expired: nothing is to be approved" in late.stderr
-        clock.shift(3 * hour)
+        clock.step(3 * hour)
+        clock.restart()
         assert outcome(host) == "recorded"
         shown = host.json("recuse", "show", grant["grant"], "--json")
         assert isinstance(shown, dict)
         assert (shown["state"], shown["left"]) == ("expired", 4)
-        clock.shift(3 * hour // 2)
+        clock.step(3 * hour // 2)
+        clock.restart()
         unused(host, grant, "the clock was set back by 5", lambda: outcome(host))
