@@ -56,7 +56,7 @@
 #define NOT_AGREED          "recuse: error: the notice was not agreed to"
 
 #define LAST_SHELL          "/bin/sh"
-#define GETENT_DEADLINE_MS  2000
+#define GETENT_DEADLINE_MS  5000    /* then who is not root is not let in */
 #define GETENT_ENTRY        4096u
 
 /* Without an agent nobody says how much of a stream to keep, and how much of a
@@ -686,11 +686,18 @@ exec_getent(const struct caller *c, int out)
     struct recuse_text t = { uid, 0, sizeof uid - 1 };
     char *argv[] = { "getent", "passwd", uid, NULL };
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    struct rlimit processes;
     sigset_t none;
 
     recuse_text_number(&t, c->uid);
     uid[t.len] = '\0';
     sigemptyset(&none);
+    /* The user's limit, but what is counted from here on are all the relays
+     * of this host. */
+    if (getrlimit(RLIMIT_NPROC, &processes) == 0) {
+        processes.rlim_cur = processes.rlim_max;
+        setrlimit(RLIMIT_NPROC, &processes);
+    }
     if (dup2(null, 0) < 0 || dup2(out, 1) < 0 || dup2(null, 2) < 0
         || close_range(3, UINT_MAX, 0) < 0 || chdir("/") < 0
         || !become(c->our_uid, c->our_gid))
@@ -703,30 +710,35 @@ exec_getent(const struct caller *c, int out)
 /*
  * Ask for the user's entry.  Another program does it, as name services are
  * shared libraries, which a static set-id program had better not load; as
- * `recuse`, so that the user cannot disturb it.  Returns its length.
+ * `recuse`, so that the user cannot disturb it.  Sets *ret_len to how much
+ * came, which may be nothing.  Returns 0 or -errno.
  */
-static size_t
-read_entry(const struct caller *c, char *entry, size_t size)
+static int
+read_entry(const struct caller *c, char *entry, size_t size, size_t *ret_len)
 {
     int64_t deadline = now_ms() + GETENT_DEADLINE_MS;
     struct pollfd p = { .events = POLLIN };
     size_t len = 0;
-    int out[2];
+    int out[2], e = 0;
     pid_t child;
 
     if (pipe2(out, O_CLOEXEC) < 0)
-        return 0;
+        return -errno;
     child = fork();
+    if (child < 0)
+        e = -errno;
     if (child == 0)
         exec_getent(c, out[1]);
     close(out[1]);
     p.fd = out[0];
-    while (child > 0 && len < size) {
+    while (!e && len < size) {
         int64_t left = deadline - now_ms();
         ssize_t n;
 
-        if (left <= 0 || poll(&p, 1, (int) left) <= 0)
+        if (left <= 0 || poll(&p, 1, (int) left) <= 0) {
+            e = -ETIMEDOUT;
             break;
+        }
         n = read(out[0], entry + len, size - len);
         if (n <= 0)
             break;
@@ -737,34 +749,64 @@ read_entry(const struct caller *c, char *entry, size_t size)
         kill(child, SIGKILL);
         waitpid(child, NULL, 0);
     }
-    return len;
+    *ret_len = len;
+    return e;
 }
 
-/* The user's name and real shell: fields 1 and 7 of passwd(5). */
-static void
-look_up(struct caller *c, struct program *p)
+/* The user's name and real shell: fields 1 and 7 of passwd(5).  Returns what is
+ * wrong with the entry, or NULL. */
+static const char *
+take_entry(struct caller *c, struct program *p, const char *entry, size_t len)
 {
-    char entry[GETENT_ENTRY];
-    size_t len = read_entry(c, entry, sizeof entry);
     const char *end = memchr(entry, '\n', len);
     const char *start = entry;
+    size_t size;
 
-    for (unsigned i = 1; end && i < 7; i++) {
-        const char *colon = memchr(start, ':', (size_t) (end - start));
-        size_t size;
+    for (unsigned i = 1; i < 7; i++) {
+        const char *colon = end ? memchr(start, ':', (size_t) (end - start))
+            : NULL;
 
         if (!colon)
-            break;
+            return "your account is not found";
         size = (size_t) (colon - start);
         if (i == 1 && size < sizeof c->name)
             memcpy(c->name, start, size);
         start = colon + 1;
-        if (i == 6) {
-            set_path(p, start, (size_t) (end - start));
-            return;
-        }
     }
-    set_path(p, LAST_SHELL, strlen(LAST_SHELL));
+    size = (size_t) (end - start);
+    if (size > RECUSE_MAX_PATH || (size > 0 && start[0] != '/'))
+        return "the shell of your account is no path";
+    set_path(p, start, size);   /* none stands for LAST_SHELL: passwd(5) */
+    return NULL;
+}
+
+/*
+ * Find the user's name and real shell.  Another shell than theirs may be what
+ * they are kept from, as by a restricted one, and that it is not found can be
+ * their own doing: so nobody gets one but root, who is to mend things.
+ * Returns what is wrong, or NULL.
+ */
+static const char *
+look_up(struct caller *c, struct program *p)
+{
+    char entry[GETENT_ENTRY];
+    size_t len = 0;
+    int e = read_entry(c, entry, sizeof entry, &len);
+    const char *wrong = e == -ETIMEDOUT ? "your account is not found in time"
+        : e ? describe(e) : take_entry(c, p, entry, len);
+
+    if (wrong && c->uid == 0) {
+        set_path(p, LAST_SHELL, strlen(LAST_SHELL));
+        return NULL;
+    }
+    return wrong;
+}
+
+static int
+fail_without_shell(const char *wrong)
+{
+    say(STDERR_FILENO, "recuse: error: cannot look up your shell: ", wrong, "");
+    return EXIT_OS;
 }
 
 static void
@@ -901,6 +943,7 @@ fall_back(struct caller *c, struct recuse_relay *r)
     char mode[32] = RECUSE_FALLBACK_RECORD;
     ssize_t n = readlink(RECUSE_FALLBACK_LINK, mode, sizeof mode - 1);
     struct timespec now;
+    const char *wrong;
     int fd, e;
 
     if (n >= 0)
@@ -910,7 +953,9 @@ fall_back(struct caller *c, struct recuse_relay *r)
             "sessions cannot be recorded now, so none begins", "");
         return RECUSE_EXIT_REFUSED;
     }
-    look_up(c, &p);
+    wrong = look_up(c, &p);
+    if (wrong)
+        return fail_without_shell(wrong);
     if (strcmp(mode, RECUSE_FALLBACK_ALLOW) == 0) {
         e = create_orphan(c, r, ".stub", &fd);
         if (is_limit(e))
@@ -962,8 +1007,10 @@ main(int argc, char **argv)
     know_caller(&c, argc, argv);
     if (is_disabled()) {
         static struct program p;
+        const char *wrong = look_up(&c, &p);
 
-        look_up(&c, &p);
+        if (wrong)
+            return fail_without_shell(wrong);
         exec_program(&c, &p);
     }
     e = open_terminal(&c, &r);

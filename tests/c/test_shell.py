@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -1512,16 +1513,68 @@ def test_alone_with_no_room_locks_nobody_out(host: Host, terminal: Terminal) -> 
     host.orphans.mkdir()
 
 
+NO_ENTRY = ("exit 2", "echo nonsense", "yes", "echo a:x:1:1:::sh", "printf a::::::/bin/sh")
+NO_ANSWER = "exec sleep 60"
+
+
 @pytest.mark.parametrize(
-    "script",
-    ["exit 2", "echo nonsense", "exec sleep 60", "echo a:b:c:d:e:f:", "yes", "echo a:x:1:1:::sh"],
+    "mode, script",
+    [
+        *itertools.product(("record-locally", "allow-with-stub", "disabled"), NO_ENTRY),
+        ("allow-with-stub", NO_ANSWER),
+    ],
 )
-def test_alone_without_an_entry_there_is_sh(host: Host, script: str) -> None:
+def test_alone_without_an_entry_there_is_no_other_shell(
+    host: Host, mode: str, script: str
+) -> None:
+    """Theirs may be a restricted one, and that it is not found their own doing."""
+    (host.root / ("disabled" if mode == "disabled" else "fallback")).symlink_to(mode)
     (host.root / "getent").write_text(f"#!/bin/sh\n{script}\n")
-    started = time.monotonic()
+    done = host.run(host.command("echo in"))
+    assert (done.stdout, done.returncode) == (b"", OS_ERROR)
+    assert done.stderr.startswith(b"recuse: error: cannot look up your shell: ")
+    assert not list(host.orphans.iterdir())
+
+
+@pytest.mark.parametrize("script", [*NO_ENTRY, NO_ANSWER])
+def test_alone_without_an_entry_root_has_sh(host: Host, script: str) -> None:
+    (host.root / "getent").write_text(f"#!/bin/sh\n{script}\n")
+    done = host.run(host.command("readlink /proc/$$/exe"), uid=0)
+    assert done.stdout == os.fsencode(os.path.realpath("/bin/sh") + "\n")
+
+
+def test_alone_with_an_entry_that_names_no_shell_there_is_sh(host: Host) -> None:
+    host.set_entry("tester", "")
     done = host.run(host.command("readlink /proc/$$/exe"))
     assert done.stdout == os.fsencode(os.path.realpath("/bin/sh") + "\n")
-    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("mode", ["record-locally", "allow-with-stub"])
+def test_alone_a_limit_of_processes_gives_no_other_shell(host: Host, mode: str) -> None:
+    (host.root / "fallback").symlink_to(mode)
+    host.set_entry("tester", "/bin/rbash")
+    done = host.run(
+        host.command("echo in"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NPROC, (1, 1)),
+    )
+    assert (done.stdout, done.returncode) == (b"", OS_ERROR)
+    assert b"cannot look up your shell: Resource temporarily unavailable" in done.stderr
+
+
+def test_alone_the_relays_of_others_do_not_count_as_the_users_processes(host: Host) -> None:
+    """Where the limit is a soft one: getent runs as who all relays run as."""
+    others = [host.start(host.command("echo up; exec cat")) for _ in range(5)]
+    for one in others:
+        assert one.stdout and one.stdout.readline() == b"up\n"
+    (host.root / "fallback").symlink_to("allow-with-stub")
+    busy = resource.prlimit(0, resource.RLIMIT_NPROC)[1]
+    done = host.run(
+        host.command("echo in"), uid=OTHER,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NPROC, (3, busy)),
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == (b"in\n", 0), done.stderr
+    for one in others:
+        one.communicate(timeout=PATIENCE)
 
 
 def test_alone_getent_runs_as_the_recorder(host: Host) -> None:
