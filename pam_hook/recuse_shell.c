@@ -143,6 +143,35 @@ show(int fd, const struct recuse_str *text)
         say(fd, "", "", "");
 }
 
+/*
+ * Whether an error may be the user's own doing: a limit, set for this, or all
+ * of something used up (memory, open files, descriptors on their way).  Such a
+ * one must not choose that nobody asks, or records.  Listed is what is the
+ * host's fault; none of it keeps anybody out.  Root, who can mend it, is kept
+ * out by root's own limits alone.
+ */
+static bool
+may_be_users(const struct caller *c, int e)
+{
+    switch (-e) {
+    case 0:
+    /* no agent, or none that makes sense */
+    case ECONNREFUSED: case ETIMEDOUT: case EPROTO: case EPROTOTYPE:
+    case ENOTSOCK:
+    /* no such place, or not for us */
+    case ENOENT: case ENOTDIR: case ELOOP: case EACCES: case EPERM:
+    case ENODEV: case ENXIO: case ENOTTY:
+    /* the disk */
+    case ENOSPC: case EDQUOT: case EROFS: case EIO: case ENOLCK:
+    case EOPNOTSUPP: case ESTALE: case EUCLEAN:
+        return false;
+    case EMFILE: case EFBIG:
+        return true;
+    default:
+        return c->uid != 0;
+    }
+}
+
 /* ------------------------------------------------------------- who we are */
 
 /*
@@ -920,14 +949,6 @@ create_orphan(const struct caller *c, struct recuse_relay *r,
     return 0;
 }
 
-/* Limits are the user's own, maybe set for this: they must not be a way to go
- * on without a trace. */
-static bool
-is_limit(int e)
-{
-    return e == -EMFILE || e == -EFBIG;
-}
-
 static void
 warn(const char *what, int e)
 {
@@ -958,7 +979,7 @@ fall_back(struct caller *c, struct recuse_relay *r)
         return fail_without_shell(wrong);
     if (strcmp(mode, RECUSE_FALLBACK_ALLOW) == 0) {
         e = create_orphan(c, r, ".stub", &fd);
-        if (is_limit(e))
+        if (may_be_users(c, e))
             return fail("cannot note this session: ", e);
         if (e)
             warn("cannot note this session, proceeding: ", e);
@@ -966,7 +987,7 @@ fall_back(struct caller *c, struct recuse_relay *r)
         exec_program(c, &p);
     }
     e = create_orphan(c, r, ".cast", &r->recording);
-    if (is_limit(e))
+    if (may_be_users(c, e))
         return fail("cannot record this session: ", e);
     if (e) {
         /* Nobody is locked out by us: a directory that is missing or a disk
@@ -1017,12 +1038,12 @@ main(int argc, char **argv)
     /* Somebody may have used up all terminals on purpose: without one of ours
      * between, the outer one would stay his.  Who comes without a terminal is
      * let in all the same, and root has other ways. */
-    if (c.uid != 0 && (e == -ENOSPC || is_limit(e)))
+    if (c.uid != 0 && (e == -ENOSPC || may_be_users(&c, e)))
         return fail("no terminal is left for this session: ", e);
     if (e)      /* recorded all the same, as a session without a terminal */
         warn("no terminal for this session, proceeding without: ", e);
     e = ask_agent(&c, &r, &answer);
-    if (is_limit(e))
+    if (may_be_users(&c, e))
         return fail("cannot ask about this session: ", e);
     return e ? fall_back(&c, &r) : carry_out(&c, &r, &answer);
 }

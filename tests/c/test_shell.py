@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -14,7 +15,9 @@ import select
 import signal
 import socket
 import stat
+import struct
 import subprocess
+import sys
 import termios
 import time
 from pathlib import Path
@@ -1609,6 +1612,92 @@ def test_too_few_descriptors_to_ask_refuse(host: Host) -> None:
     with host.agent("exec"):
         done = host.run(host.command("echo no"), preexec_fn=limit)
     assert (done.stdout, done.returncode) == (b"", OS_ERROR)
+
+
+NUMBERS = {
+    "x86_64": {"openat": 257, "connect": 42, "sendmsg": 46},
+    "aarch64": {"openat": 56, "connect": 203, "sendmsg": 211},
+}[os.uname().machine]
+
+
+def run_failing(
+    host: Host, call: str, error: int, argument: int, bits: int, uid: int = USER
+) -> "subprocess.CompletedProcess[bytes]":
+    """Run a command where a call fails if one of its arguments has these bits (seccomp(2))."""
+    word = 16 + 8 * argument + (4 if sys.byteorder == "big" else 0)
+    program = b"".join(
+        struct.pack("HBBI", *instruction)
+        for instruction in (
+            (0x20, 0, 0, 0),  # load the number
+            (0x15, 0, 3, NUMBERS[call]),
+            (0x20, 0, 0, word),
+            (0x45, 0, 1, bits),
+            (0x06, 0, 0, 0x00050000 | error),
+            (0x06, 0, 0, 0x7FFF0000),
+        )
+    )
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    class Filter(ctypes.Structure):
+        _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+    def become_user() -> None:
+        # Without no_new_privs, which only root may: set-id programs stay set-id.
+        assert libc.prctl(22, 2, ctypes.byref(Filter(len(program) // 8, program))) == 0
+        os.setgroups([])
+        os.setgid(uid)
+        os.setuid(uid)
+
+    return subprocess.run(
+        host.command("echo in"), executable=host.shell, capture_output=True, timeout=PATIENCE,
+        env=ENVIRONMENT, preexec_fn=become_user, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+#: What may be the user's own doing, and what is the host's fault.
+SHORT = [errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.EFBIG, errno.ENOBUFS]
+BROKEN = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOENT, errno.EACCES]
+
+
+def named(errors: List[int]) -> List[Any]:
+    return [pytest.param(one, id=errno.errorcode[one]) for one in errors]
+
+
+@pytest.mark.parametrize("mode", ["record-locally", "allow-with-stub"])
+@pytest.mark.parametrize("error", named(SHORT))
+def test_alone_what_users_can_use_up_is_no_way_to_be_unrecorded(
+    host: Host, mode: str, error: int
+) -> None:
+    (host.root / "fallback").symlink_to(mode)
+    done = run_failing(host, "openat", error, 2, os.O_EXCL)
+    assert (done.stdout, done.returncode) == (b"", OS_ERROR)
+    assert os.strerror(error).encode() in done.stderr
+
+
+@pytest.mark.parametrize("mode", ["record-locally", "allow-with-stub"])
+@pytest.mark.parametrize("error", named(BROKEN))
+def test_alone_a_disk_that_fails_locks_nobody_out(host: Host, mode: str, error: int) -> None:
+    (host.root / "fallback").symlink_to(mode)
+    done = run_failing(host, "openat", error, 2, os.O_EXCL)
+    assert (done.stdout, done.stderr, done.returncode) == (b"in\n", b"", 0)
+
+
+@pytest.mark.parametrize("error, status", [(errno.ENFILE, 0), (errno.EMFILE, OS_ERROR)])
+def test_alone_root_is_kept_out_by_limits_of_its_own_alone(
+    host: Host, error: int, status: int
+) -> None:
+    assert run_failing(host, "openat", error, 2, os.O_EXCL, uid=0).returncode == status
+
+
+@pytest.mark.parametrize("call", ["connect", "sendmsg"])
+@pytest.mark.parametrize("error", named([errno.ENOMEM, errno.ETOOMANYREFS, errno.ENOBUFS]))
+def test_what_users_can_use_up_is_no_way_not_to_ask(host: Host, call: str, error: int) -> None:
+    """A user can have so much on its way in sockets that no descriptor can be sent any more."""
+    with host.agent("exec"):
+        done = run_failing(host, call, error, 0, 0xFFFF)
+    assert (done.stdout, done.returncode) == (b"", OS_ERROR)
+    assert b"cannot ask about this session" in done.stderr
+    assert not list(host.orphans.iterdir())
 
 
 def test_not_set_id_is_of_no_use_but_locks_nobody_out(host: Host, tmp_path: Path) -> None:
