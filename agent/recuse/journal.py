@@ -182,6 +182,12 @@ EVENTS: Mapping[str, Event] = {
             "the spool cannot be written: {fault}",
         ),
         Event(
+            "file-failed",
+            "8bbc0fb4343d484c87a141c1e317b083",
+            ERR,
+            "{file} cannot be written, proceeding with {proceeding}: {fault}",
+        ),
+        Event(
             "ledger-failed",
             "a3ba9fc6b19f44f691e99ecef1c5c4c6",
             CRIT,

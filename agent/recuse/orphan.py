@@ -110,7 +110,11 @@ def _text(fields: Dict[str, Any], name: str, limit: int = MAX_TEXT) -> str:
 async def adopt_orphans(agent: Agent) -> int:
     """Enter every orphan there is; say how many."""
     async with agent.adopting:  # none twice: the heartbeat and coverage both ask for it
-        return await _adopt_all(agent)
+        try:
+            return await _adopt_all(agent)
+        except SpoolError as error:  # heartbeats go on, and look again
+            agent.journal.write("spool-failed", fault=str(error))
+            return 0
 
 
 async def _adopt_all(agent: Agent) -> int:

@@ -314,11 +314,15 @@ class Spool:
 
         Yields name, descriptor (None if it must not be read), whether its writer lives (it holds
         an exclusive flock(2) as long), and what is wrong with it. The caller closes descriptors.
+
+        Raises: SpoolError if the directory cannot be read
         """
         try:
             names = sorted(os.listdir(self.orphan))
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise SpoolError(f"{self.orphan}: {error.strerror}") from error
         for name in names:
             path = os.path.join(self.orphan, name)
             try:

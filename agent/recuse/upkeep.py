@@ -236,7 +236,11 @@ class Upkeep:
             os.symlink(wanted, temporary)
             os.rename(temporary, link)
         except OSError as error:
-            self._journal.write("fault", fault=f"{link}: {error.strerror}")
+            fault = error.strerror or str(error)
+            self.faults["fallback"] = f"{link}: {fault}"
+            self._journal.write(
+                "file-failed", file=str(link), fault=fault, proceeding="the fallback of before"
+            )
 
     async def look_at_wiring(self) -> None:
         """Enter how logins are wired, if that is not as it was last entered."""
@@ -270,8 +274,11 @@ class Upkeep:
         try:
             temporary.write_text(json.dumps(now.to_json()) + "\n")
             os.rename(temporary, path)
-        except OSError as error:  # the next start enters it again
-            self._journal.write("fault", fault=f"{path}: {error.strerror}")
+        except OSError as error:
+            self._journal.write(
+                "file-failed", file=str(path), fault=error.strerror or str(error),
+                proceeding="an entry more at the next start",
+            )  # fmt: skip
 
     def look_at_space(self) -> bool:
         """Say whether the spool is full; give up or restore the reserve accordingly."""

@@ -2252,6 +2252,79 @@ def test_bad_policy_at_boot_falls_back_to_the_last_good_one(paths: Paths) -> Non
     run(paths, scene)
 
 
+def test_fallback_that_cannot_be_set_is_told_to_who_asked_for_it(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(target: str, link: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    async def scene(world: World) -> None:
+        paths.config.write_text(ROOMY + '[session]\non_agent_failure = "refuse"\n')
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "symlink", fail)
+            answer = await world.control(verb="reload")
+        assert answer["ok"] is False and "fallback: Read-only file system" in answer["error"]
+        told = world.event("file-failed")
+        assert told["RECUSE_FILE"] == str(paths.fallback_link) and told["PRIORITY"] == "3"
+        assert (await world.control(verb="status"))["healthy"] is False
+        assert os.readlink(paths.fallback_link) == "record-locally"
+        assert (await world.control(verb="reload"))["ok"] is True
+        assert (await world.control(verb="status"))["healthy"] is True
+        assert os.readlink(paths.fallback_link) == "refuse"
+
+    run(paths, scene)
+
+
+def test_wiring_that_cannot_be_kept_is_entered_again_by_the_next_start(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text = Path.write_text
+
+    def fail(path: Path, *rest: Any, **more: Any) -> int:
+        if path.name == f".{paths.wiring.name}.new":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_text(path, *rest, **more)
+
+    async def scene(world: World) -> None:
+        wire_up(paths)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_text", fail)
+            assert (await world.control(verb="look"))["ok"]
+        told = world.event("file-failed")
+        assert told["RECUSE_FILE"] == str(paths.wiring) and "No space left" in told["MESSAGE"]
+        await world.stop()
+        await world.start()
+        assert changes(world) == [("enabled", "", "np")] * 2
+
+    run(paths, scene)
+
+
+def test_orphans_that_cannot_be_looked_for_stop_no_heartbeat(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listdir = os.listdir
+
+    def fail(path: str) -> List[str]:
+        if path == str(paths.spool / "orphan"):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        return listdir(path)
+
+    async def scene(world: World) -> None:
+        config = world.agent.config
+        world.agent.upkeep.config = dataclasses.replace(
+            config, ledger=dataclasses.replace(config.ledger, heartbeat_seconds=0)
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "listdir", fail)
+            beating = asyncio.ensure_future(world.agent.beat())
+            await world.until(lambda: world.kinds().count("heartbeat") >= 2)
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+        assert world.event("spool-failed")["RECUSE_FAULT"].endswith("orphan: Permission denied")
+
+    run(paths, scene)
+
+
 def test_disabled_is_entered_when_it_appears_and_when_it_goes(paths: Paths) -> None:
     async def scene(world: World) -> None:
         paths.disabled.touch()
