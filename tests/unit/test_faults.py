@@ -284,6 +284,7 @@ PROOF = {
     "spool full": (
         "unit/test_agent.py::test_full_spool",
         "system/test_booted_fault.py::test_full_disk_costs_a_signed_gap_and_locks_nobody_out",
+        "system/test_booted_fault.py::test_login_that_a_disk_without_any_room_lost_is_found",
     ),
     "power lost": ("system/test_booted_fault.py::test_power_loss_costs_a_second_at_most",),
     "a recording cannot be written to": (
@@ -300,6 +301,10 @@ PROOF = {
         "integration/test_notify.py::test_receiver_that_hangs_keeps_nobody_else_waiting",
         "integration/test_notify.py::test_what_is_too_old_is_given_up_entered_and_told",
     ),
+    "agent away, and the user's shell": (
+        "c/test_shell.py::test_alone_without_an_entry_there_is_no_other_shell",
+        "c/test_shell.py::test_alone_without_an_entry_root_has_sh",
+    ),
     "users are slow": (
         "unit/test_accounts.py::test_slow_lookup_delays_nobody_else",
         "unit/test_accounts.py::test_login_of_a_user_who_cannot_be_looked_up_is_left_to_the_fallback",
@@ -312,7 +317,10 @@ PROOF = {
         "unit/test_agent.py::test_orphan_that_makes_no_sense_is_set_aside_and_the_others_go_on",
         "integration/test_ship.py::test_odd_files_in_the_spool_do_not_stop_the_others",
     ),
-    "the clock is set": ("unit/test_agent.py::test_clock_that_steps_changes_no_order",),
+    "the clock is set": (
+        "unit/test_agent.py::test_clock_that_steps_changes_no_order",
+        "system/test_booted_clock.py::test_clock_that_steps_in_a_session_changes_nothing_of_it",
+    ),
     "relay killed": ("system/test_booted_restart.py::test_a_killed_relay_loses_nothing",),
     "broken policy": (
         "unit/test_agent.py::test_bad_policy_leaves_the_running_one_in_force",
