@@ -84,7 +84,7 @@ faults: deb ## kill parts of recuse at random moments, FAULT_ROUNDS (1000) times
 	PYTHONDONTWRITEBYTECODE=1 $(python) tests/tools/faults --rounds $${FAULT_ROUNDS:-1000}
 
 .PHONY: bench
-bench: setup deb ## measure against the peers, write docs/benchmarks.md (as root, some 15 minutes)
+bench: setup deb ## measure against the peers, write docs/benchmarks.md (as root, half an hour)
 	$(python) bench/run.py --write docs/benchmarks.md
 
 .PHONY: demo

@@ -43,7 +43,7 @@ expires = 2099-12-31
 SIZES = {
     "all": {
         "startup": "--rounds 60 --cpu 100",
-        "flow": "--rounds 5 --mib 16 --keys 2000",
+        "flow": "--rounds 5 --mib 48 --keys 2000",
         "scale": "--sessions 1000 --seconds 20",
         "loss": "--rounds 5",
         "ssh": "20",
@@ -51,7 +51,7 @@ SIZES = {
     },
     "few": {
         "startup": "--rounds 25 --cpu 50",
-        "flow": "--rounds 2 --mib 16 --keys 1000",
+        "flow": "--rounds 3 --mib 48 --keys 1000",
         "scale": "--sessions 1000 --seconds 10",
         "loss": "--rounds 3",
         "ssh": "8",
@@ -263,7 +263,7 @@ class Transfer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--rounds", choices=SIZES, default="all", help="few take 5 minutes; one: does it run?"
+        "--rounds", choices=SIZES, default="all", help="few take 12 minutes; one: does it run?"
     )
     parser.add_argument("--mib", type=int, help="size of the file that is transferred")
     parser.add_argument("--only", metavar="PART", help=", ".join([*INSIDE, "ssh", "transfer"]))

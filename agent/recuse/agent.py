@@ -933,7 +933,6 @@ class Agent:
 
     # -- telling people --------------------------------------------------------------
 
-
     def _notice(self, live: LiveSession, decision: Decision) -> bytes:
         """Word the notice of a session about to be entered, unless it was shown already."""
         if not self.config.session.notice or live.session.agreed is not None:
@@ -1045,12 +1044,6 @@ class Agent:
             f"ledger at {self.book.size} entries"
         )
 
-    # -- the clock -------------------------------------------------------------------
-
-
-
-
-
     async def beat(self) -> None:
         """Enter heartbeats: what was never sent leaves no trace, an overdue one does."""
         while True:
@@ -1062,7 +1055,6 @@ class Agent:
                 continue
             self.upkeep.look_at_space()
             await adopt_orphans(self)
-
 
     # -- stopping --------------------------------------------------------------------
 
@@ -1147,8 +1139,6 @@ def relays(decision: Decision) -> bool:
 def _real_shell(account: Optional[Account]) -> str:
     shell = account.shell if account is not None else ""
     return FALLBACK_SHELL if shell in ("", "/usr/lib/recuse/recuse-shell") else shell
-
-
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
