@@ -142,9 +142,9 @@ prepare_stream(struct recuse_relay *r, const struct stat st[3], unsigned i)
     }
     if (twin < i) {
         r->child_ends[i] = r->child_ends[twin];
-        if (twin > 0 || i == 2)
-            return 0;
         ours = r->flows[INPUT].sink;    /* a socket has both directions */
+        if (twin > 0 || r->flows[OUTPUT].source == ours)
+            return 0;                   /* the other one reads it already */
     } else {
         e = make_channel(&st[i], i == 0, &r->child_ends[i], &ours);
         if (e)
@@ -415,7 +415,8 @@ static void
 finish_flow(struct recuse_relay *r, struct recuse_flow *f)
 {
     close_end(r, &f->source);
-    if (f->is_half_closed || f->sink == r->flows[OUTPUT].source)
+    if (f->is_half_closed || f->sink == r->flows[OUTPUT].source
+        || f->sink == r->flows[ERROR].source)
         shutdown(f->sink, SHUT_WR);
     close_end(r, &f->sink);
 }

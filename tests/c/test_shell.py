@@ -776,6 +776,39 @@ def test_sockets_are_sockets_inside_and_one_if_they_were_one(
         process.communicate(timeout=PATIENCE)
 
 
+@pytest.mark.parametrize("stdout", ["pipe", "null", "closed"])
+def test_sockets_input_and_errors_are_one_and_the_output_is_not(
+    host: Host, sockets: List[socket.socket], stdout: str
+) -> None:
+    ours, theirs = sockets
+    files = {"pipe": subprocess.PIPE, "null": subprocess.DEVNULL, "closed": subprocess.PIPE}
+    size = 1 << 20
+
+    def prepare() -> None:
+        if stdout == "closed":
+            os.close(1)
+
+    with host.agent():
+        command = f"read x; echo $x >&2; head -c {size} /dev/zero >&2; cat >&2; exec <&- 2>&-"
+        process = host.start(
+            host.command(command), stdin=theirs, stderr=theirs, stdout=files[stdout],
+            preexec_fn=prepare,
+        )  # fmt: skip
+        theirs.close()
+        ours.sendall(b"word\n")
+        got = b""
+        while len(got) < size + 5:
+            got += ours.recv(65536)
+        ours.sendall(b"the rest")
+        ours.shutdown(socket.SHUT_WR)
+        assert ours.makefile("rb").read() == b"the rest"
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0
+    assert got == b"word\n" + bytes(size)
+    assert host.recorded("e") == got + b"the rest"
+    assert host.recorded("i") == b"word\nthe rest"
+
+
 def test_sockets_half_closed_by_the_client(host: Host, sockets: List[socket.socket]) -> None:
     ours, theirs = sockets
     data = os.urandom(1 << 20)
