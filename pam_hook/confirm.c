@@ -12,26 +12,19 @@
 #include <string.h>
 #include <strings.h>
 #include <termios.h>
-#include <time.h>
 #include <unistd.h>
 
 #define INTERRUPT   0x03        /* Ctrl-C */
 #define QUIT        0x1c        /* Ctrl-\ */
 
-static int64_t
-now_ms(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t) now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 static bool
-show(int tty, const struct recuse_str *text)
+show(int tty, enum recuse_end kind, const struct recuse_str *text,
+     int64_t deadline)
 {
-    return text->len == 0
-        || write(tty, text->data, text->len) == (ssize_t) text->len;
+    int64_t left = deadline - recuse_now_ms();
+
+    return recuse_write_within(tty, kind, text->data, text->len,
+                               left > 0 ? (int) left : 0) == text->len;
 }
 
 /* Take lines, with echo and editing, whatever the terminal was set to. */
@@ -44,12 +37,15 @@ take_lines(int tty, struct termios *ret_before)
         return false;
     modes = *ret_before;
     modes.c_lflag |= ICANON | ECHO | ECHOE | ECHOK;
-    modes.c_lflag &= ~(tcflag_t) (ISIG | NOFLSH);
+    modes.c_lflag &= ~(tcflag_t) (ISIG | NOFLSH | EXTPROC);
     modes.c_iflag |= ICRNL;
+    modes.c_iflag &= ~(tcflag_t) (IGNCR | INLCR | IXON);
     modes.c_oflag |= OPOST | ONLCR;
     modes.c_cc[VEOL] = INTERRUPT;
     modes.c_cc[VEOL2] = QUIT;
-    return tcsetattr(tty, TCSAFLUSH, &modes) == 0;
+    /* Not TCSAFLUSH, which waits for a terminal that is stopped. */
+    return tcsetattr(tty, TCSANOW, &modes) == 0
+        && tcflush(tty, TCIFLUSH) == 0;
 }
 
 static bool
@@ -63,9 +59,8 @@ is_yes(const char *line, size_t len)
 
 /* Wait for the line.  The agent has nothing to say before it is told. */
 static enum recuse_said
-wait_for_line(int tty, int agent, int timeout_ms)
+wait_for_line(int tty, int agent, int64_t deadline)
 {
-    int64_t deadline = now_ms() + timeout_ms;
     struct pollfd fds[2] = {
         { .fd = tty, .events = POLLIN },
         { .fd = agent, .events = POLLIN },
@@ -73,7 +68,7 @@ wait_for_line(int tty, int agent, int timeout_ms)
     char line[256];
 
     for (;;) {
-        int64_t left = deadline - now_ms();
+        int64_t left = deadline - recuse_now_ms();
         ssize_t n;
 
         if (left <= 0)
@@ -93,16 +88,19 @@ wait_for_line(int tty, int agent, int timeout_ms)
 }
 
 enum recuse_said
-recuse_ask_person(int tty_in, int tty_out, const struct recuse_str *notice,
+recuse_ask_person(int tty_in, int tty_out, enum recuse_end kind,
+                  const struct recuse_str *notice,
                   const struct recuse_str *question, int agent, int timeout_ms)
 {
+    int64_t deadline = recuse_now_ms() + timeout_ms;
     enum recuse_said said = RECUSE_SAID_NO;
     struct termios before;
 
     if (!take_lines(tty_in, &before))
         return said;
-    if (show(tty_out, notice) && show(tty_out, question))
-        said = wait_for_line(tty_in, agent, timeout_ms);
+    if (show(tty_out, kind, notice, deadline)
+        && show(tty_out, kind, question, deadline))
+        said = wait_for_line(tty_in, agent, deadline);
     tcsetattr(tty_in, TCSANOW, &before);
     return said;
 }

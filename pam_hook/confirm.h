@@ -4,6 +4,7 @@
 #ifndef RECUSE_CONFIRM_H
 #define RECUSE_CONFIRM_H
 
+#include "ends.h"
 #include "wire.h"
 
 enum recuse_said {
@@ -13,12 +14,13 @@ enum recuse_said {
 };
 
 /*
- * Show a notice and a question on a terminal and wait for a line of answer, at
- * most `timeout_ms`; only `y` and `yes`, in any case, are a yes.  What was
+ * Show a notice and a question on a terminal, of which `kind` says how to write
+ * to it, and wait for a line of answer, at most `timeout_ms` in all; only `y` and `yes`, in any case, are a yes.  What was
  * typed before the question is thrown away: it answers something else.
  * `agent` is watched for its end.
  */
 enum recuse_said recuse_ask_person(int tty_in, int tty_out,
+                                   enum recuse_end kind,
                                    const struct recuse_str *notice,
                                    const struct recuse_str *question,
                                    int agent, int timeout_ms);

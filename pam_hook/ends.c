@@ -10,6 +10,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 /* Written to a device that said it has room, which may be little. */
@@ -79,6 +80,30 @@ recuse_write_some(int fd, enum recuse_end kind, const void *data,
     return n < 0 ? -errno : n;
 }
 
+size_t
+recuse_write_within(int fd, enum recuse_end kind, const void *data,
+                    size_t len, int timeout_ms)
+{
+    int64_t deadline = recuse_now_ms() + timeout_ms;
+    struct pollfd p = { .fd = fd, .events = POLLOUT };
+    size_t sent = 0;
+
+    while (sent < len) {
+        ssize_t n = recuse_write_some(fd, kind, (const char *) data + sent,
+                                      len - sent);
+        int64_t left = deadline - recuse_now_ms();
+
+        if (n > 0) {
+            sent += (size_t) n;
+            continue;
+        }
+        if (!recuse_is_busy(n) || left <= 0)
+            break;
+        poll(&p, 1, (int) left);
+    }
+    return sent;
+}
+
 bool
 recuse_is_busy(ssize_t result)
 {
@@ -105,4 +130,13 @@ recuse_set_nonblocking(int fd)
     if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
         return -errno;
     return 0;
+}
+
+int64_t
+recuse_now_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t) now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }

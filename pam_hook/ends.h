@@ -6,6 +6,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 
@@ -28,6 +29,11 @@ ssize_t recuse_read_some(int fd, enum recuse_end kind, void *data,
 ssize_t recuse_write_some(int fd, enum recuse_end kind, const void *data,
                           size_t len);
 
+/* Write all of it, waiting for room no longer than `timeout_ms` altogether.
+ * Returns how many bytes were written. */
+size_t recuse_write_within(int fd, enum recuse_end kind, const void *data,
+                           size_t len, int timeout_ms);
+
 /* Whether that only means to try again. */
 bool recuse_is_busy(ssize_t result);
 
@@ -35,5 +41,7 @@ bool recuse_is_busy(ssize_t result);
 enum recuse_end recuse_kind_of(const struct stat *st);
 
 int recuse_set_nonblocking(int fd);
+
+int64_t recuse_now_ms(void);    /* CLOCK_MONOTONIC */
 
 #endif

@@ -32,6 +32,7 @@
 #include <unistd.h>
 
 #include "confirm.h"
+#include "ends.h"
 #include "filter.h"
 #include "relay.h"
 #include "wire.h"
@@ -53,6 +54,7 @@
 #define EXIT_OS             71  /* EX_OSERR: we cannot do our work */
 #define RECUSE_EXIT_REFUSED 77  /* EX_NOPERM: the session is refused */
 
+#define SHOW_MS             2000    /* for a terminal that takes nothing */
 #define NOT_AGREED          "recuse: error: the notice was not agreed to"
 
 #define LAST_SHELL          "/bin/sh"
@@ -93,16 +95,17 @@ struct program {
     bool dies_with_us;
 };
 
-static int64_t
-now_ms(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t) now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 /* -------------------------------------------------------------- messages */
+
+/* Nobody can end us now: whoever does not take it, is not waited for. */
+static void
+put(int fd, const char *data, size_t len)
+{
+    struct stat st;
+
+    if (fstat(fd, &st) == 0)
+        recuse_write_within(fd, recuse_kind_of(&st), data, len, SHOW_MS);
+}
 
 static void
 say(int fd, const char *first, const char *second, const char *third)
@@ -114,8 +117,7 @@ say(int fd, const char *first, const char *second, const char *third)
     recuse_text_string(&t, second);
     recuse_text_string(&t, third);
     recuse_text_string(&t, "\n");
-    if (write(fd, buffer, t.len) < 0)
-        return;                     /* nobody is left to be told */
+    put(fd, buffer, t.len);
 }
 
 static const char *
@@ -134,13 +136,39 @@ fail(const char *what, int e)
 }
 
 /* A text of the agent's, which may lack its last line feed. */
-static void
-show(int fd, const struct recuse_str *text)
+static struct recuse_text
+complete(const struct recuse_str *text, char buffer[RECUSE_MAX_TEXT + 1])
 {
-    if (text->len == 0 || write(fd, text->data, text->len) < 0)
-        return;
-    if (text->data[text->len - 1] != '\n')
-        say(fd, "", "", "");
+    struct recuse_text t = { buffer, 0, RECUSE_MAX_TEXT + 1 };
+
+    recuse_text_add(&t, text->data, text->len);
+    if (text->len > 0 && text->data[text->len - 1] != '\n')
+        recuse_text_string(&t, "\n");
+    return t;
+}
+
+/*
+ * Show a notice before anything else is.  What a terminal does not take, since
+ * it is slow or stopped, the relay shows before anything of the program's, if
+ * there is to be one.
+ */
+static void
+show_notice(struct recuse_relay *r, const struct recuse_str *notice)
+{
+    char buffer[RECUSE_MAX_TEXT + 1];
+    struct recuse_text whole = complete(notice, buffer);
+    struct recuse_flow *f = &r->flows[RECUSE_OUTPUT];
+    struct recuse_text rest = { (char *) f->buffer, 0, sizeof f->buffer };
+    size_t shown = recuse_write_within(r->tty_out, recuse_terminal_kind(r),
+                                       whole.data, whole.len, SHOW_MS);
+
+    for (; shown < whole.len; shown++) {
+        if (whole.data[shown] == '\n')     /* the terminal is raw by then */
+            recuse_text_string(&rest, "\r");
+        recuse_text_add(&rest, whole.data + shown, 1);
+    }
+    f->sent = 0;
+    f->kept = f->filled = rest.len;
 }
 
 /*
@@ -515,7 +543,7 @@ encode_session(const struct caller *c, const struct recuse_relay *r,
 static bool
 has_declined(enum recuse_said said, int64_t asked_ms)
 {
-    return said == RECUSE_SAID_NO || now_ms() - asked_ms >= RECUSE_CONFIRM_MS;
+    return said == RECUSE_SAID_NO || recuse_now_ms() - asked_ms >= RECUSE_CONFIRM_MS;
 }
 
 /*
@@ -541,9 +569,10 @@ ask_once(struct recuse_relay *r, const uint8_t *request, size_t len,
     if (ret->verdict == RECUSE_ASK) {
         if (!r->terminal)       /* there is nobody to be asked */
             return -EPROTO;
-        asked_ms = now_ms();
-        said = recuse_ask_person(r->tty_in, r->tty_out, &ret->notice,
-                                 &ret->message, r->conn, RECUSE_CONFIRM_MS);
+        asked_ms = recuse_now_ms();
+        said = recuse_ask_person(r->tty_in, r->tty_out, recuse_terminal_kind(r),
+                                 &ret->notice, &ret->message, r->conn,
+                                 RECUSE_CONFIRM_MS);
         e = said == RECUSE_SAID_NOBODY_ASKS ? -EPROTO
             : recuse_confirm(r->conn, said == RECUSE_SAID_YES,
                              RECUSE_DEADLINE_MS, reply, sizeof reply, ret,
@@ -680,7 +709,10 @@ carry_out(const struct caller *c, struct recuse_relay *r,
     static struct program p;
 
     if (a->verdict == RECUSE_REFUSE) {
-        show(STDERR_FILENO, &a->message);
+        char buffer[RECUSE_MAX_TEXT + 1];
+        struct recuse_text message = complete(&a->message, buffer);
+
+        put(STDERR_FILENO, message.data, message.len);
         return RECUSE_EXIT_REFUSED;
     }
     set_path(&p, a->shell.data, a->shell.len);
@@ -692,7 +724,7 @@ carry_out(const struct caller *c, struct recuse_relay *r,
                      a->label.data, a->label.len);
     p.bare = a->flags & RECUSE_ANSWER_NO_SHELL;
     if (r->terminal)
-        show(STDOUT_FILENO, &a->notice);
+        show_notice(r, &a->notice);
     if (a->verdict == RECUSE_EXEC)
         exec_program(c, &p);
     r->start_ns = a->start_ns;
@@ -745,7 +777,7 @@ exec_getent(const struct caller *c, int out)
 static int
 read_entry(const struct caller *c, char *entry, size_t size, size_t *ret_len)
 {
-    int64_t deadline = now_ms() + GETENT_DEADLINE_MS;
+    int64_t deadline = recuse_now_ms() + GETENT_DEADLINE_MS;
     struct pollfd p = { .events = POLLIN };
     size_t len = 0;
     int out[2], e = 0;
@@ -761,7 +793,7 @@ read_entry(const struct caller *c, char *entry, size_t size, size_t *ret_len)
     close(out[1]);
     p.fd = out[0];
     while (!e && len < size) {
-        int64_t left = deadline - now_ms();
+        int64_t left = deadline - recuse_now_ms();
         ssize_t n;
 
         if (left <= 0 || poll(&p, 1, (int) left) <= 0) {

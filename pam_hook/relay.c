@@ -74,6 +74,12 @@ recuse_is_same_terminal(int a, int b)
         && ioctl(b, TIOCGDEV, &device_b) == 0 && device_a == device_b;
 }
 
+enum recuse_end
+recuse_terminal_kind(const struct recuse_relay *r)
+{
+    return r->tty_ours ? RECUSE_END_OURS : RECUSE_END_DEVICE;
+}
+
 /* ---------------------------------------------------------------- set-up */
 
 /* Make a channel of the kind of `outer`: some programs look (bash reads its
@@ -161,7 +167,7 @@ prepare_stream(struct recuse_relay *r, const struct stat st[3], unsigned i)
 static void
 prepare_terminal(struct recuse_relay *r)
 {
-    enum recuse_end kind = r->tty_ours ? RECUSE_END_OURS : RECUSE_END_DEVICE;
+    enum recuse_end kind = recuse_terminal_kind(r);
     struct recuse_flow *in = &r->flows[INPUT], *out = &r->flows[OUTPUT];
 
     in->source = r->tty_in;
@@ -1000,8 +1006,7 @@ say_failed(const struct recuse_relay *r)
     recuse_text_string(&t, why ? why : "unknown error");
     recuse_text_string(&t, "), the session ends\r\n");
     if (r->terminal)
-        recuse_write_some(r->tty_out, r->tty_ours ? RECUSE_END_OURS
-                   : RECUSE_END_DEVICE, text, t.len);
+        recuse_write_some(r->tty_out, recuse_terminal_kind(r), text, t.len);
 }
 
 /* End what has not ended, and the recording.  Returns how to end ourselves. */

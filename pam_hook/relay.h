@@ -5,6 +5,9 @@
  * that is not the terminal.  A session without one runs on pipes or sockets,
  * whichever it had, three streams apart.
  *
+ * What flows[RECUSE_OUTPUT] holds as kept and not sent before it begins is shown
+ * first, and not recorded.
+ *
  * Use, in this order: recuse_relay_prepare; fork; then in the child
  * recuse_relay_attach and exec, in the parent recuse_relay_run.
  */
@@ -88,6 +91,9 @@ struct recuse_relay {
 
 /* Whether two descriptors are one terminal. */
 bool recuse_is_same_terminal(int a, int b);
+
+/* How to write to the outer one. */
+enum recuse_end recuse_terminal_kind(const struct recuse_relay *r);
 
 /* Make what the child is to run on.  Descriptors 0 to 2 must be open. */
 int recuse_relay_prepare(struct recuse_relay *r);

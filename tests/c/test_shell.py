@@ -1215,6 +1215,52 @@ def test_notice_is_for_terminals_only(host: Host, terminal: Terminal) -> None:
     assert terminal.output == b"this session is recorded\r\nhi\r\n"
 
 
+@pytest.fixture
+def stopped(terminal: Terminal) -> Iterator[int]:
+    """The terminal takes nothing until termios.TCOON is told to this descriptor."""
+    fd = os.open(os.ttyname(terminal.slave), os.O_RDWR | os.O_NOCTTY)
+    termios.tcflow(fd, termios.TCOOFF)
+    yield fd
+    os.close(fd)
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "not-ours"])
+def test_notice_on_a_stopped_terminal_does_not_hold_the_session(
+    host: Host, terminal: Terminal, stopped: int, ours: bool
+) -> None:
+    """And comes whole, before anything of the program's, when it goes on."""
+    fifo = host.root / "fifo"
+    os.mkfifo(fifo)
+    fifo.chmod(0o666)
+    runs = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    if not ours:
+        os.fchown(terminal.slave, 0, 0)
+        os.fchmod(terminal.slave, 0o600)
+    notice = b"".join(b"line %d of it\n" % number for number in range(300))
+    with host.agent(notice=notice):
+        terminal.start(host.command(f"echo runs >{fifo}; echo hi"), controlling=ours)
+        assert is_ready(runs)
+        termios.tcflow(stopped, termios.TCOON)
+        assert terminal.end() == 0
+    assert terminal.output == notice.replace(b"\n", b"\r\n") + b"hi\r\n"
+    assert host.recorded("o") == b"hi\r\n"
+    os.close(runs)
+    fifo.unlink()
+
+
+def test_refused_session_ends_though_nobody_takes_the_reason(host: Host) -> None:
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(write_end, bytes(4096))
+    os.set_blocking(write_end, True)
+    with host.agent("refuse", message=b"not today"):
+        assert host.run(host.command(":"), stderr=write_end).returncode == REFUSED
+    os.close(read_end)
+    os.close(write_end)
+
+
 # ------------------------------------------------------------- agreeing to a notice
 
 
@@ -1248,6 +1294,36 @@ def test_confirm_yes_goes_on(host: Host, terminal: Terminal, line: bytes) -> Non
         assert agent.asked().message.TYPE == wire.Type.SESSION  # type: ignore[union-attr]
         assert agent.asked().message == wire.Confirm(1)
     assert host.recorded("o") == b"hi\r\n"
+
+
+def test_confirm_waits_for_a_stopped_terminal(
+    host: Host, terminal: Terminal, stopped: int
+) -> None:
+    with host.agent(asking()) as agent:
+        terminal.start(host.command("echo hi; exit 5"))
+        agent.asked()
+        assert not is_ready(terminal.master, 0.3)
+        termios.tcflow(stopped, termios.TCOON)
+        terminal.wait_for(b"Agree? ")
+        terminal.type(b"yes\r")
+        assert terminal.end() == 5
+        assert agent.asked().message == wire.Confirm(1)
+
+
+def test_confirm_can_be_answered_whatever_the_terminal_was_set_to(
+    host: Host, terminal: Terminal
+) -> None:
+    modes = termios.tcgetattr(terminal.slave)
+    modes[0] |= termios.IGNCR | termios.INLCR
+    modes[3] |= 0o200000  # EXTPROC
+    termios.tcsetattr(terminal.slave, termios.TCSANOW, modes)
+    with host.agent(asking()):
+        terminal.start(host.command("echo hi; exit 5"))
+        terminal.wait_for(b"Agree? ")
+        terminal.type(b"\x13yes")  # Ctrl-S stops nothing
+        terminal.wait_for(b"yes")
+        terminal.type(b"\x7f\x7f\x7f\x7fyes\r")
+        assert terminal.end() == 5
 
 
 @pytest.mark.parametrize("line", [b"n\r", b"\r", b"yess\r", b"\x04", b"\x03", b"y\x03", b"\x1c"])
