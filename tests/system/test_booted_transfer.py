@@ -11,6 +11,7 @@ import pytest
 from accounts import Seen, verify, watching
 from host import ADDRESS, Host
 
+SFTP_SERVER = "/usr/lib/openssh/sftp-server"
 OUTCOMES = {"recorded", "partial"}
 
 
@@ -64,6 +65,32 @@ def test_sftp_batch(host: Host, data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "back").read_bytes() == data.read_bytes()
     accounted(seen)
     assert seen.session["kind"] == "transfer"
+
+
+def test_sftp_server_runs_with_no_shell_and_nothing_of_ours(host: Host) -> None:
+    """frank's dash would stay in front of the command that it was given."""
+    with watching(host) as seen:
+        with subprocess.Popen(
+            host.client("sftp", "-q", f"frank@{ADDRESS}"),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
+        ) as client:  # fmt: skip
+            assert client.stdin is not None and client.stdout is not None
+            client.stdin.write(b"pwd\n")
+            shown = b""
+            while b"/home/frank\n" not in shown:
+                shown += client.stdout.read(100) or pytest.fail(f"sftp ended: {shown!r}")
+            table = host.run("ps -e -o pid=,ppid=,user=,args=", check=True).stdout
+            client.stdin.close()
+            assert client.wait(30) == 0
+    rows = [line.split(maxsplit=3) for line in table.splitlines()]
+    tree = {pid: (parent, words) for pid, parent, _, words in rows}
+    (server,) = [pid for pid, (_, words) in tree.items() if words.startswith(SFTP_SERVER)]
+    assert tree[tree[server][0]][1] == "sshd: frank@notty"
+    assert [words for parent, words in tree.values() if parent == server] == []
+    assert not [words for _, words in tree.values() if "recuse-shell" in words]
+    stub = seen.session
+    assert (stub["kind"], stub["outcome"], stub["segments"]) == ("transfer", "partial", [])
+    assert stub["command"] == SFTP_SERVER
 
 
 def test_rsync_both_ways(host: Host, data: Path, tmp_path: Path) -> None:
