@@ -751,10 +751,10 @@ is_draining(struct recuse_relay *r, const struct recuse_flow *f)
 static int
 poll_timeout(struct recuse_relay *r)
 {
-    uint64_t first = UINT64_MAX, now;
+    uint64_t first = UINT64_MAX, now, left;
     const uint64_t others[] = {
         r->room_ns, r->hold.is_due ? r->hold.by_ns : 0,
-        r->hold.held ? r->hold.until_ns : 0,
+        r->hold.held && !r->hold.is_due ? r->hold.until_ns : 0,
     };
 
     for (unsigned i = 0; i < RECUSE_STREAMS; i++) {
@@ -772,7 +772,8 @@ poll_timeout(struct recuse_relay *r)
     if (first == UINT64_MAX)
         return -1;
     now = now_ns();
-    return first > now ? (int) ((first - now) / 1000000 + 1) : 0;
+    left = first > now ? (first - now) / 1000000 + 1 : 0;
+    return left < INT_MAX ? (int) left : INT_MAX;   /* and then look again */
 }
 
 static void
@@ -856,17 +857,17 @@ is_good_place(const struct recuse_relay *r)
     return true;
 }
 
-/* Show the user a line, on the record if there is one, unless what he is shown
- * already waits for his terminal. */
+/* Show the user the line of a switch, on the record if there is one: once what
+ * he is shown already has been taken by his terminal. */
 static void
 show_line(struct recuse_relay *r)
 {
     struct recuse_flow *f = &r->flows[OUTPUT];
     struct recuse_text t = { (char *) f->buffer, 0, sizeof f->buffer };
 
-    if (!r->terminal || !r->hold.line[0] || f->sink < 0
-        || f->sent < f->filled)
+    if (!r->hold.has_line || f->sink < 0 || f->sent < f->filled)
         return;
+    r->hold.has_line = false;
     recuse_text_string(&t, "\r\n");
     recuse_text_string(&t, r->hold.line);
     recuse_text_string(&t, "\r\n");
@@ -900,6 +901,7 @@ static void
 make_switch(struct recuse_relay *r)
 {
     r->hold.is_due = false;
+    r->hold.has_line = r->terminal && r->hold.line[0];
     if (r->hold.to_held) {
         show_line(r);
         recuse_cast_hold(&r->cast, "pause", r->hold.mark);
@@ -922,6 +924,8 @@ look_after_switch(struct recuse_relay *r)
     static const char line[] = "recuse: recording resumed";
     uint64_t now;
 
+    if (!r->hold.is_due)
+        show_line(r);
     if (!r->hold.is_due && r->hold.until_ns == 0)
         return;
     now = now_ns();

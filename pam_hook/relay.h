@@ -53,6 +53,7 @@ struct recuse_switch {
     uint64_t by_ns;             /* when it is made wherever the stream stands */
     uint64_t next_until_ns;
     char mark[RECUSE_MAX_LINE + 1], line[RECUSE_MAX_LINE + 1];
+    bool has_line;              /* switched, and the line is not shown yet */
 };
 
 struct recuse_relay {

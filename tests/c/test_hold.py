@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import termios
 import time
+from pathlib import Path
 from typing import Any, Iterator, List
 
 import pytest
-from shell_host import PATIENCE, Agent, Host, Terminal
+from shell_host import PATIENCE, Agent, Host, Terminal, is_ready
 
 from recuse import cast, wire
 
@@ -230,6 +232,66 @@ def test_pause_does_not_wait_for_ever(host: Host, terminal: Terminal) -> None:
         terminal.type(SECRET + b"\r")
         assert terminal.end() == 0
     assert SECRET not in host.recording.read_bytes()
+
+
+def test_pause_that_waits_for_a_sequence_to_end_waits_without_work(
+    host: Host, terminal: Terminal
+) -> None:
+    """Its end has passed, and for a tenth of a second no place is good."""
+
+    def worked_ns() -> int:
+        return int(Path(f"/proc/{terminal.process.pid}/schedstat").read_text().split()[0])
+
+    with host.agent() as agent:
+        terminal.start(host.command("printf 'up\\033]0;never'; read x"))
+        terminal.wait_for(b"never")
+        pause(agent, 0.3, line=b"")
+        held(agent, 1)
+        before = worked_ns()
+        held(agent, 0)
+        assert worked_ns() - before < 50_000_000
+        terminal.type(b"\r")
+        assert terminal.end() == 0
+
+
+def test_pause_of_a_month_is_waited_for_as_long_as_can_be(host: Host, terminal: Terminal) -> None:
+    with host.agent() as agent:
+        terminal.start(host.command("echo up; read x"))
+        terminal.wait_for(b"up\r\n")
+        pause(agent, 30 * 86400, line=b"")
+        held(agent, 1)
+        call = Path(f"/proc/{terminal.process.pid}/syscall")
+        deadline = time.monotonic() + PATIENCE
+        while call.read_text().split()[3:4] != ["0x7fffffff"]:  # of poll(2)
+            assert time.monotonic() < deadline, call.read_text()
+        terminal.type(b"\r")
+        assert terminal.end() == 0
+
+
+def test_line_of_a_resume_comes_when_the_terminal_takes_it(host: Host, terminal: Terminal) -> None:
+    """The pause ends while output waits for a terminal that stands still."""
+    outer = os.open(os.ttyname(terminal.slave), os.O_RDWR | os.O_NOCTTY)
+    fifo = host.root / "fifo"
+    os.mkfifo(fifo)
+    fifo.chmod(0o666)
+    written = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    with host.agent() as agent:
+        terminal.start(host.command(f"echo up; read x; echo waits; echo >{fifo}; read x"))
+        terminal.wait_for(b"up\r\n")
+        pause(agent, line=b"")
+        held(agent, 1)
+        termios.tcflow(outer, termios.TCOOFF)
+        terminal.type(b"\r")
+        assert is_ready(written)
+        resume(agent)
+        termios.tcflow(outer, termios.TCOON)
+        terminal.wait_for(b"\r\nrecuse: resumed\r\n")
+        terminal.type(b"\r")
+        assert terminal.end() == 0
+    assert b"recuse: resumed\r\n" in host.recorded("o")
+    os.close(outer)
+    os.close(written)
+    fifo.unlink()
 
 
 def test_resume_has_the_screen_drawn_anew(host: Host, terminal: Terminal) -> None:
