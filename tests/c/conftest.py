@@ -8,9 +8,9 @@ import pytest
 from shell_host import Host, Terminal
 
 
-@pytest.fixture(scope="module")
-def installed() -> Iterator[Host]:
-    host = Host("gcc")
+@pytest.fixture(scope="module", params=["gcc", "sanitized"])
+def installed(request: pytest.FixtureRequest) -> Iterator[Host]:
+    host = Host(request.param)
     yield host
     host.close()
 

@@ -535,7 +535,8 @@ def test_terminal_idle_relay_waits_without_a_timer(host: Host, terminal: Termina
             raise AssertionError(call)
         rollup = Path(f"/proc/{terminal.process.pid}/smaps_rollup").read_text()
         anonymous = re.search(r"^Anonymous: +(\d+) kB", rollup, re.MULTILINE)
-        assert anonymous and int(anonymous[1]) <= 150  # its code is shared by all sessions
+        most = 10000 if host.sanitized else 150  # its code is shared by all sessions
+        assert anonymous and int(anonymous[1]) <= most
         terminal.type(b"\x04")
         assert terminal.end() == 0
 
@@ -1720,7 +1721,8 @@ def test_too_few_descriptors_to_ask_refuse(host: Host) -> None:
 
     with host.agent("exec"):
         done = host.run(host.command("echo no"), preexec_fn=limit)
-    assert (done.stdout, done.returncode) == (b"", OS_ERROR)
+    # With sanitizers it is not static, and its loader finds no room for the libraries.
+    assert (done.stdout, done.returncode) == (b"", 127 if host.sanitized else OS_ERROR)
 
 
 NUMBERS = {
