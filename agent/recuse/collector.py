@@ -52,7 +52,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from recuse import __version__, httpsig, stderrlog
+from recuse import __version__, httpsig, stderrlog, strictjson
 from recuse import store as storing
 from recuse.checkpoint import Verifier, pack_bundle, unpack_bundle
 from recuse.config import CollectorConfig
@@ -424,8 +424,8 @@ def _field(request: web.Request, name: str) -> str:
 
 def _read_enrolment(body: bytes) -> Tuple[str, str, str, str]:
     try:
-        found: object = json.loads(body)
-    except (ValueError, RecursionError):
+        found: object = strictjson.load_text(body)
+    except ValueError:
         raise LedgerError("enrolment request is not json") from None
     names = ("token", "host", "host_vkey", "upload_vkey")
     if not isinstance(found, dict) or sorted(found) != sorted(names):
@@ -439,8 +439,8 @@ def _read_enrolment(body: bytes) -> Tuple[str, str, str, str]:
 
 def _read_outcome(body: bytes) -> Tuple[bool, str]:
     try:
-        found: object = json.loads(body)
-    except (ValueError, RecursionError):
+        found: object = strictjson.load_text(body)
+    except ValueError:
         found = None
     if not isinstance(found, dict) or sorted(found) != ["ok", "words"]:
         raise LedgerError("what became of an item is not said in json")

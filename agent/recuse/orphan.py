@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple
 
-from . import records
+from . import records, strictjson
 from .errors import RecuseError, SpoolError
 from .host import Peer
 from .live import LiveLogin, LiveSession
@@ -63,9 +62,9 @@ def parse_orphan(name: str, first: bytes) -> Orphan:
     if not first.endswith(b"\n"):
         raise BadOrphan("its first line is not whole")
     try:
-        header = json.loads(first.decode("utf-8"))
+        header = strictjson.load_text(first)
         told = header["recuse"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise BadOrphan("its first line is not the header of a recording") from None
     if not isinstance(header, dict) or not isinstance(told, dict) or header.get("version") != 2:
         raise BadOrphan("its first line is not the header of a recording")

@@ -10,6 +10,9 @@ write again must come out as the same bytes, where there is one way to say a thi
 from __future__ import annotations
 
 import base64
+import contextlib
+import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Callable, Dict, Iterator, Tuple, Type
@@ -20,7 +23,22 @@ sys.path.insert(0, str(ROOT / "agent"))
 import atheris  # noqa: E402
 
 with atheris.instrument_imports(include=["recuse"]):
-    from recuse import cast, checkpoint, httpsig, policytoml, records, sshsig, wire
+    from recuse import (
+        approvaltoml,
+        asks,
+        cast,
+        checkpoint,
+        collector,
+        grant,
+        httpsig,
+        mail,
+        orphan,
+        policytoml,
+        records,
+        sshsig,
+        strictjson,
+        wire,
+    )
     from recuse.errors import RecuseError
 
 
@@ -47,6 +65,33 @@ SEEDS: Dict[str, Tuple[bytes, ...]] = {
     "append": (b"\0\0\0\1n\0\1e",),
     "sshsig": tuple(_of_vectors("signature")),
     "signers": tuple(_of_vectors("signers")),
+    "approval": (b"[approvers.security]\nusers = [\"alice\"]\n\n[[approval]]\nname = \"a\"\n",),
+    "bundle": (checkpoint.pack_bundle([b"one", b"another"]),),
+    "enrolment": (
+        b'{"token":"t","host":"a/b","host_vkey":"k","upload_vkey":"u"}',
+        b'{"token":"\\ud800","host":"a/b","host_vkey":"k","upload_vkey":"u"}',
+        b'{"ok":true,"words":"entered"}',
+    ),
+    "mail": (
+        mail.write_item(mail.Item("request", request="r")),
+        mail.write_item(mail.Item("approval", grant="g-1", signature="s")),
+        mail.write_item(mail.Item("end", statement="s", signature="t")),
+        mail.write_statement(mail.Statement("rejection", "g-1", "o", "h", "0" * 64, "no")),
+        mail.write_review(mail.Review("g-1", "o", "h", "alice", "0" * 64, "looked")),
+        b"Recuse-SSHSIG 17 QUJDREVGR0hJSktM",
+    ),
+    "orphan": (
+        b'7-8-9.cast\n{"version":2,"width":80,"height":24,"recuse":{"late":true,"uid":7,"pid":8,'
+        b'"start_ns":9,"user":"a","tags":"b,c","command":null}}\n',
+        b'7-8-9.stub\n{"version":2,"width":80,"height":24,"recuse":{"late":true,"uid":7,"pid":8,'
+        b'"start_ns":9,"user":"\\ud800"}}\n',
+    ),
+    "asks": (
+        b'{"ask":{"program":["/bin/true"]},"deadline_ms":5,"facts":{"user":"a"}}',
+        b'{"match":true,"why":"so","stderr":"e"}',
+        b'{"match":true,"cache_seconds":3.5,"why":"so"}',
+    ),
+    "strictjson": (b'{"a":[1,2.5,null,"\\ud83d\\ude00"]}', b"[" * 5000, b'"\\ud800"'),
     "revoked": (b"SSHKRL\n\0\0\0\0\1" + bytes(24 + 8),),
 }
 """What to start from; those of `wire` and `note` are vectors besides."""
@@ -107,6 +152,59 @@ def fuzz_signers(data: bytes) -> None:
 
 def fuzz_revoked(data: bytes) -> None:
     sshsig.RevokedKeys.parse(data, "fuzz")
+
+
+def fuzz_approval(data: bytes) -> None:
+    approvaltoml.parse_approval([("fuzz.toml", data)], policytoml.parse_policy([]))
+
+
+def fuzz_bundle(data: bytes) -> None:
+    assert checkpoint.pack_bundle(checkpoint.unpack_bundle(data)) == data
+
+
+def fuzz_enrolment(data: bytes) -> None:
+    """What is accepted is looked up and kept as UTF-8."""
+    for read in (collector._read_enrolment, collector._read_outcome):
+        with contextlib.suppress(RecuseError):
+            "".join(map(str, read(data))).encode()
+
+
+def fuzz_mail(data: bytes) -> None:
+    with contextlib.suppress(RecuseError):
+        item = mail.read_item(data)
+        assert mail.read_item(mail.write_item(item)) == item
+    with contextlib.suppress(RecuseError):
+        assert mail.write_statement(mail.read_statement(data)) == data
+    with contextlib.suppress(RecuseError):
+        assert mail.write_review(mail.read_review(data)) == data
+    with contextlib.suppress(RecuseError):
+        grant.read_request(data)
+    mail.read_access(data.decode("latin-1"))
+
+
+def fuzz_orphan(data: bytes) -> None:
+    """What is accepted can be entered into the ledger."""
+    name, _, first = data.partition(b"\n")
+    with contextlib.suppress(orphan.BadOrphan):
+        found = orphan.parse_orphan(name.decode("latin-1"), first)
+        json.dumps(dataclasses.asdict(found), ensure_ascii=False).encode()
+
+
+def fuzz_asks(data: bytes) -> None:
+    with contextlib.suppress(RecuseError):
+        asks.read_question(data)
+    with contextlib.suppress(RecuseError):
+        answer, _ = asks.read_answer(data)
+        assert asks.read_answer(asks.encode_answer(answer))[0] == answer
+    asks.read_result(asks.load_json(data))
+
+
+def fuzz_strictjson(data: bytes) -> None:
+    """What is accepted can be written, and is the same when it is read again."""
+    with contextlib.suppress(ValueError):
+        found = strictjson.load_text(data)
+        again = json.dumps(found, ensure_ascii=False).encode()
+        assert again == json.dumps(strictjson.load_text(again), ensure_ascii=False).encode()
 
 
 TARGETS: Dict[str, Callable[[bytes], None]] = {

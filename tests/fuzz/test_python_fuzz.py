@@ -23,6 +23,7 @@ TARGETS = harness("--list").stdout.split()
 
 def test_there_are_targets() -> None:
     assert {"policy", "wire", "httpsig", "append", "note", "records", "cast"} <= set(TARGETS)
+    assert {"approval", "asks", "enrolment", "mail", "orphan", "strictjson"} <= set(TARGETS)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -368,6 +368,7 @@ def enrolment(central: Central, **changed: Any) -> bytes:
         ({"token": "0" * 64}, {}, 403),
         ({"token": None}, {}, 400),
         ({"token": 3}, {}, 400),
+        ({"token": "\ud800"}, {}, 400),  # half a character, which nothing can look up
         ({"more": "x"}, {}, 400),
         ({"host": "example.com/recuse/host/h3"}, {}, 401),
         ({"upload_vkey": STRANGER.vkey}, {}, 401),

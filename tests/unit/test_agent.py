@@ -2021,8 +2021,10 @@ def test_orphan_that_makes_no_sense_is_set_aside_and_the_others_go_on(paths: Pat
         ("1-2-3.cast", b'{"version":2,"recuse":{"late":true,"uid":true,"pid":2,"start_ns":3}}\n'),
         ("1-2-3.cast", b'{"version":2,"recuse":{"late":true,"uid":9,"pid":2,"start_ns":3}}\n'),
         ("1-2-3.cast", b"[" * 60_000 + b"\n"),
+        ("1-2-3.cast", b'{"version":2,"width":1,"height":1,"recuse":{"late":true,"uid":1,'
+         b'"pid":2,"start_ns":3,"user":"\\ud800"}}\n'),
     ],
-    ids=["suffix", "torn", "list", "told", "text-uid", "bool-uid", "other-name", "deep"],
+    ids=["suffix", "torn", "list", "told", "text-uid", "bool-uid", "other-name", "deep", "half"],
 )
 def test_parse_orphan_is_strict(name: str, first: bytes) -> None:
     with pytest.raises(BadOrphan):
