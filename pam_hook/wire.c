@@ -20,7 +20,7 @@
 #define HEADER_SIZE 8u
 #define MAX_FIELD   0xffffu     /* what the u16 length of a str can say */
 #define STEP_MS     100         /* below a second, as connect_agent has it */
-#define STOPPED_NS  500000000   /* between two calls: nothing else takes that */
+#define STOPPED_NS  500000000   /* to connect and send: little else takes that */
 
 /*
  * Both cursors remember their first error and do nothing from then on, so
@@ -778,34 +778,35 @@ receive_answer(int conn, struct patience *patience, uint8_t *buf, size_t size,
     return 0;
 }
 
-/*
- * Connect and send.  An agent hangs up on whoever says nothing for long; if it
- * was us, being stopped, we come again.  That needs no end: it takes somebody
- * who stops us at that very point each time, and gets nothing for it.
- */
+/* Connect, send and wait; sets *ret_late if that it was sent took long. */
 static int
-send_request(const char *path, const uint8_t *packet, size_t len,
-             const int *fds, unsigned nfds, struct patience *patience,
-             int *ret_conn)
+ask_once(const char *path, const uint8_t *packet, size_t len, const int *fds,
+         unsigned nfds, struct patience *patience, uint8_t *buf, size_t size,
+         struct recuse_answer *ret, int *ret_conn, int *ret_fd, bool *ret_late)
 {
-    for (;;) {
-        int conn = -1;
-        int e = connect_agent(path, patience, &conn);
-        int64_t since = monotonic_ns();
+    int64_t since = monotonic_ns();
+    int conn = -1;
+    int e = connect_agent(path, patience, &conn);
 
-        if (e)
-            return e;
-        e = send_packet(conn, packet, len, fds, nfds, patience);
-        if (!e) {
-            *ret_conn = conn;
-            return 0;
-        }
+    *ret_late = false;
+    if (e)
+        return e;
+    e = send_packet(conn, packet, len, fds, nfds, patience);
+    *ret_late = monotonic_ns() - since >= STOPPED_NS;
+    if (!e)
+        e = receive_answer(conn, patience, buf, size, ret, ret_fd);
+    if (!e && ret_conn)
+        *ret_conn = conn;
+    else
         close(conn);
-        if (e != -EPROTO || monotonic_ns() - since < STOPPED_NS)
-            return e;
-    }
+    return e;
 }
 
+/*
+ * An agent hangs up on whoever connects and says nothing for long.  If we were
+ * that, being stopped, we come again.  It needs no end: it takes somebody who
+ * stops us at that very point each time, and gets nothing for it.
+ */
 int
 recuse_ask(const char *path, const uint8_t *packet, size_t len,
            const int *fds, unsigned nfds, int deadline_ms,
@@ -813,18 +814,15 @@ recuse_ask(const char *path, const uint8_t *packet, size_t len,
            int *ret_conn, int *ret_fd)
 {
     struct patience patience = { (int64_t)deadline_ms * 1000000 };
-    int e, conn = -1;
+    bool late;
+    int e;
 
     if (nfds > RECUSE_MAX_FDS || len > RECUSE_MAX_MESSAGE)
         return -EMSGSIZE;
-    e = send_request(path, packet, len, fds, nfds, &patience, &conn);
-    if (e)
-        return e;
-    e = receive_answer(conn, &patience, buf, size, ret, ret_fd);
-    if (!e && ret_conn)
-        *ret_conn = conn;
-    else
-        close(conn);
+    do {
+        e = ask_once(path, packet, len, fds, nfds, &patience, buf, size, ret,
+                     ret_conn, ret_fd, &late);
+    } while (e == -EPROTO && late);
     return e;
 }
 

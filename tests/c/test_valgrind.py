@@ -55,7 +55,7 @@ def test_memcheck_sees_what_it_is_for(build: Build) -> None:
 
 def test_wire_under_memcheck(build: Build) -> None:
     tool = build.compile(
-        "wire_tool", [HERE / "wire_tool.c", HOOK / "wire.c"], "-Wl,--wrap=sendmsg"
+        "wire_tool", [HERE / "wire_tool.c", HOOK / "wire.c"], "-Wl,--wrap=sendmsg,--wrap=connect"
     )
     rng = random.Random(3)
     given = packets()

@@ -34,7 +34,7 @@ def read_vector(path: Path) -> Tuple[str, List[str], str]:
 def tool(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = Build(request.param, tmp_path_factory.mktemp(f"wire-{request.param}"))
     sources = [HERE / "wire_tool.c", HOOK / "wire.c"]
-    return build.compile("wire_tool", sources, "-Wl,--wrap=sendmsg")
+    return build.compile("wire_tool", sources, "-Wl,--wrap=sendmsg,--wrap=connect")
 
 
 def decode(tool: Path, packets: List[bytes]) -> List[List[str]]:
@@ -281,7 +281,7 @@ def test_ask_by_who_was_stopped_before_asking_waits_as_long(tool: Path, tmp_path
         return "allow"
 
     with FakeAgent(tmp_path / "s", answer_late):
-        asking = Asking(tool, tmp_path / "s", 1000, WIRE_TOOL_STOP="1")
+        asking = Asking(tool, tmp_path / "s", 1000, WIRE_TOOL_STOP="sendmsg")
         asking.wait_for_state("T")
         asking.stop(1.2)
         asking.wake()
@@ -324,12 +324,13 @@ def test_ask_by_who_was_stopped_while_connecting_connects(tool: Path, tmp_path: 
         assert asking.result() == "ok"
 
 
+@pytest.mark.parametrize("point", ["connect", "sendmsg"])
 def test_ask_by_who_was_hung_up_on_for_being_stopped_asks_again(
-    tool: Path, tmp_path: Path
+    tool: Path, tmp_path: Path, point: str
 ) -> None:
     """An agent does not wait for ever for somebody who has connected."""
     with FakeAgent(tmp_path / "s", "slam") as agent:
-        asking = Asking(tool, tmp_path / "s", 1000, WIRE_TOOL_STOP="1")
+        asking = Asking(tool, tmp_path / "s", 1000, WIRE_TOOL_STOP=point)
         asking.wait_for_state("T")
         agent.behaviour = "allow"
         asking.stop(0.7)

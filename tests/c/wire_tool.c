@@ -15,8 +15,8 @@
  *     Asks, and prints what came of it and what is left open.  "longest" has a
  *     command of RECUSE_MAX_COMMAND bytes; sessions pass two descriptors.
  *     With WIRE_TOOL_AWAIT_HANG_UP in the environment it sends only when the
- *     agent has hung up; with WIRE_TOOL_STOP it stops itself before it sends,
- *     the first time.
+ *     agent has hung up; with WIRE_TOOL_STOP it stops itself the first time it
+ *     has connected (if it says "connect") or is to send ("sendmsg").
  */
 #define _GNU_SOURCE 1
 #include "../../pam_hook/wire.h"
@@ -359,6 +359,30 @@ limits(void)
     return 0;
 }
 
+static void
+stop_at(const char *point)
+{
+    const char *wanted = getenv("WIRE_TOOL_STOP");
+
+    if (wanted && strcmp(wanted, point) == 0) {
+        CHECK(unsetenv("WIRE_TOOL_STOP") == 0);
+        CHECK(raise(SIGSTOP) == 0);
+    }
+}
+
+int __real_connect(int fd, const struct sockaddr *address, socklen_t len);
+int __wrap_connect(int fd, const struct sockaddr *address, socklen_t len);
+
+int
+__wrap_connect(int fd, const struct sockaddr *address, socklen_t len)
+{
+    int result = __real_connect(fd, address, len);
+
+    if (result == 0)
+        stop_at("connect");
+    return result;
+}
+
 ssize_t __real_sendmsg(int fd, const struct msghdr *msg, int flags);
 ssize_t __wrap_sendmsg(int fd, const struct msghdr *msg, int flags);
 
@@ -367,10 +391,7 @@ __wrap_sendmsg(int fd, const struct msghdr *msg, int flags)
 {
     struct pollfd p = { .fd = fd };
 
-    if (getenv("WIRE_TOOL_STOP")) {
-        CHECK(unsetenv("WIRE_TOOL_STOP") == 0);
-        CHECK(raise(SIGSTOP) == 0);
-    }
+    stop_at("sendmsg");
     if (getenv("WIRE_TOOL_AWAIT_HANG_UP"))
         CHECK(poll(&p, 1, 10000) == 1 && p.revents & POLLHUP);
     return __real_sendmsg(fd, msg, flags);
