@@ -120,14 +120,19 @@ class Door:
         if connection.relay is None:
             connection.timer = loop.call_later(PATIENCE_SECONDS, self.hang_up, connection)
 
+    @staticmethod
+    def _stop_timer(connection: Connection) -> None:
+        if connection.timer is not None:
+            connection.timer.cancel()
+            connection.timer = None
+
     def hang_up(self, connection: Connection) -> None:
         """Close a connection; a session does not end by that."""
         if connection not in self._connections:
             return
         self._connections.discard(connection)
         asyncio.get_running_loop().remove_reader(connection.sock.fileno())
-        if connection.timer is not None:
-            connection.timer.cancel()
+        self._stop_timer(connection)
         if connection.asked is not None and not connection.asked.done():
             connection.asked.set_result(False)
         if connection.relay is not None:
@@ -175,6 +180,7 @@ class Door:
                 self.on_held(relay, bool(message.held))
             return
         connection.busy = True
+        self._stop_timer(connection)
         task = asyncio.get_running_loop().create_task(self._serve(connection, message, fds))
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -232,8 +238,6 @@ class Door:
         with contextlib.suppress(OSError):  # then it hangs up next
             connection.sock.send(wire.encode(question))
         connection.asked = loop.create_future()
-        if connection.timer is not None:
-            connection.timer.cancel()
         connection.timer = loop.call_later(ASK_SECONDS, self.hang_up, connection)
         loop.add_reader(connection.sock.fileno(), self._readable, connection)
         if self._settled is not None:
@@ -241,7 +245,7 @@ class Door:
         try:
             return await connection.asked
         finally:
-            connection.timer.cancel()
+            self._stop_timer(connection)
 
     def tell(self, live: LiveSession, message: wire.Message) -> bool:
         """Say something to the relay of a session; False if it cannot be told."""
@@ -269,9 +273,6 @@ class Door:
         if connection.relay is None:
             self.hang_up(connection)
             return
-        if connection.timer is not None:
-            connection.timer.cancel()
-            connection.timer = None
         self._wait_for(connection)
 
     async def settle(self) -> None:
@@ -282,8 +283,7 @@ class Door:
         loop = asyncio.get_running_loop()
         for connection in self._connections:
             if connection.relay is None and not connection.busy:
-                if connection.timer is not None:
-                    connection.timer.cancel()
+                self._stop_timer(connection)
                 connection.timer = loop.call_later(SPEAK_SECONDS, self._give_up_on, connection)
         for connection in self._connections:
             if connection.asked is not None and not connection.asked.done():

@@ -1,0 +1,40 @@
+"""The door: how long it waits for whom."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any, List
+
+from recuse import wire
+from recuse.door import Connection, Door
+from recuse.host import Kernel, Peer
+
+PEER = Peer(pid=4242, uid=0, gid=0, start=1)
+
+
+def test_who_has_asked_is_not_hung_up_on() -> None:
+    """It may be said in the last of the ten seconds that there are for saying something."""
+
+    async def run() -> None:
+        heard: "asyncio.Future[Any]" = asyncio.get_running_loop().create_future()
+
+        async def serve(connection: Connection, message: wire.Message, fds: List[int]) -> None:
+            heard.set_result(connection.timer)
+            door.answer(connection, wire.Answer(wire.Verdict.ALLOW))
+
+        door = Door(Kernel(), None, 1, serve, lambda live: None)  # type: ignore[arg-type]
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        connection = Connection(ours, PEER, -1)
+        with theirs:
+            door.take_in(connection)
+            waits = connection.timer
+            assert waits is not None
+            theirs.send(wire.encode(wire.Login(b"sshd", b"alice", b"", b"", b"")))
+            assert await heard is None
+            assert waits.cancelled()
+            await door.close()
+            assert wire.decode(theirs.recv(wire.MAX_MESSAGE)) == wire.Answer(wire.Verdict.ALLOW)
+
+    asyncio.run(run())
