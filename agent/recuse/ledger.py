@@ -328,7 +328,11 @@ def _make_directory(path: str) -> None:
 def _create(path: str, flags: int) -> int:
     _make_parent(path)
     fd = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
-    os.fchmod(fd, 0o640)
+    try:
+        os.fchmod(fd, 0o640)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 

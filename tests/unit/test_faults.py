@@ -34,7 +34,10 @@ from recuse.wire import Verdict
 
 __all__ = ["paths"]
 
-CALLS = ("open", "write", "pwrite", "fsync", "fdatasync", "rename", "ftruncate", "mkdir")
+CALLS = (
+    "open", "write", "pwrite", "fsync", "fdatasync", "rename", "ftruncate", "mkdir", "link",
+    "symlink", "posix_fallocate", "fchmod", "fchown",
+)  # fmt: skip
 ELSEWHERE = ("recuse.host",)  # /proc, which is not on the disk
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
