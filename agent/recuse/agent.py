@@ -745,7 +745,8 @@ class Agent:
             )
         except BaseException:
             self.quotas.close(live, 0)
-            self.spool.drop(live.recording)
+            with contextlib.suppress(SpoolError):
+                self.spool.drop(live.recording)
             raise
         finally:
             os.close(relay_fd)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Optional, Tuple
 from . import checkpoint as tlog
 from . import keys
 from .config import CentralConfig, Paths
-from .errors import CryptoError, LedgerError, RecuseError
+from .errors import CryptoError, LedgerError, RecuseError, SpoolError
 from .ledger import Ledger
 
 if TYPE_CHECKING:
@@ -187,7 +187,11 @@ class Receipts:
             if agent.spool.blob_age_seconds(blob, now_ns) < keep:
                 continue
             if self._holds(blob, key):
-                agent.spool.remove(blob)
+                try:
+                    agent.spool.remove(blob)
+                except SpoolError as error:
+                    self._complain(f"out/{blob}", error.message, "spool-fault")
+                    break
                 del agent.sealer.entered[blob]
                 removed += 1
                 await asyncio.sleep(0)  # after an outage there are thousands: logins go between
@@ -210,7 +214,7 @@ class Receipts:
             return False
         return True
 
-    def _complain(self, name: str, fault: str) -> None:
+    def _complain(self, name: str, fault: str, event: str = "receipt-bad") -> None:
         if self._complained != name:
             self._complained = name
-            self._agent.journal.write("receipt-bad", file=name, fault=fault)
+            self._agent.journal.write(event, file=name, fault=fault)

@@ -357,7 +357,7 @@ class Recovery:
                     os.close(fd)
             agent.live.remove(live)
             if row is None and (live.label == "record" or live.withheld):
-                agent.spool.forget(live.id)
+                self._forget(live.id)
             return
         live.seq = row.seq
         if live.label == "record" or live.withheld:
@@ -392,14 +392,21 @@ class Recovery:
                 file = f"live/{live.id}.cast"
                 self.agent.journal.write("spool-fault", file=file, fault=str(error))
 
+    def _forget(self, session_id: str) -> None:
+        try:
+            self.agent.spool.forget(session_id)
+        except SpoolError as error:
+            file = f"live/{session_id}.cast"
+            self.agent.journal.write("spool-fault", file=file, fault=str(error))
+
     def _left_over(self, session_id: str) -> None:
         """Deal with a recording that nothing live speaks of."""
         spool, row = self.agent.spool, self.view.sessions.get(session_id)
         path = os.path.join(spool.live, f"{session_id}.cast")
         if row is not None and row.closed_seq is not None:
-            spool.forget(session_id)  # sealed, but not yet removed
+            self._forget(session_id)  # sealed, but not yet removed
         elif spool.is_unused(session_id):
-            spool.forget(session_id)  # begun, but never entered: nobody was let in
+            self._forget(session_id)  # begun, but never entered: nobody was let in
         else:
             set_aside(self.agent, path, "the ledger does not know it")
 

@@ -101,7 +101,10 @@ class Sealer:
     def release(self, recording: Recording) -> None:
         """Remove a recording that was sealed: its close is in the ledger."""
         self._followed.pop(recording.session, None)
-        self.spool.drop(recording)
+        try:
+            self.spool.drop(recording)
+        except SpoolError as error:
+            self._complain(str(error))
 
     async def stop(self) -> None:
         """Leave recordings as they are, for the next start; waits for a round under way."""

@@ -262,7 +262,10 @@ class Spool:
             raise SpoolError(f"recording {recording.session}: {error.strerror}") from error
 
     def drop(self, recording: Recording) -> None:
-        """Remove a recording whose segments are all durable, and its descriptor."""
+        """Remove a recording whose segments are all durable, and its descriptor.
+
+        Raises: SpoolError if it stays; the next start meets it
+        """
         try:
             _set_append_only(recording.fd, False)
             _unlink(recording.path)
@@ -270,7 +273,7 @@ class Spool:
             os.close(recording.fd)
 
     def forget(self, session: str) -> None:
-        """Remove a recording that is sealed already, left over from a crash."""
+        """Remove a recording that is sealed already, left over from a crash.  Raises: SpoolError"""
         path = self._live_path(session)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -304,7 +307,7 @@ class Spool:
             return 0.0
 
     def remove(self, blob: str) -> None:
-        """Remove a segment.  The caller holds a verified receipt for it."""
+        """Remove a segment.  The caller holds a verified receipt for it.  Raises: SpoolError"""
         _unlink(os.path.join(self.out, blob))
 
     # -- orphans and damage ----------------------------------------------------------
@@ -566,3 +569,5 @@ def _unlink(path: str) -> None:
         os.unlink(path)
     except FileNotFoundError:
         pass
+    except OSError as error:
+        raise SpoolError(f"{path} cannot be removed: {error.strerror}") from error

@@ -36,7 +36,7 @@ __all__ = ["paths"]
 
 CALLS = (
     "open", "write", "pwrite", "fsync", "fdatasync", "rename", "ftruncate", "mkdir", "link",
-    "symlink", "posix_fallocate", "fchmod", "fchown",
+    "symlink", "unlink", "posix_fallocate", "fchmod", "fchown",
 )  # fmt: skip
 ELSEWHERE = ("recuse.host",)  # /proc, which is not on the disk
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
