@@ -51,11 +51,11 @@ SIZES = {
     },
     "few": {
         "startup": "--rounds 25 --cpu 50",
-        "flow": "--rounds 3 --mib 48 --keys 1000",
+        "flow": "--rounds 2 --mib 32 --interrupts 3 --keys 1000",
         "scale": "--sessions 1000 --seconds 10",
         "loss": "--rounds 3",
         "ssh": "8",
-        "transfer": "3 256",
+        "transfer": "2 512",
     },
     "one": {
         "startup": "--rounds 3 --cpu 5",
@@ -263,7 +263,7 @@ class Transfer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--rounds", choices=SIZES, default="all", help="few take 12 minutes; one: does it run?"
+        "--rounds", choices=SIZES, default="all", help="few take 10 minutes; one: does it run?"
     )
     parser.add_argument("--mib", type=int, help="size of the file that is transferred")
     parser.add_argument("--only", metavar="PART", help=", ".join([*INSIDE, "ssh", "transfer"]))
