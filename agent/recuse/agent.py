@@ -17,7 +17,6 @@ import pwd
 import signal
 import sys
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple
 
@@ -219,20 +218,17 @@ class Agent:
 
     async def _decide(self, facts: Facts, began_ns: int) -> Decision:
         """Decide, having asked what rules ask; `began_ns` is when the host module began to wait."""
-        policy, now, answers = self.policy, self._now(), NO_ANSWERS
+        policy, now, answers = self.policy, self.kernel.now(), NO_ANSWERS
         asks = questions(facts, policy, now)
         if asks:
             answers = await self.asking.ask(asks, facts, began_ns)
-            now = self._now()
+            now = self.kernel.now()
         return decide(facts, policy, now, answers=answers, level=self._usual_level)
 
     def wake_consult(self) -> None:
         """Have what a policy that asks will need running before somebody waits for it."""
         if self.policy.asks:
             self.spawn(self.asking.wake())
-
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(self.kernel.now_ns() / 1e9, timezone.utc)
 
     # -- logins ----------------------------------------------------------------------
 
@@ -509,7 +505,7 @@ class Agent:
         if not offers:
             return decision
         return decide(
-            facts, self.policy, self._now(), offers, decision.answers, level=self._usual_level
+            facts, self.policy, self.kernel.now(), offers, decision.answers, level=self._usual_level
         )
 
     async def _agrees(

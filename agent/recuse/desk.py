@@ -12,7 +12,7 @@ import contextlib
 import os
 import threading
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -128,9 +128,6 @@ class Desk:
     def policy(self) -> ApprovalPolicy:
         return self._agent.upkeep.approval
 
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._kernel.now_ns() / 1e9, timezone.utc)
-
     def load(self) -> None:
         """Fold what earlier epochs and this one say."""
         paths, book = self._agent.paths, self._book
@@ -161,7 +158,7 @@ class Desk:
 
     def keep_floor(self) -> None:
         """Note from where the next start has to read; an older note only costs it time."""
-        floor = self.state.floor(self._now())
+        floor = self.state.floor(self._kernel.now())
         if floor is None:
             floor = self._book.size
         path = self._agent.paths.state / "grants-from"
@@ -183,7 +180,7 @@ class Desk:
     async def resume(self) -> None:
         """Finish what a crash cut off, and look after the sessions that grants exempt."""
         for row in list(self.state.rows.values()):
-            if row.state(self._now()) == "pending":
+            if row.state(self._kernel.now()) == "pending":
                 await self._grant_if_complete(row)
         for live in list(self._agent.sessions.values()):
             if live.grounds.grant is not None:
@@ -229,7 +226,7 @@ class Desk:
 
     async def request(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
         """Take a request; tell what came of it."""
-        now = self._now().replace(microsecond=0)
+        now = self._kernel.now().replace(microsecond=0)
         user = fields.text(told, "user") or caller.name
         begins = fields.moment(told, "not_before") or now
         seconds = fields.count(told, "seconds", 1, 366 * 86400)
@@ -267,7 +264,7 @@ class Desk:
 
     async def _ask_elsewhere(self, request: Request, caller: Caller) -> Dict[str, Any]:
         """Enter a request for another host, to be sent there; its policy says whether it may be."""
-        asked, now = request.asked, self._now()
+        asked, now = request.asked, self._kernel.now()
         if not caller.is_root and caller.name != asked.user:
             raise GrantError(f"{caller.name} may not ask for {asked.user} on another host")
         if len(asked.why.strip()) < 3:
@@ -297,7 +294,7 @@ class Desk:
 
     def judged(self, what: str, request: Request, user: Facts, requester: Facts) -> Request:
         """Give a request with what allows it. Raises: GrantError if nothing does"""
-        asked, now = request.asked, self._now()
+        asked, now = request.asked, self._kernel.now()
         standing = self.state.standing(asked.user, asked.requester, now)
         judgement = judge(asked, self.policy, user, requester, standing, now)
         allowance = judgement.allowance
@@ -337,7 +334,7 @@ class Desk:
         return {"grant": self._json(row)}
 
     def _json(self, row: GrantRow) -> Dict[str, Any]:
-        return row.in_full(self._now(), self.approvers.namespace(self._org()))
+        return row.in_full(self._kernel.now(), self.approvers.namespace(self._org()))
 
     # -- approving -------------------------------------------------------------------
 
@@ -355,7 +352,7 @@ class Desk:
 
     def _pending(self, name: str) -> GrantRow:
         row = self.row(name)
-        state = row.state(self._now())
+        state = row.state(self._kernel.now())
         if state != "pending":
             raise GrantError(f"request {row.id} is {state}: nothing is to be approved")
         return row
@@ -390,7 +387,7 @@ class Desk:
 
     def _read_signature(self, request: Request, armored: str, caller: Caller) -> Approval:
         """Check a signature that is to count as an approval. Raises: RecuseError"""
-        signed = self.approvers.check(request.raw, armored, self._now(), self._org())
+        signed = self.approvers.check(request.raw, armored, self._kernel.now(), self._org())
         self._check_signed(request, signed)
         return Approval(
             request.id, request.digest, signed.principal, "signature", signed.key,
@@ -547,7 +544,7 @@ class Desk:
 
     async def _grant_if_complete(self, row: GrantRow) -> None:
         async with self._granting:
-            if row.state(self._now()) != "pending" or row.granted_ns is not None:
+            if row.state(self._kernel.now()) != "pending" or row.granted_ns is not None:
                 return
             try:
                 checked = self._check_approvals(row)
@@ -594,7 +591,7 @@ class Desk:
             origins=self.policy.origins,
         )
         return self.approvers.check_grant(
-            request, row.approvals, terms, self._now(), self._org(), self.policy.accounts_of
+            request, row.approvals, terms, self._kernel.now(), self._org(), self.policy.accounts_of
         )
 
     def _allowance(self, request: Request) -> Optional[Allowance]:
@@ -614,7 +611,7 @@ class Desk:
     async def revoke(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
         """Take a grant back, and what it exempts is no longer exempt."""
         row = self.row(fields.text(told, "grant") or "")
-        state = row.state(self._now())
+        state = row.state(self._kernel.now())
         live = [one for one in self._agent.sessions.values() if one.grounds.grant == row.id]
         paused = self._agent.pauses.under(row.id)
         if state in ("rejected", "revoked") or (state != "granted" and not live and not paused):
@@ -665,7 +662,7 @@ class Desk:
         row = self.state.rows.get(told.grant)
         if row is None or told.org != self._org() or told.digest != row.request.digest:
             raise GrantError(f"{told.grant:.40} is no request of this host, or reads otherwise")
-        signed = self.approvers.check(raw, armored, self._now(), self._org())
+        signed = self.approvers.check(raw, armored, self._kernel.now(), self._org())
         who = {signed.principal, *signed.also}
         accounts = {one for name in who for one in self.policy.accounts_of(name)}
         may = self.policy.principals(tuple(self.policy.groups))
@@ -673,7 +670,7 @@ class Desk:
             told_who = f"{signed.principal} may not end {row.id}"
             raise GrantError(told_who, "approvers may, and who asked")
         async with self._granting:
-            state = row.state(self._now())
+            state = row.state(self._kernel.now())
             live = any(one.grounds.grant == row.id for one in self._agent.sessions.values())
             live = live or bool(self._agent.pauses.under(row.id))
             ended = row.rejected_by is not None or row.revoked_by is not None
@@ -713,7 +710,7 @@ class Desk:
         self, scope: str, user: str, identity: Identity, facts: Facts, told: bool = True
     ) -> List[GrantRow]:
         """Find the grants that may be used here and now; tell the journal why others may not."""
-        now = self._now()
+        now = self._kernel.now()
         found: List[GrantRow] = []
         for row in self.state.rows.values():
             asked = row.request.asked
@@ -744,7 +741,7 @@ class Desk:
         found = []
         for row in self._in_force("pause", account.name, identity, facts, told):
             asked = row.request.asked
-            left = int((asked.expires - self._now()).total_seconds())
+            left = int((asked.expires - self._kernel.now()).total_seconds())
             seconds = min(left, asked.max_seconds or left)
             if seconds > 0:
                 found.append(PauseOffer(row.id, asked.reason, asked.ticket, seconds))
@@ -769,13 +766,11 @@ class Desk:
             raise PauseError(fault, "name it: recuse pause --ticket NAME")
         account, groups = await self._agent.accounts.find(login.uid, login.user)
         if reason.roles:
-            known = account is not None
-            roles = (
-                self.policy.index.subject(self.facts(account, groups or ()), self._now()).roles
-                if account is not None
-                else frozenset()
-            )
-            if not known or not reason.roles & roles:
+            roles: FrozenSet[str] = frozenset()
+            if account is not None:
+                facts = self.facts(account, groups or ())
+                roles = self.policy.index.subject(facts, self._kernel.now()).roles
+            if not reason.roles & roles:
                 raise PauseError(f"{login.user} may not give the reason {code}")
 
     def _words_of(self, asked: Asked) -> str:
@@ -838,8 +833,8 @@ class Desk:
         Raises: GrantError
         """
         row = self.state.rows[use.grant]
-        if row.state(self._now()) != "granted":
-            raise GrantError(f"grant {row.id} is {row.state(self._now())}")
+        if row.state(self._kernel.now()) != "granted":
+            raise GrantError(f"grant {row.id} is {row.state(self._kernel.now())}")
         return {
             "n": use.n,
             "uses": row.request.asked.uses,
@@ -951,7 +946,7 @@ class Desk:
 
     async def break_glass(self, caller: Caller, told: Mapping[str, Any]) -> Dict[str, Any]:
         """Grant at once, and note what is owed for it."""
-        now = self._now().replace(microsecond=0)
+        now = self._kernel.now().replace(microsecond=0)
         glass, why = self.policy.break_glass, fields.text(told, "why") or ""
         facts = self.facts(caller.account, caller.groups)
         standing = self.state.standing(caller.name, caller.name, now)
@@ -1039,7 +1034,7 @@ class Desk:
             await self._check_password(caller, fields.text(told, "password") or "")
             return Approval(debt.id, digest, principal, "pam", uid=caller.uid)
         armored = fields.text(told, "signature", grantrecords.MAX_SIGNATURE_BYTES) or ""
-        signed = self.approvers.check(debt.statement, armored, self._now(), self._org())
+        signed = self.approvers.check(debt.statement, armored, self._kernel.now(), self._org())
         self._check_reviewer((signed.principal, *signed.also), people)
         if signed.principal not in self.policy.principals(debt.reviewers):
             groups = ", ".join(debt.reviewers)
@@ -1061,7 +1056,7 @@ class Desk:
     def outcomes_for(self, login: records.Login, locale: str) -> str:
         """Give lines for somebody who logs in on a terminal: what became of what they asked for."""
         texts = self._agent.upkeep.notices
-        return self._outcomes.take(self.state.rows, login, texts, locale, self._now())
+        return self._outcomes.take(self.state.rows, login, texts, locale, self._kernel.now())
 
     # -- showing ---------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ def text(told: Mapping[str, Any], name: str, limit: int = MAX_TEXT) -> Optional[
         raise WireError(f"{name} is no text")
     if len(value) > limit:
         raise GrantError(f"{name} is longer than {limit} characters")
-    if limit == MAX_TEXT and not all(char.isprintable() for char in value):
+    if limit == MAX_TEXT and not value.isprintable():
         raise GrantError(f"{name} has characters in it that cannot be shown")
     return value
 

@@ -22,6 +22,7 @@ import sys
 import time
 import types
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import (
     Any,
     Callable,
@@ -141,6 +142,10 @@ class Kernel:
     def now_ns(self) -> int:
         """Wall clock, UTC, nanoseconds since the epoch."""
         return time.time_ns()
+
+    def now(self) -> datetime:
+        """Give the same as a time in UTC, microseconds kept."""
+        return datetime.fromtimestamp(self.now_ns() / 1e9, timezone.utc)
 
     def mono_ns(self) -> int:
         """CLOCK_MONOTONIC, the clock of the recordings."""

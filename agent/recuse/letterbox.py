@@ -29,10 +29,8 @@ class Letterbox:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._desk = agent.desk
+        self._kernel = agent.kernel
         self._sent: Set[str] = set()  # requests that have gone to the hosts they are for
-
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._agent.kernel.now_ns() / 1e9, timezone.utc)
 
     # -- by mail ---------------------------------------------------------------------
 
@@ -58,13 +56,13 @@ class Letterbox:
         sent, fault = fields.text(told, "sent"), fields.text(told, "fault")
         if sent is not None:
             self._sent.add(sent)
-            row = self._desk.state.rows.get(sent)
-            if fault is not None and row is not None and row.state(self._now()) == "elsewhere":
+            row, now = self._desk.state.rows.get(sent), self._kernel.now()
+            if fault is not None and row is not None and row.state(now) == "elsewhere":
                 await self._desk.end("rejection", caller, row, fault)
         return {"waiting": self._is_waiting(), "outgoing": self._outgoing()[:1]}
 
     def _is_waiting(self) -> bool:
-        now, state = self._now(), self._desk.state
+        now, state = self._kernel.now(), self._desk.state
         return (
             any(live.grounds.grant for live in self._agent.sessions.values())
             or any(row.state(now) in ("pending", "granted") for row in state.rows.values())
@@ -72,7 +70,7 @@ class Letterbox:
         )
 
     def _outgoing(self) -> List[Dict[str, str]]:
-        now = self._now()
+        now = self._kernel.now()
         return [
             {
                 "id": row.id,
@@ -109,7 +107,7 @@ class Letterbox:
 
     async def _judged(self, raw: bytes) -> Request:
         """Judge a request that was made elsewhere, as if it were made here. Raises: GrantError"""
-        desk, now = self._desk, self._now()
+        desk, now = self._desk, self._kernel.now()
         request, issued = desk.approvers.read_request(raw, self._agent.config.host.org)
         asked = request.asked
         known = desk.state.rows.get(request.id)

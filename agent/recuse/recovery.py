@@ -389,15 +389,17 @@ class Recovery:
             if os.path.lexists(path):
                 set_aside(self.agent, path, str(error))
             else:
-                file = f"live/{live.id}.cast"
-                self.agent.journal.write("spool-fault", file=file, fault=str(error))
+                self._tell_fault(live.id, error)
 
     def _forget(self, session_id: str) -> None:
         try:
             self.agent.spool.forget(session_id)
         except SpoolError as error:
-            file = f"live/{session_id}.cast"
-            self.agent.journal.write("spool-fault", file=file, fault=str(error))
+            self._tell_fault(session_id, error)
+
+    def _tell_fault(self, session_id: str, error: SpoolError) -> None:
+        file = f"live/{session_id}.cast"
+        self.agent.journal.write("spool-fault", file=file, fault=str(error))
 
     def _left_over(self, session_id: str) -> None:
         """Deal with a recording that nothing live speaks of."""

@@ -99,7 +99,7 @@ def test_a_request_for_another_host_is_approved_and_used_there(
             for name in ("bob", "carol"):
                 signature = there.keys.sign(name, asked["request"])
                 await send(access, mail.Item("approval", asked["grant"], signature=signature))
-            await until(lambda: row.state(there.agent._now()) == "granted")
+            await until(lambda: row.state(there.agent.kernel.now()) == "granted")
         assert await there.verdict() == "exempt" and await there.verdict() == "open"
         assert await here.verdict() == "open"
         assert here.agent.desk.row(asked["grant"]).granted_ns is None

@@ -334,7 +334,7 @@ def test_one_person_counts_once_and_one_key_too(paths: Paths) -> None:
         for again in ("bob", "bobs-other"):
             answer = await world.approve(again, asked)
             assert answer["error"] == "bob@example.org has approved already"
-        assert world.agent.desk.row(asked["grant"]).state(world.agent._now()) == "pending"
+        assert world.agent.desk.row(asked["grant"]).state(world.agent.kernel.now()) == "pending"
 
     play(paths, scene)
 
@@ -389,7 +389,7 @@ def test_a_line_without_namespaces_makes_the_file_useless(paths: Paths) -> None:
 
 def test_a_grant_holds_within_its_time_alone(paths: Paths) -> None:
     async def scene(world: Office) -> None:
-        later = world.agent._now().timestamp() + 1800
+        later = world.agent.kernel.now().timestamp() + 1800
         begins = records.format_time(round(later) * 10**9)
         asked = (await world.ask_for(not_before=begins))["grant"]
         for one in ("bob", "carol"):
@@ -541,8 +541,8 @@ def test_a_crash_forgets_no_use_and_no_approval(paths: Paths) -> None:
         await world.start()
         assert await world.verdict() == "open"
         folded = fold_grants(world.entries())
-        assert folded.rows[asked["grant"]].to_json(world.agent._now()) == (
-            world.agent.desk.row(asked["grant"]).to_json(world.agent._now())
+        assert folded.rows[asked["grant"]].to_json(world.agent.kernel.now()) == (
+            world.agent.desk.row(asked["grant"]).to_json(world.agent.kernel.now())
         )
 
     play(paths, scene)
@@ -991,7 +991,7 @@ def test_never_exempt_without_quorum_nor_beyond_the_uses(
                 row = world.agent.desk.row(asked["grant"])
                 assert row.taken == used <= uses
                 folded = fold_grants(world.entries()).rows[row.id]
-                now = world.agent._now()
+                now = world.agent.kernel.now()
                 assert folded.to_json(now) == row.to_json(now)
 
         play(found, scene)

@@ -300,10 +300,11 @@ def test_no_order_loss_or_repetition_of_mail_makes_a_grant(
                 elif (await world.post_approval(step, asked))["ok"]:
                     assert step != "alice" and step not in signed and not ended
                     signed.add(step)
-                state = world.agent.desk.row(asked["grant"]).state(world.agent._now())
+                desk, now = world.agent.desk, world.agent.kernel.now()
+                state = desk.row(asked["grant"]).state(now)
                 good = len(signed) == 2 and not ended
                 assert (state == "granted") is good
-                assert world.agent.desk.row(other["grant"]).state(world.agent._now()) == "pending"
+                assert desk.row(other["grant"]).state(now) == "pending"
             assert (await world.verdict() == "exempt") is (len(signed) == 2 and not ended)
 
         play_mail(found, scene)
