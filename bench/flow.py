@@ -373,10 +373,15 @@ def turns(names: list[str], rounds: int) -> Iterator[tuple[int, str]]:
     print(file=sys.stderr)
 
 
-def medians(runs: list[dict[str, float]]) -> dict[str, float]:
-    whole = [run for run in runs if run]
-    found = {key: round(statistics.median(run[key] for run in whole), 4) for key in whole[0]}
-    return {**found, "failed": len(runs) - len(whole)}
+def medians(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Give medians by contender; of one that failed each time, only that."""
+    found = {}
+    for name, each in runs.items():
+        whole = [run for run in each if run]
+        figures = {key: statistics.median(run[key] for run in whole) for key in (whole or [{}])[0]}
+        found[name] = {key: round(value, 4) for key, value in figures.items()}
+        found[name]["failed"] = len(each) - len(whole)
+    return found
 
 
 def main() -> None:
@@ -399,7 +404,7 @@ def main() -> None:
             for _, name in turns(names, options.rounds):
                 # tlog deadlocks where a command writes more than is read at once.
                 runs[name].append(flood(known[name], kind, terminal))
-            result[f"{where}-{kind}"] = {name: medians(run) for name, run in runs.items()}
+            result[f"{where}-{kind}"] = medians(runs)
     print("^C through a flood", file=sys.stderr)
     result["interrupts"] = interrupts(options.interrupts)
     for label, around in (("idle", Idle), ("loaded", Loaded), ("one-core", OneCore)):
@@ -408,7 +413,7 @@ def main() -> None:
         for _, name in turns(list(KEYS), options.rounds):
             with around():
                 runs[name].append(echo(known[name], options.keys))
-        result[f"keys-{label}"] = {name: medians(run) for name, run in runs.items()}
+        result[f"keys-{label}"] = medians(runs)
     result["calls_per_key"] = {n: calls_per_key(known[n]) for n in ("floor", "recuse", "tlog")}
     json.dump(result, sys.stdout, indent=2)
     print()

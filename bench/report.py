@@ -73,7 +73,7 @@ def faults(figures: Figures) -> str:
     said = [
         f"\nNot all was {word}: by {', '.join(bad)}.\n"
         for key, word in (("displayed_whole", "displayed"), ("kept_whole", "kept as displayed"))
-        if (bad := [name for name, row in figures.items() if row[key] < 1])
+        if (bad := [name for name, row in figures.items() if row.get(key, 1) < 1])
     ]
     failed = [f"{name} ({row['failed']:.0f})" for name, row in figures.items() if row["failed"]]
     if failed:
@@ -107,10 +107,11 @@ def flow(found: Mapping[str, Any]) -> str:
     for key, figures in found.items():
         where, _, what = key.partition("-")
         if where in ("pty", "pipe"):
-            known = [name for name in ("floor", "tlog", "script") if name in figures]
+            measured = {name: row for name, row in figures.items() if "mib_per_s" in row}
+            known = [name for name in ("floor", "tlog", "script") if name in measured]
             parts.append(
                 f"## {what.capitalize()} through a {where}, {found['mib']} MiB\n\n"
-                + compared(figures, FLOW, "mib_per_s", known)
+                + compared(measured, FLOW, "mib_per_s", known)
                 + faults(figures)
             )
         elif key == "interrupts":
