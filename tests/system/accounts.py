@@ -31,6 +31,17 @@ users = ["erin"]
 message = "erin may not log in here, ask the service desk"
 """
 
+MAY_PAUSE = """
+[[rule]]
+name = "may-pause"
+effect = "record"
+users = ["alice"]
+pause = "10m"
+reason = "personal data"
+owner = "ops@example.org"
+expires = 2999-12-31
+"""
+
 
 def event(kind: str) -> str:
     """Return the journal match for one kind of event."""

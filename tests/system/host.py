@@ -69,8 +69,8 @@ for entry in {users}; do
     install -m 600 -o "$user" -g "$user" /root/client-key.pub "/home/$user/.ssh/authorized_keys"
 done
 echo root:pw-root | chpasswd
-install -d -m 700 /root/.ssh
-install -m 600 /root/client-key.pub /root/.ssh/authorized_keys
+install -d -m 700 ~root/.ssh
+install -m 600 /root/client-key.pub ~root/.ssh/authorized_keys
 groupadd operators
 usermod -aG operators erin
 echo '{admin} ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/test

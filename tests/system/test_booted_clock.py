@@ -6,7 +6,7 @@ import json
 import re
 import time
 
-from accounts import RULES, enable, export, watching
+from accounts import MAY_PAUSE, RULES, enable, export, watching
 from host import Host
 from office import by, entries, granted, open_office
 from preloading import Clock
@@ -15,16 +15,6 @@ from recuse import records
 from recuse.ledger import read_ledger
 
 HOUR = 3600
-MAY_PAUSE = """
-[[rule]]
-name = "may-pause"
-effect = "record"
-users = ["alice"]
-pause = "10m"
-reason = "personal data"
-owner = "ops@example.org"
-expires = 2999-12-31
-"""
 SEGMENT_SECONDS = 2
 CONFIG = f"""
 [spool]

@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import List, Optional, Tuple
 
 import pytest
-from accounts import RULES, event, export, find_bytes, verify, watching
+from accounts import MAY_PAUSE, RULES, event, export, find_bytes, verify, watching
 from host import Host
 from office import entries
 
 POLICY = "/etc/recuse/policy.d/20-more.toml"
 SECRET = "the-secret-of-the-day"
 GROUNDS = 'reason = "personal data"\nowner = "ops@example.org"\nexpires = 2999-12-31\n'
-MAY_PAUSE = (
-    f'[[rule]]\nname = "may-pause"\neffect = "record"\nusers = ["alice"]\npause = "10m"\n{GROUNDS}'
-)
 SUPERVISED = (
     '[[rule]]\nname = "watched"\neffect = "exempt"\nusers = ["alice"]\n'
     f"supervised = true\n{GROUNDS}"
