@@ -28,8 +28,9 @@ _recuse() {
 
     local options=''
     case $prev in
-        --dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
-        -o | --output | --key | --host-key | --collector-key | --ca | --html | --pseudonym-key | --policy | --signature)
+        --dir | --bundle | --approval-policy) COMPREPLY=($(compgen -d -- "$cur")); return ;;
+        -o | --output | --key | --host-key | --collector-key | --mailbox-key | --ca | --html | --pseudonym-key | \
+            --policy | --signature | --approvers | --revoked)
             COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --user) COMPREPLY=($(compgen -u -- "$cur")); return ;;
         --group) COMPREPLY=($(compgen -g -- "$cur")); return ;;
@@ -49,7 +50,7 @@ _recuse() {
         --scope) COMPREPLY=($(compgen -W 'session pause' -- "$cur")); return ;;
         --blobs) COMPREPLY=($(compgen -W 'require present skip' -- "$cur")); return ;;
         --since | --until | --at) COMPREPLY=($(compgen -W 'now today yesterday' -- "$cur")); return ;;
-        -s | --speed | -k | --smallest-group | --settle | -i | --idle-limit | --start | --seek | --min-size | --url | --token | \
+        -s | --speed | -k | --smallest-group | --settle | -i | --idle-limit | --start | --seek | --min-size | --url | --token | --collector | \
             --service | --uid | --source | --claimed-source | --ruser | --command | --host | \
             --host-tag | --tag | --claimed-tag | --answer | --days | --percent | --reason | --why | --ticket | --for | --begin | \
             --uses | --max | --from | --words)

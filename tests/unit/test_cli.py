@@ -1268,6 +1268,71 @@ def test_every_option_is_in_the_manual_and_the_completions() -> None:
             assert name in zsh, name
 
 
+def _leaves(one: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Give every command that is none of further commands, with its parser."""
+    groups = [action.choices for action in one._actions if isinstance(action.choices, dict)]
+    if not groups:
+        yield path, one
+    for name, inner in (item for group in groups for item in group.items()):
+        yield from _leaves(inner, f"{path} {name}".strip())
+
+
+def _synopsis(page: str) -> dict[str, str]:
+    """Return what the SYNOPSIS of a manual says of each command, a command of two words too."""
+    found: dict[str, str] = {}
+    section = page.partition(".Sh SYNOPSIS\n")[2].partition(".Sh DESCRIPTION\n")[0]
+    for block in section.split(".Nm\n")[1:]:
+        words = block.partition("\n.Cm ")[2] or block[len(".Cm ") :]
+        named = re.split(r" Fl |\n", words)[0]
+        first, *others = named.split(" | ")
+        for name in [first, *(first.rpartition(" ")[0] + f" {other}" for other in others)]:
+            found[name.strip()] = found.get(name.strip(), "") + block
+    return found
+
+
+def test_every_command_is_in_the_synopsis_with_its_options() -> None:
+    synopsis = _synopsis((AGENT.parent / "docs/man/recuse.1").read_text())
+
+    missing = {
+        (command, action.option_strings[-1])
+        for command, one in _leaves(cli.make_parser())
+        for action in one._actions
+        if command != "policy explain" and action.option_strings and action.dest != "help"
+        if not any(
+            re.search(r"Fl %s\b" % option.lstrip("-"), synopsis.get(command, ""))
+            for option in action.option_strings
+        )
+    }
+    assert missing == set() and "policy explain" in synopsis
+
+
+def test_completion_offers_no_option_where_a_value_is_due() -> None:
+    asked = sorted(
+        {
+            (command, option)
+            for command, one in _leaves(cli.make_parser())
+            for action in one._actions
+            for option in action.option_strings
+            if action.nargs != 0
+        }
+    )
+    script = """
+        . "$1"; shift
+        while (($#)); do
+            COMP_WORDS=(recuse $1 "$2" --) COMP_CWORD=$((${#COMP_WORDS[@]} - 1)) COMPREPLY=()
+            _recuse
+            case ${COMPREPLY[*]} in *--*) echo "$1 $2" ;; esac
+            shift 2
+        done"""
+    completions = AGENT.parent / "contrib/completions/recuse.bash"
+    words = [word for pair in asked for word in pair]
+    told = subprocess.run(
+        ["bash", "--norc", "-c", script, "bash", str(completions), *words],
+        cwd="/", env={}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert (told.stdout, told.stderr) == ("", "") and len(asked) > 50
+
+
 def test_time_zone_of_the_viewer(recuse: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 
