@@ -52,7 +52,7 @@ store_be32(uint8_t *p, uint32_t x)
 }
 
 static void
-compress_plain(uint32_t state[8], const uint8_t *block)
+compress_block(uint32_t state[8], const uint8_t *block)
 {
     uint32_t w[64], s[8];
 
@@ -87,6 +87,13 @@ compress_plain(uint32_t state[8], const uint8_t *block)
         state[i] += s[i];
 }
 
+static void
+compress_plain(uint32_t state[8], const uint8_t *blocks, size_t n)
+{
+    for (; n > 0; n--, blocks += RECUSE_SHA256_BLOCK)
+        compress_block(state, blocks);
+}
+
 #ifdef __x86_64__
 
 /*
@@ -97,7 +104,7 @@ compress_plain(uint32_t state[8], const uint8_t *block)
  */
 __attribute__((target("sha,sse4.1,ssse3")))
 static void
-compress_native(uint32_t state[8], const uint8_t *block)
+compress_native(uint32_t state[8], const uint8_t *blocks, size_t n)
 {
     const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
     __m128i abcd = _mm_loadu_si128((const __m128i *) state);
@@ -106,27 +113,32 @@ compress_native(uint32_t state[8], const uint8_t *block)
     __m128i hgfe = _mm_shuffle_epi32(efgh, 0x1b);
     __m128i abef = _mm_alignr_epi8(badc, hgfe, 8);
     __m128i cdgh = _mm_blend_epi16(hgfe, badc, 0xf0);
-    __m128i abef_before = abef, cdgh_before = cdgh, m[4];
 
-    for (unsigned i = 0; i < 4; i++)
-        m[i] = _mm_shuffle_epi8(
-            _mm_loadu_si128((const __m128i *) (block + 16 * i)), swap);
+    for (; n > 0; n--, blocks += RECUSE_SHA256_BLOCK) {
+        __m128i abef_before = abef, cdgh_before = cdgh, m[4];
+
+        for (unsigned i = 0; i < 4; i++)
+            m[i] = _mm_shuffle_epi8(
+                _mm_loadu_si128((const __m128i *) (blocks + 16 * i)), swap);
 #pragma GCC unroll 16
-    for (unsigned i = 0; i < 16; i++) {
-        __m128i *w = &m[i % 4], next = m[(i + 1) % 4];
-        __m128i last = m[(i + 3) % 4], wk;
+        for (unsigned i = 0; i < 16; i++) {
+            __m128i *w = &m[i % 4], next = m[(i + 1) % 4];
+            __m128i last = m[(i + 3) % 4], wk;
 
-        wk = _mm_add_epi32(*w,
-                           _mm_loadu_si128((const __m128i *) (K + 4 * i)));
-        cdgh = _mm_sha256rnds2_epu32(cdgh, abef, wk);
-        abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(wk, 0x0e));
-        if (i < 12)             /* W of four rounds, sixteen ahead */
-            *w = _mm_sha256msg2_epu32(
-                _mm_add_epi32(_mm_sha256msg1_epu32(*w, next),
-                              _mm_alignr_epi8(last, m[(i + 2) % 4], 4)), last);
+            wk = _mm_add_epi32(
+                *w, _mm_loadu_si128((const __m128i *) (K + 4 * i)));
+            cdgh = _mm_sha256rnds2_epu32(cdgh, abef, wk);
+            abef = _mm_sha256rnds2_epu32(abef, cdgh,
+                                         _mm_shuffle_epi32(wk, 0x0e));
+            if (i < 12)         /* W of four rounds, sixteen ahead */
+                *w = _mm_sha256msg2_epu32(
+                    _mm_add_epi32(_mm_sha256msg1_epu32(*w, next),
+                                  _mm_alignr_epi8(last, m[(i + 2) % 4], 4)),
+                    last);
+        }
+        abef = _mm_add_epi32(abef, abef_before);
+        cdgh = _mm_add_epi32(cdgh, cdgh_before);
     }
-    abef = _mm_add_epi32(abef, abef_before);
-    cdgh = _mm_add_epi32(cdgh, cdgh_before);
     badc = _mm_shuffle_epi32(abef, 0x1b);       /* f e b a, to a b e f */
     hgfe = _mm_shuffle_epi32(cdgh, 0xb1);
     _mm_storeu_si128((__m128i *) state, _mm_blend_epi16(badc, hgfe, 0xf0));
@@ -146,9 +158,9 @@ has_instructions(void)
 #else
 
 static void
-compress_native(uint32_t state[8], const uint8_t *block)
+compress_native(uint32_t state[8], const uint8_t *blocks, size_t n)
 {
-    compress_plain(state, block);
+    compress_plain(state, blocks, n);
 }
 
 static bool
@@ -160,12 +172,12 @@ has_instructions(void)
 #endif
 
 static void
-compress(struct recuse_sha256 *h, const uint8_t *block)
+compress(struct recuse_sha256 *h, const uint8_t *blocks, size_t n)
 {
     if (h->is_native)
-        compress_native(h->state, block);
+        compress_native(h->state, blocks, n);
     else
-        compress_plain(h->state, block);
+        compress_plain(h->state, blocks, n);
 }
 
 void
@@ -196,16 +208,12 @@ recuse_sha256_add(struct recuse_sha256 *h, const void *data, size_t len)
         memcpy(h->block + used, p, n);
         if (used + n < sizeof h->block)
             return;
-        compress(h, h->block);
+        compress(h, h->block, 1);
         p += n;
         len -= n;
     }
-    for (; len >= sizeof h->block; len -= sizeof h->block) {
-        compress(h, p);
-        p += sizeof h->block;
-    }
-    if (len)
-        memcpy(h->block, p, len);
+    compress(h, p, len / sizeof h->block);
+    memcpy(h->block, p + len - len % sizeof h->block, len % sizeof h->block);
 }
 
 void

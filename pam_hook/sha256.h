@@ -6,12 +6,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define RECUSE_SHA256_SIZE 32u
+#define RECUSE_SHA256_SIZE  32u
+#define RECUSE_SHA256_BLOCK 64u
 
 struct recuse_sha256 {
     uint32_t state[8];
     uint64_t length;            /* bytes so far */
-    uint8_t block[64];          /* length % 64 of them are in use */
+    uint8_t block[RECUSE_SHA256_BLOCK];     /* what fills none yet */
     bool is_native;             /* with the processor's own instructions */
 };
 
