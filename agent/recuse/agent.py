@@ -883,6 +883,8 @@ class Agent:
         gaps: Tuple[records.Gap, ...] = ()
         exit_status: Optional[int] = None
         if live.recording is not None:
+            if live.orphan is None and self.spool.is_unused(live.id):
+                await adopt_orphans(self)  # it may have been recorded without our answer
             sealed = await self.sealer.seal(live.recording)
             self.quotas.close(live, sealed.size)
             gaps, exit_status = tuple(live.recording.gaps), live.recording.exit_status

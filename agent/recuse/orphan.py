@@ -153,6 +153,8 @@ def set_aside(agent: Agent, path: str, fault: str) -> None:
 
 
 async def _adopt(agent: Agent, orphan: Orphan, locked: bool) -> None:
+    if _answer_was_lost(agent, orphan, locked):
+        return
     pidfd, start = _living(agent, orphan, locked)
     try:
         live = await _enter(agent, orphan, pidfd, start)
@@ -168,6 +170,36 @@ async def _adopt(agent: Agent, orphan: Orphan, locked: bool) -> None:
         agent.spawn(_take_later(agent, live))
         return
     await _go_on(agent, live)
+
+
+def _answer_was_lost(agent: Agent, orphan: Orphan, locked: bool) -> bool:
+    """Give an orphan to the session that was entered for it, if recuse-shell did not hear of that.
+
+    We were late, or were killed between the entry and the answer. A process asks for one session,
+    so the one that is entered for it and has an empty recording is this one.
+    """
+    for live in agent.sessions.values():
+        recording = live.recording
+        if live.pid != orphan.pid or live.label != "record" or recording is None or orphan.is_stub:
+            continue
+        lives = locked and not live.ended
+        if (lives or live.session.started_ns <= orphan.start_ns) and agent.spool.replace(
+            recording, orphan.name
+        ):
+            live.flags.append("unanswered")
+            with contextlib.suppress(OSError):  # the recording says it as well
+                agent.live.save(live)
+            _tell_adopted(agent, live)
+            return True
+    return False
+
+
+def _tell_adopted(agent: Agent, live: LiveSession) -> None:
+    session = live.session
+    agent.journal.write(
+        "adopted", session=live.id, login=session.login.id, user=session.login.user,
+        uid=session.login.uid, seq=live.seq, verdict="record", tty=session.tty, pid=session.pid,
+    )  # fmt: skip
 
 
 async def _take_later(agent: Agent, live: LiveSession) -> None:
@@ -240,10 +272,7 @@ async def _enter(agent: Agent, orphan: Orphan, pidfd: int, start: int) -> LiveSe
         owner.sessions -= 1
         agent.spawn(agent.end_if_idle(owner))
         raise
-    agent.journal.write(
-        "adopted", session=session.id, login=owner.id, user=owner.login.user, uid=orphan.uid,
-        seq=live.seq, verdict="record", tty=session.tty, pid=orphan.pid,
-    )  # fmt: skip
+    _tell_adopted(agent, live)
     return live
 
 

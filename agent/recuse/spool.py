@@ -18,6 +18,7 @@ import hashlib
 import os
 import re
 import stat as stat_module
+import threading
 import zlib
 from dataclasses import dataclass, field
 from typing import Any, Iterator, List, Optional, Sequence, Tuple
@@ -81,6 +82,7 @@ class Recording:
     torn: int = 0  # bytes after the last complete line, once finished
     pending: List[Cut] = field(default_factory=list)  # cut, and not known to be durable
     digest: Any = field(default_factory=hashlib.sha256)
+    cutting: threading.Lock = field(default_factory=threading.Lock)
 
     def size(self) -> int:
         return os.fstat(self.fd).st_size
@@ -158,6 +160,31 @@ class Spool:
         Raises: SpoolError
         """
         path = self._live_path(session)
+        recording = Recording(session, path, self._take_orphan(name, path))
+        recording.append_only = _set_append_only(recording.fd, True)
+        return recording
+
+    def replace(self, recording: Recording, name: str) -> bool:
+        """Have an orphan take the place of a recording that nobody has written to.
+
+        False if somebody has, or if its first line is cut already.  Raises: SpoolError
+        """
+        if not self.is_unused(recording.session):
+            return False
+        with recording.cutting:
+            if recording.n:
+                return False
+            _set_append_only(recording.fd, False)
+            try:
+                fd = self._take_orphan(name, recording.path)
+                os.dup2(fd, recording.fd, inheritable=False)  # whoever reads behind it goes on
+                os.close(fd)
+            finally:
+                _set_append_only(recording.fd, True)
+            return True
+
+    def _take_orphan(self, name: str, path: str) -> int:
+        """Move an orphan, open it, and see that it is a file.  Raises: SpoolError"""
         try:
             os.rename(os.path.join(self.orphan, name), path)
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -168,9 +195,7 @@ class Spool:
         if not stat_module.S_ISREG(found.st_mode) or found.st_nlink != 1:
             os.close(fd)
             raise SpoolError(f"orphan {name}: not a plain file")
-        recording = Recording(session, path, fd)
-        recording.append_only = _set_append_only(fd, True)
-        return recording
+        return fd
 
     def live_sessions(self) -> List[str]:
         """Name the sessions that have a recording in live/."""
@@ -192,8 +217,13 @@ class Spool:
         Meant for a thread: reading, compressing and hashing all let go of the interpreter.
         Gives the same cuts again until done(); none if there are no lines.  Raises: SpoolError
         """
+        with recording.cutting:
+            self._cut(recording, mono_ns, size, most or size)
+            return list(recording.pending)
+
+    def _cut(self, recording: Recording, mono_ns: int, size: int, most: int) -> None:
         taken, window = 0, size
-        while not recording.pending or (taken and (most or size) - taken >= size):
+        while not recording.pending or (taken and most - taken >= size):
             try:
                 plain = _read_lines(recording.fd, recording.offset, window)
             except OSError as error:
@@ -220,7 +250,6 @@ class Spool:
                 )
             )  # fmt: skip
             recording.n += 1
-        return list(recording.pending)
 
     def seal(self, cuts: Sequence[Cut]) -> List[Tuple[str, int]]:
         """Write cuts as segments; durable on return.  Gives the names and sizes of the blobs.

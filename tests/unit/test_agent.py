@@ -1980,6 +1980,59 @@ def test_orphan_of_a_living_recorder_is_followed(paths: Paths, step: int) -> Non
     run(paths, scene)
 
 
+@pytest.mark.parametrize("fate", ["late", "killed", "killed, and the session ended"])
+def test_session_whose_answer_was_lost_is_accounted_for_once(paths: Paths, fate: str) -> None:
+    """It was entered, and recuse-shell recorded it without knowing that."""
+
+    async def scene(world: World) -> None:
+        sshd = await world.login("alice")
+        shell, _ = await world.session(sshd, "alice")
+        if fate != "late":
+            await world.crash()
+        now_ns = world.kernel.now_ns()
+        path = write_orphan(paths, shell.pid, "cast", b'[0.1,"o","hi"]', start_ns=now_ns)
+        writer = os.open(path, os.O_WRONLY | os.O_APPEND)
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        shell.fds.append(writer)
+        if fate.endswith("ended"):
+            shell.write(b'[0.2,"x","4"]')
+            shell.end()
+        if fate != "late":
+            await world.start()
+        await adopt_orphans(world.agent)
+        if not fate.endswith("ended"):
+            assert len(world.agent.sessions) == 1
+            shell.write(b'[0.2,"x","4"]')
+            shell.end()
+        await world.ended()
+        [row] = records.fold(world.entries()).sessions.values()
+        assert (row.outcome, row.exit_status) == ("recorded", 4)
+        assert "unanswered" in world.last("close").ours["flags"]
+        assert os.listdir(paths.spool / "orphan") == [] == os.listdir(paths.spool / "live")
+        assert "interrupted" not in world.last("close").ours["flags"]
+        assert verified(world).faults == []
+
+    run(paths, scene)
+
+
+def test_orphan_of_another_process_of_that_number_is_another_session(paths: Paths) -> None:
+    """A recorder whose number a later session has got, and one whose session is recorded."""
+
+    async def scene(world: World) -> None:
+        sshd = await world.login("alice")
+        idle, _ = await world.session(sshd, "alice")
+        write_orphan(paths, idle.pid, "cast", b'[0.1,"o","a"]', b'[0.2,"x","0"]')
+        busy, _ = await world.session(sshd, "alice")
+        busy.write(b'[0.1,"o","b"]')
+        now_ns = world.kernel.now_ns()
+        write_orphan(paths, busy.pid, "cast", b'[0.1,"o","c"]', b'[0.2,"x","0"]', start_ns=now_ns)
+        assert await adopt_orphans(world.agent) == 2
+        assert len(world.agent.sessions) == 2
+        assert len(records.fold(world.entries()).sessions) == 4
+
+    run(paths, scene)
+
+
 def test_stub_of_a_session_let_pass_is_failed(paths: Paths) -> None:
     async def scene(world: World) -> None:
         lives = world.child(USERS["alice"], USERS["alice"])
