@@ -9,7 +9,8 @@
  * has no use for: it can open, create, connect, run and signal nothing any
  * more.  Such a call then fails with EPERM; one by the numbers of another
  * architecture ends the process.  Needs no_new_privs.
- * Returns 0, or -errno where the kernel has no seccomp(2) filters.
+ * Returns 0, or -errno where the kernel has no seccomp(2) filters or no room for
+ * one.
  */
 int recuse_filter_calls(void);
 

@@ -696,7 +696,7 @@ record(const struct caller *c, struct recuse_relay *r, struct program *p)
     }
     if (!become_recorder(c))
         return fail("cannot become the recorder: ", -EPERM);
-    recuse_filter_calls();      /* where there are filters; it is in vain else */
+    r->unfiltered = recuse_filter_calls();
     if (write(go[1], "", 1) != 1)
         return fail("cannot start the session: ", -errno);
     return end_like(recuse_relay_run(r, child));

@@ -1039,6 +1039,21 @@ close_session(struct recuse_relay *r)
     return status;
 }
 
+/* That we have more rights than we need keeps nobody from being recorded: it is
+ * for those who look after the host. */
+static void
+note_unfiltered(struct recuse_relay *r)
+{
+    const char *why = strerrordesc_np(-r->unfiltered);
+    char text[256];
+    struct recuse_text t = { text, 0, sizeof text - 1 };
+
+    recuse_text_string(&t, "recuse recorder unfiltered: ");
+    recuse_text_string(&t, why ? why : "unknown error");
+    text[t.len] = '\0';
+    recuse_cast_note(&r->cast, 'm', text);
+}
+
 /* We cannot do our work. */
 static void
 fail(struct recuse_relay *r, int e)
@@ -1070,6 +1085,8 @@ recuse_relay_run(struct recuse_relay *r, pid_t child)
     look_after_child(r);        /* it may have been quicker than we were */
     if (r->has_input_file)
         recuse_cast_note(&r->cast, 'm', "recuse input is a file, not kept");
+    if (r->unfiltered)
+        note_unfiltered(r);
     if (r->terminal) {
         enter_raw(r);
         follow_size(r);

@@ -71,6 +71,7 @@ struct recuse_relay {
     bool end_on_fault;
     bool withhold;              /* write no content until RELEASE */
     struct recuse_limits limits;
+    int unfiltered;             /* -errno: it has no filter (filter.h), or 0 */
 
     /* The relay's own. */
     int child_ends[3];          /* what becomes 0, 1, 2 of the child; or -1 */

@@ -891,6 +891,8 @@ class Agent:
             if exit_status is None or live.recording.torn:
                 live.flags.append("interrupted")
                 live.flags.extend(["pause-interrupted"] if live.pause is not None else [])
+            if live.recording.unfiltered is not None:
+                live.flags.append("unfiltered")
         await self.pauses.close(live)
         gaps += live.implied_gaps(gaps)
         outcome = live.outcome(gaps)
@@ -1000,6 +1002,8 @@ class Agent:
         self.journal.write("closed", **fields)
         if "interrupted" in live.flags:
             self.journal.write("interrupted", **fields)
+        if live.recording is not None and live.recording.unfiltered is not None:
+            self.journal.write("unfiltered", fault=live.recording.unfiltered, **fields)
         if survivors:
             self.journal.write("outlived", processes=", ".join(survivors), **fields)
 

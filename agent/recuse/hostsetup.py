@@ -743,6 +743,7 @@ def _check_state(machine: Machine) -> list[Check]:
         ]
     found = [_check_host_key(machine)]
     found += _check_spool(machine)
+    found.append(_check_filter(machine))
     found.append(_check_clock(machine))
     found += _check_shipping(machine)
     found += _check_notices(machine)
@@ -856,6 +857,26 @@ def _check_spool(machine: Machine) -> list[Check]:
             )
         )
     return found
+
+
+def _check_filter(machine: Machine) -> Check:
+    """Say whether recorders can give up system calls, and whether those that run have."""
+    name, without = "filter", []
+    if not machine.exists("/proc/sys/kernel/seccomp/actions_avail"):
+        words = "the kernel has no seccomp filters: recorders keep system calls they do not need"
+        return Check(name, "warn", words, "boot a kernel with CONFIG_SECCOMP_FILTER")
+    recorder = str(machine.ids()[0].get("recuse"))
+    for path in glob.glob(machine.path("/proc/[0-9]*/status")):
+        status = machine.read(os.path.relpath(path, machine.root)) or b""
+        fields = dict(re.findall(r"^(\w+):\s*(.*)$", status.decode("utf-8", "replace"), re.M))
+        is_relay = fields.get("Name") == "recuse-shell" and fields["Uid"].split() == [recorder] * 4
+        if is_relay and fields.get("Seccomp") == "0":
+            without.append(fields["Pid"])
+    if without:
+        words = "recorders keep system calls they do not need: process %s" % ", ".join(without)
+        hint = "was memory short when they began? journalctl RECUSE_SESSION names their sessions"
+        return Check(name, "warn", words, hint)
+    return Check(name, "ok", "recorders give up the system calls they do not need")
 
 
 def _check_clock(machine: Machine) -> Check:

@@ -134,6 +134,13 @@ EVENTS: Mapping[str, Event] = {
             "session {session} of {user} ended without its recorder's last word: {outcome}",
         ),
         Event(
+            "unfiltered",
+            "c33f01fd39ce40a28e38a4caf8c7a4a0",
+            WARNING,
+            "the recorder of session {session} of {user} had no filter of system calls, "
+            "proceeding: {fault}",
+        ),
+        Event(
             "tty-held",
             "85af13ae14704bedaf8b3c02cce50557",
             WARNING,

@@ -48,6 +48,9 @@ _GAP = re.compile(
     rb'(?: sha256=([0-9a-f]{64}))?(?: lines=([0-9]{1,19}))?'
     rb' cause=(limit|fault|pause|exempt)"\s*\]\Z'
 )
+_UNFILTERED = re.compile(
+    rb'\[[^,]*,\s*"m"\s*,\s*"recuse recorder unfiltered: ([^"\\]{1,99})"\s*\]\Z'
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Recording:
     last_cut_ns: int = 0
     gaps: List[Gap] = field(default_factory=list)
     exit_status: Optional[int] = None
+    unfiltered: Optional[str] = None  # why its relay has no filter of system calls
     torn: int = 0  # bytes after the last complete line, once finished
     pending: List[Cut] = field(default_factory=list)  # cut, and not known to be durable
     digest: Any = field(default_factory=hashlib.sha256)
@@ -510,7 +514,7 @@ class _Marks:
 
 
 def _note_marks(recording: Recording, plain: bytes) -> _Marks:
-    """Take exit status and gaps over, and count."""
+    """Take exit status, gaps and what the relay lacks over, and count."""
     first = last = b""
     gaps: List[Gap] = []
     events = replaced = 0
@@ -535,6 +539,10 @@ def _note_marks(recording: Recording, plain: bytes) -> _Marks:
             found = _EXIT.match(line)
             if found is not None:
                 recording.exit_status = int(found.group(1))
+        elif code == b"m":
+            found = _UNFILTERED.match(line)
+            if found is not None:
+                recording.unfiltered = found.group(1).decode()
     return _Marks(
         float(first) if first else None, float(last) if last else None, events, replaced,
         tuple(gaps[:MAX_GAPS]),

@@ -1027,6 +1027,14 @@ def test_recorder_may_make_few_system_calls_and_the_user_any(
         assert terminal.end() == 0
 
 
+def test_recorder_without_a_filter_records_and_says_so(host: Host) -> None:
+    with host.agent():
+        done = run_failing(host, "prctl", errno.ENOMEM, 1, 2)  # SECCOMP_MODE_FILTER
+    assert (done.stdout, done.stderr, done.returncode) == (b"in\n", b"", 0)
+    told = [] if host.sanitized else [b"recuse recorder unfiltered: Cannot allocate memory"]
+    assert [e.data for e in host.events() if e.code == "m"] == told
+
+
 def test_recorder_outlives_the_users_timer_and_limits(host: Host) -> None:
     def limit() -> None:
         signal.setitimer(signal.ITIMER_REAL, 1)  # enough to start in
@@ -1726,8 +1734,8 @@ def test_too_few_descriptors_to_ask_refuse(host: Host) -> None:
 
 
 NUMBERS = {
-    "x86_64": {"openat": 257, "connect": 42, "sendmsg": 46},
-    "aarch64": {"openat": 56, "connect": 203, "sendmsg": 211},
+    "x86_64": {"openat": 257, "connect": 42, "sendmsg": 46, "prctl": 157},
+    "aarch64": {"openat": 56, "connect": 203, "sendmsg": 211, "prctl": 167},
 }[os.uname().machine]
 
 

@@ -1748,6 +1748,21 @@ def test_restart_without_kept_descriptors_finds_the_processes(paths: Paths) -> N
     run(paths, scene)
 
 
+def test_recorder_without_a_filter_is_told_of(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        shell, _ = await world.session(await world.login("alice"), "alice")
+        shell.write(b'[0.1,"m","recuse recorder unfiltered: Cannot allocate memory"]')
+        shell.write(b'[0.2,"x","0"]')
+        shell.end()
+        await world.ended()
+        close = world.last("close")
+        assert (close.get("outcome"), close.ours["flags"]) == ("recorded", ["unfiltered"])
+        event = world.event("unfiltered")
+        assert event["RECUSE_FAULT"] == "Cannot allocate memory" and event["RECUSE_SESSION"]
+
+    run(paths, scene)
+
+
 def test_reboot_closes_what_was_open(paths: Paths) -> None:
     async def scene(world: World) -> None:
         shell, _ = await world.session(await world.login("alice"), "alice")

@@ -82,6 +82,7 @@ class FakeHost:
         (root / "var/lib/recuse-central").mkdir(parents=True)
         self.write("var/lib/recuse/host.key", "")
         self.write("var/lib/recuse/host.pub", "")
+        self.write("proc/sys/kernel/seccomp/actions_avail", "kill_process errno allow\n")
         (root / "var/lib/recuse/host.key").chmod(0o600)
         self.sockets = [self._bind("host.sock", 0o660), self._bind("control.sock", 0o666)]
         os.chown(root / "run/recuse/host.sock", -1, self.gid)
@@ -477,6 +478,22 @@ def test_doctor_on_a_sound_host_has_nothing_to_say(host: FakeHost) -> None:
     assert [c for c in checks if c.state == "fail"] == []
     assert {c.name for c in checks if c.state == "warn"} <= {"append-only", "spool-space"}
     assert named(checks, "enabled").state == "ok"
+
+
+def test_doctor_finds_recorders_without_a_filter(host: FakeHost) -> None:
+    (host.root / "proc/sys/kernel/seccomp/actions_avail").unlink()
+    found = named(hostsetup.doctor(host.machine()), "filter")
+    assert found.state == "warn" and "CONFIG_SECCOMP_FILTER" in found.hint
+    host.write("proc/sys/kernel/seccomp/actions_avail", "")
+    for pid, name, real, filters in (
+        (11, "recuse-shell", host.uid, 2), (12, "recuse-shell", host.uid, 0),
+        (13, "recuse-shell", host.uid + 1, 0), (14, "getent", host.uid, 0),
+    ):  # fmt: skip
+        uids = "\t".join(str(one) for one in (real, host.uid, host.uid, host.uid))
+        status = f"Name:\t{name}\nPid:\t{pid}\nUid:\t{uids}\nSeccomp:\t{filters}\n"
+        host.write(f"proc/{pid}/status", status)
+    found = named(hostsetup.doctor(host.machine()), "filter")
+    assert found.state == "warn" and found.words.endswith("process 12")
 
 
 def test_doctor_tells_disabled_from_half_enabled(host: FakeHost) -> None:

@@ -106,7 +106,18 @@ def test_cut_notes_gaps_exit_status_and_replaced_bytes(spool: Spool) -> None:
         ("limit", "o", 4, digest)
     ]
     assert cut.gaps == tuple(recording.gaps)
-    assert recording.exit_status == 130
+    assert (recording.exit_status, recording.unfiltered) == (130, None)
+    spool.drop(recording)
+
+
+def test_cut_notes_a_recorder_without_a_filter(spool: Spool) -> None:
+    recording = begin(
+        spool,
+        b'[0.1,"o","recuse recorder unfiltered: shown, not said"]\n',
+        b'[0.1,"m","recuse recorder unfiltered: Function not implemented"]\n',
+    )
+    spool.cut(recording, 0, 1 << 18)
+    assert recording.unfiltered == "Function not implemented"
     spool.drop(recording)
 
 
