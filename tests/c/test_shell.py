@@ -238,6 +238,7 @@ def test_input_of_programs_that_echo_themselves_is_in_what_they_show(
         terminal.wait_for(b"$ ")
         terminal.type(b"echo one$((1 + 1))\r")
         terminal.wait_for(b"one2\r\n")
+        terminal.wait_for(b"$ ")  # before, ECHO may still be on
         terminal.type(b"exit\r")
         assert terminal.end() == 0
     assert typed(host) == b"" and hidden(host) == 1
