@@ -376,13 +376,13 @@ class Recovery:
         agent.pauses.take_up(live)
 
     def _recording(self, live: LiveSession, row: records.SessionRow) -> None:
-        offset = sum(segment.plain_size for segment in row.segments)
-        spool = self.agent.spool
+        segments = [(segment.blob, segment.plain_size) for segment in row.segments]
+        spool, rebooted = self.agent.spool, row.boot_id != self.agent.boot_id
         try:
             if live.orphan is not None and spool.has_orphan(live.orphan):
                 take_file(self.agent, live)
             else:
-                live.recording = spool.adopt(live.id, offset, len(row.segments))
+                live.recording = spool.adopt(live.id, segments, abandoned=rebooted)
         except SpoolError as error:
             live.flags.append("recording-missing")
             path = os.path.join(spool.live, f"{live.id}.cast")

@@ -204,19 +204,28 @@ class Sealer:
                 other = cutting.get(recording.session, due)
                 cutting[recording.session] = due if due.most >= other.most else other
                 continue
-            try:
-                size = recording.size()
-                self.spool.sync(recording)
-                due.followed.synced = size
-            except SpoolError as error:
-                faults[recording.session] = error
+            self._sync(due.followed, faults)
         cuts = self._cut(list(cutting.values()), faults)
+        for due in cutting.values():
+            # A segment must not have what its recording may lose with the power, and be the longer.
+            # Of one that nobody writes any more, the segments are enough.
+            if due.followed.sealed is None and due.followed.recording.offset > due.followed.synced:
+                self._sync(due.followed, faults)
         try:
             blobs = self.spool.seal([cut for _, cut in cuts])
         except SpoolError as error:
             faults.update(dict.fromkeys(cutting, error))
             return []
         return [_Made(*cut, *blob) for cut, blob in zip(cuts, blobs)]
+
+    def _sync(self, followed: _Followed, faults: Dict[str, Exception]) -> None:
+        recording = followed.recording
+        try:
+            size = recording.size()
+            self.spool.sync(recording)
+            followed.synced = size
+        except SpoolError as error:
+            faults[recording.session] = error
 
     def _cut(
         self, cutting: List[_Due], faults: Dict[str, Exception]
@@ -245,12 +254,14 @@ class Sealer:
             self._book.enter(segment_entry, _segment(one), urgent=False) for one in made
         ]
         numbers = await asyncio.gather(*entries, return_exceptions=True)
+        missing: Dict[str, Exception] = {}
         for one, number in zip(made, numbers):
             if isinstance(number, Exception):
-                faults[one.recording.session] = number
-            elif isinstance(number, int) and one.recording.session not in faults:
+                missing[one.recording.session] = number
+            elif isinstance(number, int) and one.recording.session not in missing:
                 self.entered[one.blob] = number
                 self.spool.done(one.recording)
+        faults.update(missing)
 
 
 def _segment(made: _Made) -> Segment:

@@ -134,29 +134,44 @@ class Spool:
                 _unlink(path)
             raise SpoolError(f"recording {session}: {error.strerror}") from error
 
-    def adopt(self, session: str, offset: int, segments: int) -> Recording:
-        """Take up a recording after a restart; `offset` bytes are in the ledger as segments.
+    def adopt(
+        self, session: str, segments: Sequence[Tuple[str, int]], abandoned: bool = False
+    ) -> Recording:
+        """Take up a recording after a restart; of its segments: the blobs and plain sizes.
 
-        Raises: SpoolError if it is not there or shorter than what is in the ledger.
+        A loss of power may have taken from an `abandoned` one what its segments have; nobody writes
+        to it any more, so they are enough.
+
+        Raises: SpoolError if it is not there, or is shorter than its segments.
         """
         path = self._live_path(session)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
             raise SpoolError(f"recording {session}: {error.strerror}") from error
-        recording = Recording(session, path, fd, n=segments)
+        recording = Recording(session, path, fd, n=len(segments))
         try:
-            while recording.offset < offset:
-                part = os.pread(fd, min(1 << 20, offset - recording.offset), recording.offset)
-                if not part:
+            for blob, size in segments:
+                part = os.pread(fd, size, recording.offset)
+                if len(part) < size and abandoned:
+                    part = self._read_segment(blob, size)
+                if len(part) != size:
                     raise SpoolError(f"recording {session} is shorter than its segments")
-                recording.offset += len(part)
+                recording.offset += size
                 recording.digest.update(part)
                 _note_marks(recording, part)
         except (OSError, SpoolError):
             os.close(fd)
             raise
         return recording
+
+    def _read_segment(self, blob: str, size: int) -> bytes:
+        """Give what is in a segment that is still here, else nothing."""
+        try:
+            with open(os.path.join(self.out, blob), "rb") as file:
+                return zlib.decompressobj(GZIP).decompress(file.read(), size + 1)
+        except (OSError, zlib.error):
+            return b""
 
     def adopt_orphan(self, session: str, name: str) -> Recording:
         """Move an orphan recording into live/; its writer, if there is one, goes on writing it.
@@ -285,7 +300,7 @@ class Spool:
 
     def finish(self, recording: Recording) -> None:
         """Note what follows the last complete line, which never becomes a segment."""
-        recording.torn = recording.size() - recording.offset
+        recording.torn = max(0, recording.size() - recording.offset)
 
     def sync(self, recording: Recording) -> None:
         """Make what the relay wrote survive a crash of the host."""

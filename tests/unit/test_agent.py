@@ -1783,6 +1783,29 @@ def test_reboot_closes_what_was_open(paths: Paths) -> None:
     run(paths, scene)
 
 
+def test_power_that_took_what_the_segments_have_lost_nothing(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        shell, _ = await world.session(await world.login("alice"), "alice")
+        shell.write(b'[0.1,"o","kept"]', b'[0.2,"x","5"]')
+        await world.agent.sealer.cut_all()
+        await world.crash()
+        [left] = world.agent.spool.live_sessions()
+        header = (Path(world.agent.spool.live) / f"{left}.cast").read_bytes().split(b"\n")[0]
+        world.agent.spool.forget(left)
+        (Path(world.agent.spool.live) / f"{left}.cast").write_bytes(header)
+        for name in list(world.store.kept):
+            world.store.drop(name)
+        world.kernel.boot = "22222222-2222-2222-2222-222222222222"
+        await world.start()
+        await world.ended()
+        close = world.last("close")
+        assert (close.get("outcome"), close.number("exit_status")) == ("recorded", 5)
+        assert close.ours["flags"] == ["agent-was-down"]
+        assert verified(world).ok and os.listdir(world.agent.spool.quarantined) == []
+
+    run(paths, scene)
+
+
 @pytest.mark.parametrize(
     ("boot", "outcome"),
     [

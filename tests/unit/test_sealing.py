@@ -212,6 +212,68 @@ def test_a_tick_syncs_what_grew_and_cuts_what_is_due(
     assert all(segment.plain_size > 4096 - len(LINE) for segment in entered["s-large"])
 
 
+def test_what_is_cut_is_durable_in_its_recording_before_it_is_entered(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More came after the sync: else a loss of power leaves the recording shorter than that."""
+    durable = 0
+    true_sync, true_enter = world.spool.sync, world.book.enter
+
+    def sync(recording: Recording) -> None:
+        nonlocal durable
+        true_sync(recording)
+        durable = recording.size()
+        if durable == len(HEADER + LINE * 50):
+            with open(recording.path, "ab") as relay:
+                relay.write(LINE * 50)
+
+    async def enter(build: object, segment: Segment, urgent: bool) -> int:
+        entered.append(segment.plain_size)
+        assert durable >= sum(entered)
+        return await true_enter(build, segment, urgent)
+
+    entered: List[int] = []
+    monkeypatch.setattr(sealing, "TICK_SECONDS", 0.0)
+    monkeypatch.setattr(world.spool, "sync", sync)
+    monkeypatch.setattr(world.book, "enter", enter)
+
+    async def go() -> None:
+        ticks = asyncio.Semaphore(0)
+        world.sealer.on_tick.append(ticks.release)
+        world.begin("s-a", 50)
+        for _ in range(2):
+            await ticks.acquire()
+        await world.sealer.stop()
+
+    asyncio.run(go())
+    assert entered == [len(HEADER + LINE * 100)]
+    assert world.said == []
+
+
+def test_recording_that_cannot_be_synced_is_entered_once_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealing, "TICK_SECONDS", 0.0)
+
+    def sync(recording: Recording) -> None:
+        raise SpoolError("Input/output error")
+
+    monkeypatch.setattr(world.spool, "sync", sync)
+
+    async def go() -> None:
+        ticks = asyncio.Semaphore(0)
+        world.sealer.on_tick.append(ticks.release)
+        world.begin("s-a", 100)
+        for _ in range(3):
+            await ticks.acquire()
+        await world.sealer.stop()
+
+    asyncio.run(go())
+    assert world.said == ["Input/output error"]
+    assert [segment.n for segment in world.book.entered()["s-a"]] == [0]
+    assert world.kept("s-a") == HEADER + LINE * 100
+
+
 def test_segments_that_failed_are_made_by_a_later_tick_though_nothing_more_came(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

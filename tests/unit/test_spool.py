@@ -142,17 +142,18 @@ def test_segments_add_up_to_the_recording_over_restarts(
     spool = Spool(str(tmp_path_factory.mktemp("spool")))
     spool.prepare()
     recording = begin(spool, *lines)
-    blobs = []
+    blobs, sizes = [], []
     for number in range(1000):
         cuts = spool.cut(recording, 0, size)
         if not cuts:
             break
         assert [cut.n for cut in cuts] == [number]
         blobs += [name for name, _ in spool.seal(cuts)]
+        sizes += [cut.plain_size for cut in cuts]
         spool.done(recording)
         if number == restart:
             os.close(recording.fd)
-            recording = spool.adopt("s-a", recording.offset, recording.n)
+            recording = spool.adopt("s-a", list(zip(blobs, sizes)))
     whole = HEADER + b"".join(lines)
     assert read(spool, blobs) == whole
     assert recording.digest.hexdigest() == hashlib.sha256(whole).hexdigest()
@@ -223,10 +224,38 @@ def test_what_repeats_nothing_is_not_searched(spool: Spool) -> None:
 def test_adopt_refuses_a_recording_shorter_than_its_segments(spool: Spool) -> None:
     recording = begin(spool)
     os.close(recording.fd)
-    with pytest.raises(SpoolError, match="shorter"):
-        spool.adopt("s-a", len(HEADER) + 1, 1)
+    for abandoned in (False, True):
+        with pytest.raises(SpoolError, match="shorter"):
+            spool.adopt("s-a", [("0" * 64, len(HEADER) + 1)], abandoned)
     with pytest.raises(SpoolError, match="recording s-b"):
-        spool.adopt("s-b", 0, 0)
+        spool.adopt("s-b", [])
+
+
+@pytest.mark.parametrize("left", [0, 7, 150])
+def test_segments_make_up_for_what_an_abandoned_recording_lost(spool: Spool, left: int) -> None:
+    recording = begin(spool, b'[0.1,"o","a"]\n' * 20, b'[0.2,"x","3"]\n')
+    segments = []
+    while cuts := spool.cut(recording, 0, 100):
+        segments += [(name, cut.plain_size) for (name, _), cut in zip(spool.seal(cuts), cuts)]
+        spool.done(recording)
+    whole, digest = recording.offset, recording.digest.hexdigest()
+    os.close(recording.fd)
+    begin_again(spool, recording.path, left)
+    with pytest.raises(SpoolError, match="shorter"):  # its writer would go on at the wrong place
+        spool.adopt("s-a", segments)
+    found = spool.adopt("s-a", segments, abandoned=True)
+    assert (found.offset, found.n, found.exit_status) == (whole, len(segments), 3)
+    assert found.digest.hexdigest() == digest and spool.cut(found, 0, 100) == []
+    spool.finish(found)
+    assert found.torn == 0
+    spool.drop(found)
+
+
+def begin_again(spool: Spool, path: str, size: int) -> None:
+    """Leave no more of a recording than that."""
+    kept = Path(path).read_bytes()[:size]
+    spool.forget(Path(path).stem)
+    Path(path).write_bytes(kept)
 
 
 def test_seal_names_a_blob_by_its_content_and_repeats_it(spool: Spool) -> None:
