@@ -135,7 +135,7 @@ class Recording:
         """
         return cast.read(cast.split_lines(self._live_blocks() if self.live else self._blocks()))
 
-    def events(self) -> Iterator[cast.Event]:
+    def events(self) -> cast.Events:
         return self.read()[1]
 
     def _live_blocks(self) -> Iterator[bytes]:

@@ -484,7 +484,7 @@ class FileRecording:
         except OSError as e:
             raise NotFound("%s: %s" % (printable(self.path), (e.strerror or "").lower())) from None
 
-    def events(self) -> Iterator[cast.Event]:
+    def events(self) -> cast.Events:
         return self.read()[1]
 
 
@@ -509,6 +509,13 @@ def play(call: Call) -> int:
     recording = _recording(call)
     console.out.flush()
     common = dict(raw=args.raw, from_terminal=recording.from_terminal)
+    opened: Optional[cast.Events] = None
+
+    def open_events() -> cast.Events:
+        nonlocal opened
+        opened = recording.events()
+        return opened
+
     try:
         if args.follow and recording.live:
             player.follow(recording.live, console.hint, **common)
@@ -518,7 +525,7 @@ def play(call: Call) -> int:
             header, _ = recording.read()
             player.play(
                 header,
-                recording.events,
+                open_events,
                 console.hint,
                 speed=args.speed,
                 idle_limit=args.idle_limit,
@@ -526,7 +533,7 @@ def play(call: Call) -> int:
                 **common,
             )
     finally:
-        _tell_missing(call, recording, None)
+        _tell_missing(call, recording, opened)
     return 0
 
 

@@ -476,9 +476,11 @@ def test_play_raw_sends_every_byte(made: Made) -> None:
 def test_torn_file_is_played_and_reported(recuse: Any, tmp_path: Path) -> None:
     path = tmp_path / "torn.cast"
     path.write_bytes(HEADER + lines((0.0, "o", b"x\r\n")) + b'[1.0,"o","y')
+    warning = "recuse: warning: line 3 was cut off after 11 bytes, ignoring it\n"
     ran = recuse("export", str(path), "--format", "text")
-    assert ran.code == 0 and ran.out == "x\n"
-    assert "recuse: warning: line 3 was cut off after 11 bytes, ignoring it\n" in ran.err
+    assert (ran.code, ran.out, ran.err) == (0, "x\n", warning)
+    ran = recuse("play", str(path))
+    assert (ran.code, ran.out, ran.err) == (0, "x\r\n", warning)
 
 
 def test_garbage_file_names_its_line(recuse: Any, tmp_path: Path) -> None:
