@@ -730,6 +730,7 @@ carry_out(const struct caller *c, struct recuse_relay *r,
     r->start_ns = a->start_ns;
     r->capture_bytes = a->capture_bytes;
     r->input = a->flags & RECUSE_ANSWER_INPUT;
+    r->shared_input = a->flags & RECUSE_ANSWER_SHARED_INPUT;
     r->end_on_fault = a->flags & RECUSE_ANSWER_END_ON_FAULT;
     r->withhold = a->flags & RECUSE_ANSWER_WITHHOLD;
     r->limits = a->limits;

@@ -108,23 +108,24 @@ make_channel(const struct stat *outer, bool is_input, int *ret_child,
 
 /*
  * Whether the child gets a descriptor as it is.  /dev/null has nothing to
- * record.  Of a file, a relay would read more than the program does, and so
- * take it away from whoever reads on after it, as in `while read x; do su ...`.
+ * record.  Of a file, or of what others read from as well, a relay would read
+ * more than the program does, and so take it away from whoever reads on after
+ * it, as in `while read x; do su ...`.
  */
 static bool
-is_passed_on(const struct stat *st, unsigned i)
+is_passed_on(const struct recuse_relay *r, const struct stat *st, unsigned i)
 {
-    if (S_ISCHR(st->st_mode) && st->st_rdev == makedev(1, 3))
-        return true;
-    return i == 0 && S_ISREG(st->st_mode);
+    if (S_ISCHR(st->st_mode))
+        return st->st_rdev == makedev(1, 3);
+    return i == 0 && (S_ISREG(st->st_mode) || r->shared_input);
 }
 
 /* Which earlier descriptor is the same thing: then they are one in the child
  * too, as order between output and errors can only be kept that way. */
 static unsigned
-find_twin(const struct stat st[3], unsigned i)
+find_twin(const struct recuse_relay *r, const struct stat st[3], unsigned i)
 {
-    for (unsigned j = 0; j < i; j++) {
+    for (unsigned j = r->shared_input ? 1 : 0; j < i; j++) {
         if (is_same_file(&st[j], &st[i]) && (j > 0 || S_ISSOCK(st[i].st_mode)))
             return j;
     }
@@ -136,12 +137,12 @@ prepare_stream(struct recuse_relay *r, const struct stat st[3], unsigned i)
 {
     static const enum recuse_stream STREAMS[3] = { INPUT, OUTPUT, ERROR };
     struct recuse_flow *f = &r->flows[STREAMS[i]];
-    unsigned twin = find_twin(st, i);
+    unsigned twin = find_twin(r, st, i);
     int ours = -1, e;
 
     if (r->closed[i])
         return 0;
-    if (is_passed_on(&st[i], i)) {
+    if (is_passed_on(r, &st[i], i)) {
         r->child_ends[i] = (int) i;
         r->has_input_file |= S_ISREG(st[i].st_mode);
         return 0;
@@ -1085,6 +1086,8 @@ recuse_relay_run(struct recuse_relay *r, pid_t child)
     look_after_child(r);        /* it may have been quicker than we were */
     if (r->has_input_file)
         recuse_cast_note(&r->cast, 'm', "recuse input is a file, not kept");
+    else if (r->shared_input)
+        recuse_cast_note(&r->cast, 'm', "recuse input is shared, not kept");
     if (r->unfiltered)
         note_unfiltered(r);
     if (r->terminal) {

@@ -68,6 +68,7 @@ struct recuse_relay {
     int conn;                   /* to the agent, or -1 */
     uint64_t start_ns, capture_bytes;
     bool input;                 /* record what is typed */
+    bool shared_input;          /* others may read on from descriptor 0 */
     bool end_on_fault;
     bool withhold;              /* write no content until RELEASE */
     struct recuse_limits limits;

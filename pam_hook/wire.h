@@ -174,7 +174,9 @@ enum recuse_action {            /* beyond a limit */
                                                fails; else go on, with a gap */
 #define RECUSE_ANSWER_WITHHOLD      0x08u   /* RECORD: relay and count, do not
                                                write until RELEASE */
-#define RECUSE_ANSWER_FLAGS         0x0fu
+#define RECUSE_ANSWER_SHARED_INPUT  0x10u   /* RECORD: who started the shell may
+                                               read on from its stdin */
+#define RECUSE_ANSWER_FLAGS         0x1fu
 
 /* A counted string that points into somebody else's buffer. */
 struct recuse_str {

@@ -59,8 +59,12 @@ class Place:
 
     login: Optional[LiveLogin] = None
     outer: Optional[LiveSession] = None
-    pids: FrozenSet[int] = frozenset()
+    lineage: Tuple[Stat, ...] = ()  # the process first
     tty: int = 0
+
+    @property
+    def pids(self) -> FrozenSet[int]:
+        return frozenset(stat.pid for stat in self.lineage)
 
 
 class Agent:
@@ -153,7 +157,7 @@ class Agent:
 
     def place(self, peer: Peer) -> Place:
         """Find the login and session that a process descends from, the nearest of each."""
-        lineage: List[Stat] = list(self.kernel.lineage(peer.pid))
+        lineage = tuple(self.kernel.lineage(peer.pid))
         if not lineage or lineage[0].start != peer.start:
             raise ProcessLookupError(f"process {peer.pid} is gone")
         pids = frozenset(stat.pid for stat in lineage)
@@ -164,10 +168,10 @@ class Agent:
             login = logins.get((stat.pid, stat.start))
             session = sessions.get((stat.pid, stat.start))
             if login is not None and (session is None or login.login.outer == session.id):
-                return Place(login, self.sessions.get(login.login.outer or ""), pids, tty)
+                return Place(login, self.sessions.get(login.login.outer or ""), lineage, tty)
             if session is not None:
-                return Place(self.logins.get(session.session.login.id), session, pids, tty)
-        return Place(None, None, pids, tty)
+                return Place(self.logins.get(session.session.login.id), session, lineage, tty)
+        return Place(None, None, lineage, tty)
 
     def _recording_on(self, peer: Peer, tty: int, fds: Sequence[int]) -> Optional[LiveSession]:
         """Find the live recording whose user sits at the terminal of a process.
@@ -720,6 +724,10 @@ class Agent:
                 flags |= wire.ANSWER_WITHHOLD
             if self.config.session.on_spool_full == "terminate":
                 flags |= wire.ANSWER_END_ON_FAULT
+            # To a socket, one can write as well: that is seen in the recording around it, or not.
+            around = place.outer is not None and place.outer.label == "record"
+            if not fds and self.kernel.shares_input(place.lineage, sockets=around):
+                flags |= wire.ANSWER_SHARED_INPUT
             limits = self.quotas.begin(live)
             self.door.answer(
                 connection,

@@ -272,6 +272,27 @@ class Kernel:
             yield found
             pid = found.ppid
 
+    def shares_input(self, lineage: Sequence[Stat], sockets: bool) -> bool:
+        """Say whether an ancestor has the standard input of a process as its own, and may read on.
+
+        That is of pipes, and of `sockets`, if asked. Those that only wait for what they started do
+        not read.
+        """
+        if not lineage:
+            return False
+        wanted = self._input(lineage[0].pid)
+        return wanted.startswith((b"pipe:", b"socket:") if sockets else b"pipe:") and any(
+            self._input(stat.pid) == wanted
+            for stat in lineage[1:]
+            if stat.comm not in RELAY_NAMES
+        )
+
+    def _input(self, pid: int) -> bytes:
+        try:
+            return os.readlink(os.fsencode(f"{self.proc}/{pid}/fd/0"))
+        except OSError:
+            return b""
+
     def wake(self, pid: int) -> None:
         """Send SIGCONT to the foreground processes of the terminals that children of `pid` lead."""
         for child in self._children(pid):

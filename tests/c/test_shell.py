@@ -744,6 +744,47 @@ def test_pipes_file_as_input_is_not_read_ahead(host: Host) -> None:
     lines.unlink()
 
 
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_pipes_script_that_comes_by_the_input_goes_on_after_us(host: Host, kind: str) -> None:
+    """As `ssh host bash -s <script`, of which a line is `su - app -c ...`."""
+    script = f"echo one\n{host.shell} -c 'read line; echo got $line >&2'\nfor us\necho two\n"
+    ours, theirs = os.pipe() if kind == "pipe" else [end.detach() for end in socket.socketpair()]
+    streams: Dict[str, Any] = {"stdin": ours, "stderr": subprocess.PIPE}
+    streams["stdout"] = subprocess.PIPE if kind == "pipe" else ours
+    os.write(theirs, script.encode())
+    with host.agent(flags=wire.ANSWER_SHARED_INPUT), subprocess.Popen(
+        ["bash", "--norc", "-s"], env=ENVIRONMENT, user=USER, group=USER, extra_groups=[], **streams
+    ) as bash:
+        os.close(ours)
+        if kind == "pipe":
+            os.close(theirs)
+        else:
+            client = socket.socket(fileno=theirs)
+            client.shutdown(socket.SHUT_WR)
+        out, errors = bash.communicate(timeout=PATIENCE)
+        if kind == "socket":
+            out = b"".join(iter(lambda: client.recv(100), b""))
+            client.close()
+    assert (out, errors) == (b"one\ntwo\n", b"got for us\n")
+    assert host.recorded("e") == b"got for us\n" and host.recorded("i") == b""
+    assert host.recorded("m") == b"recuse input is shared, not kept"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_pipes_output_is_recorded_though_the_input_is_shared(host: Host, kind: str) -> None:
+    """On a socket that is both, too."""
+    ours, theirs = socket.socketpair()
+    stdout = ours if kind == "socket" else subprocess.PIPE
+    with host.agent(flags=wire.ANSWER_SHARED_INPUT), ours, theirs:
+        with host.start(host.command("head -c 3"), stdin=ours, stdout=stdout) as process:
+            ours.close()
+            theirs.sendall(b"abcd")
+            where = theirs if kind == "socket" else process.stdout
+            assert where is not None and os.read(where.fileno(), 10) == b"abc"
+            assert process.wait(PATIENCE) == 0
+    assert host.recorded("o") == b"abc"
+
+
 def test_pipes_file_as_output_is_appended_to(host: Host) -> None:
     out = host.root / "out"
     with host.agent(), out.open("wb") as stdout:

@@ -169,6 +169,18 @@ def test_background_process_that_holds_the_input_alone_keeps_nobody(host: Host) 
     host.run("kill", done.stdout.decode().strip(), check=True)
 
 
+def test_script_on_the_input_goes_on_after_commands_by_su_and_sudo(host: Host) -> None:
+    script = (
+        "echo one; sudo su - bob -c 'echo bob; exec sleep 0.1'\n"
+        "printf 'a\\nb\\n' | while read x; do sudo -i printf \"<$x>\\n\"; done\n"
+        "sudo -i head -n 0; echo two; exit 5\n"
+    )
+    with watching(host, sessions=5, logins=6) as seen:
+        done = host.ssh("alice", "bash -s", input=script.encode())
+    assert (done.returncode, done.stdout) == (5, b"one\nbob\n<a>\n<b>\ntwo\n"), done.stderr
+    assert {row["outcome"] for row in seen.sessions} == {"recorded"}
+
+
 def test_git_push_and_clone(host: Host, data: Path, tmp_path: Path) -> None:
     host.run("su alice -s /bin/sh -c 'git init -q --bare /home/alice/repo.git'", check=True)
     work = tmp_path / "work"

@@ -90,6 +90,7 @@ class SimulatedKernel(Kernel):
     here: Set[int] = field(default_factory=set)  # terminals that pass for any other
     woken: List[int] = field(default_factory=list)
     left: Tuple[str, ...] = ()
+    shared: str = ""  # input of sessions, with an ancestor: "pipe" or "socket"
     boot: str = "11111111-1111-1111-1111-111111111111"
 
     def __post_init__(self) -> None:
@@ -116,6 +117,9 @@ class SimulatedKernel(Kernel):
 
     def is_terminal(self, fd: int, rdev: int, instance: int) -> bool:
         return os.fstat(fd).st_rdev in self.here or super().is_terminal(fd, rdev, instance)
+
+    def shares_input(self, lineage: Sequence[Stat], sockets: bool) -> bool:
+        return self.shared == "pipe" or (sockets and self.shared == "socket")
 
     def is_led_by_child(self, pid: int, parent: int) -> bool:
         return pid not in self.strangers
@@ -572,6 +576,21 @@ def test_agent_keeps_input_if_a_rule_or_else_the_configuration_says_so(
         _, answer = await world.session(await world.login("alice"), "alice")
         assert bool(answer.flags & wire.ANSWER_INPUT) == (wanted == "full")
         assert world.last("open").get("level") == wanted
+
+    run(paths, scene)
+
+
+@pytest.mark.parametrize("shared", ["", "pipe", "socket"])
+def test_agent_has_an_input_left_to_others_that_read_on(paths: Paths, shared: str) -> None:
+    """A socket only in a recorded session, which sees what is written to it."""
+
+    async def scene(world: World) -> None:
+        world.kernel.shared = shared
+        around, answer = await world.session(await world.login("alice"), "alice", b"su")
+        assert bool(answer.flags & wire.ANSWER_SHARED_INPUT) == (shared == "pipe")
+        su = await world.login("root", "su", around)
+        _, answer = await world.session(su, "root", b"id")
+        assert bool(answer.flags & wire.ANSWER_SHARED_INPUT) == (shared != "")
 
     run(paths, scene)
 

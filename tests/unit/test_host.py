@@ -6,6 +6,7 @@ import contextlib
 import os
 import pty
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -61,6 +62,39 @@ def test_lineage_leads_to_the_parent(kernel: Kernel, child: int) -> None:
     pids = [stat.pid for stat in kernel.lineage(child)]
     assert pids[:2] == [child, os.getpid()]
     assert 1 not in pids
+
+
+@pytest.mark.parametrize(
+    "name, script, kind, wanted",
+    [
+        ("sh", "(echo; exec cat); :", "pipe", True),
+        ("sh", "(echo; exec cat); :", "socket", True),
+        ("sh", "(echo; exec cat); :", "/dev/zero", False),
+        ("sh", "(echo; exec cat) </dev/null; :", "pipe", False),
+        ("su", "(echo; exec cat); :", "pipe", False),
+        ("sh", "echo; exec cat", "pipe", False),
+    ],
+)
+def test_input_is_shared_with_an_ancestor_that_may_read_on(
+    kernel: Kernel, tmp_path: Path, name: str, script: str, kind: str, wanted: bool
+) -> None:
+    shutil.copy("/bin/sh", tmp_path / name)
+    ours, theirs = socket.socketpair()
+    stdin = {"pipe": subprocess.PIPE, "socket": ours}.get(kind) or open(kind, "rb")
+    with ours, theirs, subprocess.Popen(
+        [tmp_path / name, "-c", script], stdin=stdin, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"\n"
+            pid = next((child.pid for child in kernel._children(process.pid)), process.pid)
+            lineage = tuple(kernel.lineage(pid))
+            assert kernel.shares_input(lineage, sockets=True) is wanted
+            assert kernel.shares_input(lineage, sockets=False) is (wanted and kind == "pipe")
+            assert not kernel.shares_input((), sockets=True)
+        finally:
+            process.kill()
+            if not isinstance(stdin, int):
+                stdin.close()
 
 
 def test_exited_is_known_of_a_process_nobody_waited_for(kernel: Kernel, child: int) -> None:
