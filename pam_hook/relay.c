@@ -229,9 +229,12 @@ leave_terminal(void)
 {
     int fd = open("/dev/tty", O_RDWR | O_NOCTTY | O_CLOEXEC);
 
-    if (fd < 0)
-        return 0;       /* none; the process group stays, for killpg(3) */
-    close(fd);
+    /* None: the process group stays, for killpg(3).  One that cannot be opened
+     * now (TIOCEXCL) could be later. */
+    if (fd < 0 && (errno == ENXIO || errno == ENOENT))
+        return 0;
+    if (fd >= 0)
+        close(fd);
     return setsid() < 0 ? -errno : 0;
 }
 

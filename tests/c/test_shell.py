@@ -929,6 +929,24 @@ def test_pipes_from_a_terminal_leave_no_way_to_it(host: Host, terminal: Terminal
     out.unlink()
 
 
+def test_pipes_from_a_terminal_that_cannot_be_opened_now_leave_no_way_to_it(
+    host: Host, terminal: Terminal
+) -> None:
+    """Whoever calls can close it to others while the session begins, and open it again."""
+    out, slave = host.root / "out", os.dup(terminal.slave)
+    fcntl.ioctl(slave, termios.TIOCEXCL)
+    with host.agent(), out.open("wb") as stdout:
+        command = "echo up >&2; read x; echo no </dev/tty && echo yes"
+        terminal.start(host.command(command), stdout=stdout)
+        terminal.wait_for(b"up")
+        fcntl.ioctl(slave, termios.TIOCNXCL)
+        terminal.type(b"\n")
+        assert terminal.end() != 0
+    os.close(slave)
+    assert out.read_bytes() == b""
+    out.unlink()
+
+
 def test_pipes_from_a_terminal_are_interrupted(host: Host, terminal: Terminal) -> None:
     out = host.root / "out"
     with host.agent() as agent, out.open("wb") as stdout:
