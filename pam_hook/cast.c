@@ -485,9 +485,33 @@ recuse_cast_begin(struct recuse_cast *c, int fd, uint64_t start_ns,
         c->streams[i].limit.bytes = c->streams[i].fault.bytes = 0;
         c->streams[i].held = (struct recuse_held) { 0, 0 };
     }
-    c->is_held = c->is_over = false;
+    c->is_held = c->is_over = c->size.is_due = false;
     c->limits = (struct recuse_limits) { 0, 0, 0, RECUSE_SLOW };
     c->written = 0;
+}
+
+void
+recuse_cast_resize(struct recuse_cast *c, uint16_t cols, uint16_t rows)
+{
+    c->size.is_due = true;
+    c->size.cols = cols;
+    c->size.rows = rows;
+}
+
+/* Record a size, if there is a new one. */
+static void
+emit_size(struct recuse_cast *c, uint64_t now)
+{
+    struct recuse_text t = { c->line, 0, sizeof c->line };
+
+    if (!c->size.is_due || c->fault)
+        return;
+    open_event(&t, event_time(c, now), 'r');
+    recuse_text_number(&t, c->size.cols);
+    recuse_text_string(&t, "x");
+    recuse_text_number(&t, c->size.rows);
+    close_event(&t);
+    c->size.is_due = !emit(c, t.len, now);
 }
 
 /* ---------------------------------------------------------------- limits */
@@ -634,6 +658,7 @@ put_event(struct recuse_cast *c, enum recuse_stream stream,
         return len;
     }
     emit_gap(c, stream, &c->streams[stream].limit, "limit", now);
+    emit_size(c, now);
     if (c->fault) {             /* the line may hold what is still to write */
         count(&c->streams[stream].fault, data, len);
         return len;

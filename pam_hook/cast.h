@@ -76,6 +76,10 @@ struct recuse_cast {
     uint64_t tokens;            /* bytes that may still come at once */
     uint64_t tokens_ns;         /* as of when */
     bool is_over;               /* the limits are what keeps content out */
+    struct {
+        bool is_due;            /* changed, and not recorded yet */
+        uint16_t cols, rows;
+    } size;
     char line[RECUSE_CAST_LINE];
 };
 
@@ -105,6 +109,12 @@ size_t recuse_cast_put(struct recuse_cast *c, enum recuse_stream stream,
 
 /* Record an event that is no stream's.  False if it could not be written. */
 bool recuse_cast_note(struct recuse_cast *c, char code, const char *text);
+
+/*
+ * Record the size of the terminal, with the content that comes next: of sizes
+ * between which nothing is shown there is no end, and limits bound content.
+ */
+void recuse_cast_resize(struct recuse_cast *c, uint16_t cols, uint16_t rows);
 
 /* What to do beyond limits; none at the beginning. */
 void recuse_cast_limit(struct recuse_cast *c,

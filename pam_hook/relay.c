@@ -370,7 +370,7 @@ hide_input(struct recuse_relay *r)
         r->is_hiding = false;
         return false;
     }
-    if (!r->is_hiding && !r->hold.held)
+    if (!r->is_hiding && !r->hold.held && !r->cast.is_over)
         r->is_hiding = recuse_cast_note(&r->cast, 'm', "recuse input hidden");
     return true;
 }
@@ -550,19 +550,6 @@ is_open(const struct recuse_flow *f)
 
 /* --------------------------------------------------------------- signals */
 
-static void
-note_size(struct recuse_relay *r)
-{
-    char digits[16];
-    struct recuse_text t = { digits, 0, sizeof digits - 1 };
-
-    recuse_text_number(&t, r->size.ws_col);
-    recuse_text_string(&t, "x");
-    recuse_text_number(&t, r->size.ws_row);
-    digits[t.len] = 0;
-    recuse_cast_note(&r->cast, 'r', digits);
-}
-
 /* Follow the size of the outer terminal. */
 static void
 follow_size(struct recuse_relay *r)
@@ -574,7 +561,7 @@ follow_size(struct recuse_relay *r)
         return;
     r->size = size;
     keep_flow(r, &r->flows[OUTPUT], true);
-    note_size(r);
+    recuse_cast_resize(&r->cast, size.ws_col, size.ws_row);
     ioctl(r->slave, TIOCSWINSZ, &size);
 }
 
@@ -890,7 +877,7 @@ repaint(struct recuse_relay *r)
     struct recuse_text t = { text, 0, sizeof text };
     struct winsize other = r->size;
 
-    note_size(r);
+    recuse_cast_resize(&r->cast, r->size.ws_col, r->size.ws_row);
     recuse_text_string(&t, "\033c\033[7m ");
     recuse_text_string(&t, r->hold.mark);
     recuse_text_string(&t, " \033[0m\r\n");

@@ -327,6 +327,41 @@ def test_terminal_size_before_at_and_during_start(host: Host, terminal: Terminal
     assert sizes == [b"100x30", b"120x40", b"121x41"]
 
 
+# Says what it was told of where no recording is, and on the terminal at the end.
+TELL_SIZES = """
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGWINCH})
+print('up', flush=True)
+with open('%s', 'w', buffering=1) as told:
+    columns = 0
+    while columns < 1000:
+        signal.sigwait({signal.SIGWINCH})
+        columns, lines = os.get_terminal_size(0)
+        print(columns, lines, file=told)
+print('down', flush=True)
+"""
+
+
+def test_terminal_sizes_take_no_room_while_nothing_is_shown(host: Host, terminal: Terminal) -> None:
+    """A client can change it as often as it likes, and no limit of the content holds it."""
+    fifo = host.root / "fifo"
+    os.mkfifo(fifo)
+    fifo.chmod(0o666)
+    with host.agent():
+        terminal.start(host.command(f'exec /usr/bin/python3 -c "{TELL_SIZES % fifo}"'))
+        terminal.wait_for(b"up\r\n")
+        with fifo.open() as told:
+            for columns in (90, 91, 92, 1000):
+                terminal.resize(40, columns)
+                assert told.readline() == f"{columns} 40\n"
+        terminal.wait_for(b"down\r\n")
+        assert terminal.end() == 0
+    fifo.unlink()
+    assert [(e.code, e.data) for e in host.events() if e.code in "ro"] == [
+        ("o", b"up\r\n"), ("r", b"1000x40"), ("o", b"down\r\n"),
+    ]  # fmt: skip
+
+
 # In parentheses: dash starts a plain program by vfork(2), and loses what it is signalled until it
 # runs again, which may be after the program has.
 
