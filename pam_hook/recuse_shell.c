@@ -358,7 +358,18 @@ is_named(const char *string, const char *name)
     return strncmp(string, name, len) == 0 && string[len] == '=';
 }
 
-/* The user's environment, but for what we are to say in it. */
+/* Whether a variable can have a program run other code than its own. */
+static bool
+is_loaders(const char *string)
+{
+    return strncmp(string, "LD_", 3) == 0
+        || strncmp(string, "OPENSSL_", 8) == 0
+        || is_named(string, "GCONV_PATH")
+        || is_named(string, "GLIBC_TUNABLES");
+}
+
+/* The user's environment, but for what we are to say in it.  A program run for
+ * what it is (a transfer, of which no content is kept) has to stay that. */
 static char **
 make_environment(const struct caller *c, struct program *p)
 {
@@ -377,7 +388,8 @@ make_environment(const struct caller *c, struct program *p)
     next = env;
     for (const char *s = c->env; s < c->env_end; s += strlen(s) + 1) {
         if (!is_named(s, "RECUSE_SESSION") && !is_named(s, "RECUSE_VERDICT")
-            && !(replaces_shell && is_named(s, "SHELL")))
+            && !(replaces_shell && is_named(s, "SHELL"))
+            && !(p->bare && is_loaders(s)))
             *next++ = (char *) s;
     }
     if (replaces_shell) {

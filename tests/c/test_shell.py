@@ -1311,6 +1311,19 @@ def test_exempt_session_may_be_a_program_without_arguments(host: Host) -> None:
     assert done.stdout.startswith(f"uid={USER}".encode())
 
 
+def test_program_without_arguments_runs_no_code_but_its_own(host: Host) -> None:
+    """Else what is taken for a transfer, of which nothing is kept, could be anything."""
+    env = {
+        **ENVIRONMENT, "LD_PRELOAD": "/x", "LD_AUDIT": "/x", "GCONV_PATH": "/x", "OLD_LD_": "kept",
+        "GLIBC_TUNABLES": "x", "OPENSSL_CONF": "/x", "LC_X": "kept",
+    }  # fmt: skip
+    with host.agent("exec", shell=b"/usr/bin/env", flags=wire.ANSWER_NO_SHELL):
+        done = host.run(host.command("ignored"), env=env)
+    names = {line.partition(b"=")[0].decode() for line in done.stdout.splitlines()}
+    assert names == {*ENVIRONMENT, "OLD_LD_", "LC_X", "RECUSE_SESSION", "RECUSE_VERDICT"}
+    assert done.stderr == b""
+
+
 def test_notice_is_for_terminals_only(host: Host, terminal: Terminal) -> None:
     with host.agent(notice=b"this session is recorded"):
         assert host.run(host.command("echo hi")).stdout == b"hi\n"
