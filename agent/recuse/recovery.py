@@ -58,6 +58,8 @@ from .policyfile import (
 from .receipts import Receipts, read_attested
 from .upkeep import Notifier
 
+STRAGGLER_SECONDS = 8.0
+"""Whom the agent before us did not answer records by then: it looks up its shell first."""
 FLOOR_STEP = 256  # entries; what is read of the ledger are bundles of as many
 
 
@@ -649,6 +651,11 @@ async def serve(
         listener.close()
 
 
+async def _adopt_stragglers(agent: Agent) -> None:
+    await asyncio.sleep(STRAGGLER_SECONDS)
+    await adopt_orphans(agent)
+
+
 async def _serve(agent: Agent, inherited: Inherited, stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, lambda: agent.spawn(agent.upkeep.reload()))
@@ -663,7 +670,8 @@ async def _serve(agent: Agent, inherited: Inherited, stop: asyncio.Event) -> Non
         agent.door.listen(listener)
     for listener in inherited.control:
         await front.listen(listener.dup())  # asyncio closes what it listened on
-    background = [loop.create_task(agent.beat()), loop.create_task(agent.upkeep.feed_watchdog())]
+    work = agent.beat(), agent.upkeep.feed_watchdog(), _adopt_stragglers(agent)
+    background = [loop.create_task(one) for one in work]
     ends = [loop.create_task(stop.wait()), loop.create_task(agent.set_back.wait())]
     agent.notifier.notify("READY=1")
     gc.collect()

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from test_agent import World, paths, run
+from test_agent import World, paths, run, write_orphan
+from test_epoch import ServedWorld
 
 from recuse import recovery
-from recuse.agent import main
+from recuse.agent import Agent, main
 from recuse.config import Paths
 from recuse.records import fold
 
@@ -202,3 +203,26 @@ def test_reload_ends_when_what_was_read_is_in_force(
 
     run(paths, scene)
     assert main(["--reload", f"--root={paths.root}"]) == 8
+
+
+def test_what_is_recorded_after_the_start_for_want_of_an_answer_before_is_taken_in(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent was killed, recuse-shell looks up its shell, and the next agent is quicker."""
+    looks = []
+
+    async def adopt(agent: Agent) -> int:
+        looks.append(await true_adopt(agent))
+        if len(looks) == 1:
+            write_orphan(paths, 4_000_000, "cast", b'[0.1,"o","hi"]', b'[0.2,"x","4"]')
+        return looks[-1]
+
+    true_adopt = recovery.adopt_orphans
+    monkeypatch.setattr(recovery, "adopt_orphans", adopt)
+    monkeypatch.setattr(recovery, "STRAGGLER_SECONDS", 0.0)
+
+    async def scene(world: World) -> None:
+        await world.until(lambda: looks == [0, 1])
+        assert world.last("close").number("exit_status") == 4
+
+    run(paths, scene, ServedWorld)
