@@ -8,6 +8,7 @@ flow.py, scale.py, loss.py; logins and transfers over ssh are timed from outside
 from __future__ import annotations
 
 import argparse
+import contextlib
 import filecmp
 import json
 import os
@@ -17,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +58,7 @@ SIZES = {
         "scale": "--sessions 1000 --seconds 10",
         "loss": "--rounds 3",
         "ssh": "8",
-        "transfer": "2 512",
+        "transfer": "2 256",
     },
     "one": {
         "startup": "--rounds 3 --cpu 5",
@@ -192,10 +195,35 @@ class Ssh:
         return made
 
 
+@contextlib.contextmanager
+def loopback(_: Host) -> Iterator[list[str]]:
+    """Leave the host's only link, which is to itself, as it is; rsync needs no options for it."""
+    yield []
+
+
+@contextlib.contextmanager
+def gigabit(host: Host) -> Iterator[list[str]]:
+    """Make that link take 1 Gbit/s; where the kernel has no tbf, give options that do for rsync."""
+    shape = ("tbf", "rate", "1gbit", "burst", "256kb", "latency", "50ms")
+    is_shaped = host.run("tc", "qdisc", "add", "dev", "lo", "root", *shape).returncode == 0
+    try:
+        yield [] if is_shaped else ["--bwlimit=122070"]
+    finally:
+        if is_shaped:
+            host.run("tc", "qdisc", "del", "dev", "lo", "root", check=True)
+
+
 class Transfer:
-    """One large file by rsync over ssh, there and back, with recuse switched off and on."""
+    """One large file by rsync over ssh, there and back, with recuse switched off and on.
+
+    As fast as both ends can on the cores they share, and over a link as slow as most are.
+    """
 
     REMOTE = "/home/alice/large"
+    WAYS = ("upload", "download")
+    LINKS: Mapping[str, Callable[[Host], AbstractContextManager[list[str]]]] = {
+        "loopback": loopback, "1 Gbit/s": gigabit,
+    }  # fmt: skip
 
     def __init__(self, host: Host, mib: int, place: Path) -> None:
         self._host, self._mib = host, mib
@@ -207,32 +235,44 @@ class Transfer:
 
     def measure(self, rounds: int) -> dict[str, Any]:
         """Give medians: seconds of both, their ratio round by round, and bytes in the spool."""
-        ways: dict[str, Any] = {}
-        for way in ("upload", "download"):
-            took: dict[str, list[float]] = {"bare": [], "recuse": []}
-            spool = []
-            for n in range(rounds + 1):
-                # Who goes first changes: the second one finds what the first left to the disk.
-                for name in ("bare", "recuse") if n % 2 else ("recuse", "bare"):
-                    switch(self._host, name == "recuse")
-                    seconds = self._once(way)
-                    if n:
-                        took[name].append(seconds)
-                    if name == "recuse":
-                        spool.append(self._kept())
-                print(f"\r{way}, round {n + 1} of {rounds + 1}", end="", file=sys.stderr)
-            print(file=sys.stderr)
-            ratios = [a / b for a, b in zip(took["recuse"], took["bare"])]
-            ways[way] = {
-                **{f"{name}_s": statistics.median(values) for name, values in took.items()},
-                "ratio": statistics.median(ratios),
-                "lowest_ratio": min(ratios),
-                "highest_ratio": max(ratios),
-                "spool_bytes": max(spool),
-            }
-        return {"mib": self._mib, "rounds": rounds, **ways}
+        cases = [(way, link) for link in self.LINKS for way in self.WAYS]
+        took: dict[tuple[str, str], list[dict[str, float]]] = {case: [] for case in cases}
+        for n in range(rounds + 1):
+            for case in cases:
+                figures = self._both(*case, "bare" if n % 2 else "recuse")
+                if n:
+                    took[case].append(figures)
+            print(f"\rround {n + 1} of {rounds + 1}", end="", file=sys.stderr)
+        print(file=sys.stderr)
+        rows = [{"way": way, "link": link, **self._sum_up(took[way, link])} for way, link in cases]
+        return {"mib": self._mib, "rounds": rounds, "rows": rows}
 
-    def _once(self, way: str) -> float:
+    @staticmethod
+    def _sum_up(runs: list[dict[str, float]]) -> dict[str, float]:
+        ratios = [run["recuse_s"] / run["bare_s"] for run in runs]
+        return {
+            **{key: statistics.median(run[key] for run in runs) for key in ("bare_s", "recuse_s")},
+            "ratio": statistics.median(ratios),
+            "lowest_ratio": min(ratios),
+            "highest_ratio": max(ratios),
+            "spool_bytes": max(run["spool_bytes"] for run in runs),
+        }
+
+    def _both(self, way: str, link: str, first: str) -> dict[str, float]:
+        """Transfer once without recuse and once with it; give the figures.
+
+        Who goes first changes: the second one finds what the first left to the disk.
+        """
+        found = {}
+        for name in sorted(("bare", "recuse"), key=lambda name: name != first):
+            switch(self._host, name == "recuse")
+            with self.LINKS[link](self._host) as options:
+                found[f"{name}_s"] = self._once(way, *options)
+            if name == "recuse":
+                found["spool_bytes"] = self._kept()
+        return found
+
+    def _once(self, way: str, *options: str) -> float:
         """Transfer the file once, compare it; give the seconds."""
         remote, there = self._host.path(self.REMOTE), f"alice@{ADDRESS}:{self.REMOTE}"
         source, target, made = str(self._large), there, remote
@@ -242,7 +282,7 @@ class Transfer:
                 self._host.copy_in(self._large, self.REMOTE)
         made.unlink(missing_ok=True)
         os.sync()  # else who comes next pays for writing it
-        rsync = self._host.network("rsync", "-aW", "-e", self._rsh, source, target)
+        rsync = self._host.network("rsync", "-aW", *options, "-e", self._rsh, source, target)
         began = time.monotonic()
         subprocess.run(rsync, stdin=subprocess.DEVNULL, check=True)
         seconds = time.monotonic() - began
