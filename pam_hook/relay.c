@@ -132,6 +132,26 @@ find_twin(const struct recuse_relay *r, const struct stat st[3], unsigned i)
     return i;
 }
 
+/*
+ * Take what somebody else gave us as one end of a flow.  A pipe is opened anew,
+ * so that it can be non-blocking for us alone: before Linux 6.5 there is no other
+ * way to write more than a page to it at once.  Not all of them are the user's to
+ * open, and those stay as they are.
+ */
+static void
+take_outer(int fd, const struct stat *st, int *ret_fd, enum recuse_end *ret_kind)
+{
+    char path[] = "/proc/self/fd/0";
+    int flags = fcntl(fd, F_GETFL), ours = -1;
+
+    path[sizeof path - 2] = (char) ('0' + fd);
+    if (S_ISFIFO(st->st_mode) && flags >= 0)    /* O_DIRECT: it fails */
+        ours = open(path, (flags & (O_ACCMODE | O_DIRECT)) | O_NONBLOCK
+                    | O_CLOEXEC);
+    *ret_fd = ours >= 0 ? ours : fd;
+    *ret_kind = ours >= 0 ? RECUSE_END_OURS : recuse_kind_of(st);
+}
+
 static int
 prepare_stream(struct recuse_relay *r, const struct stat st[3], unsigned i)
 {
@@ -157,10 +177,13 @@ prepare_stream(struct recuse_relay *r, const struct stat st[3], unsigned i)
         if (e)
             return e;
     }
-    f->source = i == 0 ? 0 : ours;
-    f->source_kind = i == 0 ? recuse_kind_of(&st[i]) : RECUSE_END_OURS;
-    f->sink = i == 0 ? ours : (int) i;
-    f->sink_kind = i == 0 ? RECUSE_END_OURS : recuse_kind_of(&st[i]);
+    if (i == 0) {
+        f->sink = ours;
+        take_outer((int) i, &st[i], &f->source, &f->source_kind);
+    } else {
+        f->source = ours;
+        take_outer((int) i, &st[i], &f->sink, &f->sink_kind);
+    }
     f->recorded = true;
     return 0;
 }

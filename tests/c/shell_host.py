@@ -5,6 +5,8 @@ Nobody of them has an account: the program only knows numbers, and `getent` is t
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import fcntl
 import os
 import pty
@@ -16,7 +18,7 @@ import tempfile
 import termios
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from native import HERE, HOOK, Build
 
@@ -46,6 +48,7 @@ class Host:
         self.shell = self.root / "recuse-shell"
         self.orphans = self.root / "orphan"
         self.recording = self.root / "recording"
+        self.pipes_of = USER  # as sshd makes them
         built = _build(variant, self.root, *flags)
         shutil.copy(built, self.shell)
         os.chown(self.shell, RECUSE, RECUSE)
@@ -59,6 +62,7 @@ class Host:
         for name in ("recording", "disabled", "fallback", "getent"):
             (self.root / name).unlink(missing_ok=True)
         self.set_entry("tester", "/bin/sh")
+        self.pipes_of = USER
 
     def set_entry(self, name: str, shell: str) -> None:
         """Make getent answer so for everybody."""
@@ -79,6 +83,16 @@ class Host:
     def command(self, command: str) -> List[str]:
         return ["recuse-shell", "-c", command]
 
+    @contextlib.contextmanager
+    def making_pipes(self) -> Iterator[None]:
+        """Let pipes made in the block belong to `pipes_of`."""
+        libc = ctypes.CDLL(None)
+        libc.setfsuid(self.pipes_of)
+        try:
+            yield
+        finally:
+            libc.setfsuid(0)
+
     def run(
         self,
         argv: Sequence[str],
@@ -90,19 +104,21 @@ class Host:
         """Run to the end without a terminal; `stdin` is bytes or a file."""
         more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
         more["input" if isinstance(stdin, bytes) else "stdin"] = stdin
-        return subprocess.run(
-            list(argv), executable=self.shell, timeout=PATIENCE, env=env or ENVIRONMENT,
-            user=uid, group=uid, extra_groups=[], start_new_session=True, **more,
-        )  # fmt: skip
+        with self.making_pipes():
+            return subprocess.run(
+                list(argv), executable=self.shell, timeout=PATIENCE, env=env or ENVIRONMENT,
+                user=uid, group=uid, extra_groups=[], start_new_session=True, **more,
+            )  # fmt: skip
 
     def start(self, argv: Sequence[str], **more: Any) -> "subprocess.Popen[bytes]":
         """Start without a terminal; each stream is a pipe unless said otherwise."""
         pipe = subprocess.PIPE
         more = {"stdin": pipe, "stdout": pipe, "stderr": pipe, "env": ENVIRONMENT, **more}
-        return subprocess.Popen(
-            list(argv), executable=self.shell, user=USER, group=USER, extra_groups=[],
-            start_new_session=True, bufsize=0, **more,
-        )  # fmt: skip
+        with self.making_pipes():
+            return subprocess.Popen(
+                list(argv), executable=self.shell, user=USER, group=USER, extra_groups=[],
+                start_new_session=True, bufsize=0, **more,
+            )  # fmt: skip
 
     def events(self, path: Optional[Path] = None) -> List[cast.Event]:
         """Return the recording; the agent's header is put before it."""

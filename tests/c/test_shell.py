@@ -622,6 +622,13 @@ def finish(process: "subprocess.Popen[bytes]", status: int) -> None:
             stream.close()
 
 
+@pytest.fixture(params=[USER, 0], ids=["pipes-of-the-user", "pipes-of-root"])
+def any_pipes(request: pytest.FixtureRequest, host: Host) -> None:
+    """What is the user's is opened anew; what is not is taken as it is."""
+    host.pipes_of = request.param
+
+
+@pytest.mark.usefixtures("any_pipes")
 def test_pipes_keep_three_streams_apart(host: Host) -> None:
     with host.agent():
         done = host.run(host.command("cat; echo err >&2"), stdin=EVERY_BYTE)
@@ -630,6 +637,7 @@ def test_pipes_keep_three_streams_apart(host: Host) -> None:
     assert host.recorded("e") == b"err\n"
 
 
+@pytest.mark.usefixtures("any_pipes")
 def test_pipes_do_not_deadlock_when_more_is_written_than_read(host: Host) -> None:
     data = os.urandom(3 << 20)
     with host.agent(capture_bytes=1000):
@@ -678,6 +686,7 @@ def test_pipes_carry_a_disk_image(host: Host) -> None:
     assert host.recording.stat().st_size < 60000
 
 
+@pytest.mark.usefixtures("any_pipes")
 def test_pipes_end_of_input_reaches_the_command(host: Host) -> None:
     with host.agent():
         process = host.start(host.command("cat >/dev/null; echo seen"))
@@ -688,6 +697,7 @@ def test_pipes_end_of_input_reaches_the_command(host: Host) -> None:
         finish(process, 0)
 
 
+@pytest.mark.usefixtures("any_pipes")
 def test_pipes_closed_output_reaches_the_reader(host: Host) -> None:
     with host.agent():
         process = host.start(host.command("exec >&-; read x; exit 3"))
@@ -697,6 +707,7 @@ def test_pipes_closed_output_reaches_the_reader(host: Host) -> None:
         finish(process, 3)
 
 
+@pytest.mark.usefixtures("any_pipes")
 def test_pipes_writer_gets_sigpipe_when_the_reader_is_gone(host: Host) -> None:
     with host.agent():
         process = host.start(["recuse-shell", "-c", "exec yes"])
@@ -706,6 +717,7 @@ def test_pipes_writer_gets_sigpipe_when_the_reader_is_gone(host: Host) -> None:
         finish(process, -signal.SIGPIPE)
 
 
+@pytest.mark.usefixtures("any_pipes")
 def test_pipes_quiet_writer_notices_that_the_reader_is_gone(host: Host) -> None:
     watch = "import select; p = select.poll(); p.register(1, 0); print('up', flush=True)"
     watch += "; raise SystemExit(p.poll()[0][1])"
@@ -717,8 +729,10 @@ def test_pipes_quiet_writer_notices_that_the_reader_is_gone(host: Host) -> None:
         finish(process, select.POLLERR)
 
 
+@pytest.mark.usefixtures("any_pipes")
 def test_pipes_source_gets_sigpipe_when_the_command_reads_no_more(host: Host) -> None:
-    read_end, write_end = os.pipe()
+    with host.making_pipes():
+        read_end, write_end = os.pipe()
     with host.agent():
         process = host.start(host.command("exec <&-; echo deaf; read x"), stdin=read_end)
         os.close(read_end)
@@ -729,6 +743,7 @@ def test_pipes_source_gets_sigpipe_when_the_command_reads_no_more(host: Host) ->
         process.communicate(timeout=PATIENCE)
 
 
+@pytest.mark.usefixtures("any_pipes")
 def test_pipes_wait_for_the_background_that_holds_them(host: Host) -> None:
     fifo = host.root / "fifo"
     os.mkfifo(fifo)
@@ -745,6 +760,7 @@ def test_pipes_wait_for_the_background_that_holds_them(host: Host) -> None:
     fifo.unlink()
 
 
+@pytest.mark.usefixtures("any_pipes")
 def test_pipes_order_of_output_and_errors_in_one_pipe(host: Host) -> None:
     command = "for i in 1 2 3 4 5 6 7 8 9; do echo o$i; echo e$i >&2; done"
     with host.agent():
@@ -941,15 +957,31 @@ def test_sockets_closed_by_the_client_end_the_writer(
         assert process.returncode in (-signal.SIGPIPE, 1)
 
 
-def test_pipes_shared_with_others_stay_blocking(host: Host) -> None:
-    read_end, write_end = os.pipe()
-    with host.agent():
+@pytest.mark.parametrize("owner, is_anew", [(USER, True), (0, False)], ids=["user", "root"])
+def test_pipes_shared_with_others_stay_blocking(host: Host, owner: int, is_anew: bool) -> None:
+    host.pipes_of = owner
+    with host.making_pipes():
+        read_end, write_end = os.pipe()
+    with host.agent() as agent:
         process = host.start(host.command("echo up; read x"), stdout=write_end)
         assert os.read(read_end, 9) == b"up\n"
         assert not fcntl.fcntl(write_end, fcntl.F_GETFL) & os.O_NONBLOCK
+        # That the recorder can write much at once, on every kernel, it has one of its own.
+        ours = flags_of(agent.asked().pid, os.fstat(write_end))
+        assert [bool(flags & os.O_NONBLOCK) for flags in ours] == [is_anew]
         process.communicate(b"\n", timeout=PATIENCE)
     os.close(read_end)
     os.close(write_end)
+
+
+def flags_of(pid: int, pipe: os.stat_result) -> List[int]:
+    """Return the flags of each descriptor that a process has of a pipe."""
+    place = Path(f"/proc/{pid}")
+    return [
+        int((place / "fdinfo" / fd.name).read_text().split("flags:")[1].split()[0], 8)
+        for fd in (place / "fd").iterdir()
+        if os.path.samestat(fd.stat(), pipe)
+    ]
 
 
 def test_pipes_from_a_terminal_leave_no_way_to_it(host: Host, terminal: Terminal) -> None:
