@@ -9,8 +9,9 @@
 #include <endian.h>
 #include <errno.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "clock.h"
 
 #define RETRY_NS 1000000000u    /* between attempts to write after a fault */
 
@@ -328,15 +329,6 @@ recuse_cast_encode(char *line, uint64_t time_us, char code,
 }
 
 static uint64_t
-now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t) now.tv_sec * 1000000000 + (uint64_t) now.tv_nsec;
-}
-
-static uint64_t
 event_time(const struct recuse_cast *c, uint64_t now)
 {
     return now > c->start_ns ? (now - c->start_ns) / 1000 : 0;
@@ -540,12 +532,12 @@ recuse_cast_limit(struct recuse_cast *c, const struct recuse_limits *limits)
     bool is_first = c->limits.rate == 0;
 
     if (!is_first)
-        earn(c, now_ns());
+        earn(c, recuse_now_ns());
     c->limits = *limits;
     /* A change is no new burst: what has come at once has come. */
     if (is_first || c->tokens > limits->burst)
         c->tokens = limits->burst;
-    c->tokens_ns = now_ns();
+    c->tokens_ns = recuse_now_ns();
 }
 
 static uint64_t
@@ -571,7 +563,7 @@ recuse_cast_room(struct recuse_cast *c, enum recuse_stream stream,
     if (c->limits.action != RECUSE_SLOW || !is_limited(c, stream)
         || c->is_over)
         return SIZE_MAX;
-    now = now_ns();
+    now = recuse_now_ns();
     earn(c, now);
     if (c->tokens >= least)
         return c->tokens < SIZE_MAX ? (size_t) c->tokens : SIZE_MAX;
@@ -627,7 +619,7 @@ recuse_cast_release(struct recuse_cast *c, const char *mark)
 {
     c->is_held = false;
     for (unsigned i = 0; i < RECUSE_STREAMS; i++)
-        emit_held(c, i, now_ns());
+        emit_held(c, i, recuse_now_ns());
     recuse_cast_note(c, 'm', mark);
 }
 
@@ -638,7 +630,7 @@ static size_t
 put_event(struct recuse_cast *c, enum recuse_stream stream,
           const uint8_t *data, size_t len, bool final)
 {
-    uint64_t now = now_ns(), left = c->streams[stream].left;
+    uint64_t now = recuse_now_ns(), left = c->streams[stream].left;
     size_t taken, line_len;
 
     if (c->is_held) {
@@ -696,7 +688,7 @@ bool
 recuse_cast_note(struct recuse_cast *c, char code, const char *text)
 {
     struct recuse_text t = { c->line, 0, sizeof c->line };
-    uint64_t now = now_ns();
+    uint64_t now = recuse_now_ns();
 
     if (!is_working(c, now))
         return false;
@@ -711,7 +703,7 @@ recuse_cast_end(struct recuse_cast *c, int status)
 {
     char digits[24];
     struct recuse_text t = { digits, 0, sizeof digits - 1 };
-    uint64_t now = now_ns();
+    uint64_t now = recuse_now_ns();
 
     c->retry_ns = 0;            /* the last chance is not put off */
     if (is_working(c, now)) {

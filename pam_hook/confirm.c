@@ -14,6 +14,8 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "clock.h"
+
 #define INTERRUPT   0x03        /* Ctrl-C */
 #define QUIT        0x1c        /* Ctrl-\ */
 

@@ -14,10 +14,10 @@ enum recuse_said {
 };
 
 /*
- * Show a notice and a question on a terminal, of which `kind` says how to write
- * to it, and wait for a line of answer, at most `timeout_ms` in all; only `y` and `yes`, in any case, are a yes.  What was
- * typed before the question is thrown away: it answers something else.
- * `agent` is watched for its end.
+ * Show a notice and a question on a terminal, to which `kind` says how to
+ * write, and wait for a line of answer, at most `timeout_ms` in all.  Only `y`
+ * and `yes`, in any case, are a yes.  What was typed before the question is
+ * thrown away: it answers something else.  `agent` is watched for its end.
  */
 enum recuse_said recuse_ask_person(int tty_in, int tty_out,
                                    enum recuse_end kind,

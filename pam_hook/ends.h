@@ -42,6 +42,4 @@ enum recuse_end recuse_kind_of(const struct stat *st);
 
 int recuse_set_nonblocking(int fd);
 
-int64_t recuse_now_ms(void);    /* CLOCK_MONOTONIC */
-
 #endif

@@ -31,6 +31,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "confirm.h"
 #include "ends.h"
 #include "filter.h"
@@ -1008,7 +1009,6 @@ fall_back(struct caller *c, struct recuse_relay *r)
     static struct program p;
     char mode[32] = RECUSE_FALLBACK_RECORD;
     ssize_t n = readlink(RECUSE_FALLBACK_LINK, mode, sizeof mode - 1);
-    struct timespec now;
     const char *wrong;
     int fd, e;
 
@@ -1043,8 +1043,7 @@ fall_back(struct caller *c, struct recuse_relay *r)
         exec_program(c, &p);
     }
     set_variable(p.verdict, sizeof p.verdict, "RECUSE_VERDICT", "record", 6);
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    r->start_ns = (uint64_t) now.tv_sec * 1000000000 + (uint64_t) now.tv_nsec;
+    r->start_ns = recuse_now_ns();
     r->capture_bytes = ORPHAN_CAPTURE;
     r->limits = ORPHAN_LIMITS;
     return record(c, r, &p);

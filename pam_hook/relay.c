@@ -23,9 +23,9 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "wire.h"
 
 /* How long the rest of a character may take.  People do not see the one, and
@@ -48,15 +48,6 @@
 #define INPUT   RECUSE_INPUT
 #define OUTPUT  RECUSE_OUTPUT
 #define ERROR   RECUSE_ERROR
-
-static uint64_t
-now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t) now.tv_sec * 1000000000 + (uint64_t) now.tv_nsec;
-}
 
 static bool
 is_same_file(const struct stat *a, const struct stat *b)
@@ -416,7 +407,7 @@ keep_flow(struct recuse_relay *r, struct recuse_flow *f, bool final)
     recuse_escape_feed(&f->escape, data,
                        (size_t) (f->buffer + f->kept - data));
     if (f->kept < f->filled)
-        f->hold_ns = now_ns()
+        f->hold_ns = recuse_now_ns()
             + (r->terminal ? HOLD_TERMINAL_NS : HOLD_STREAM_NS);
     /* A limit on the size of files is set by the user, or in his name: it
      * must not be a way to be rid of the recording. */
@@ -785,7 +776,7 @@ poll_timeout(struct recuse_relay *r)
     }
     if (first == UINT64_MAX)
         return -1;
-    now = now_ns();
+    now = recuse_now_ns();
     left = first > now ? (first - now) / 1000000 + 1 : 0;
     return left < INT_MAX ? (int) left : INT_MAX;   /* and then look again */
 }
@@ -805,7 +796,7 @@ serve_flow(struct recuse_relay *r, struct recuse_flow *f, short source,
     }
     if ((source || is_draining(r, f)) && wants_source(r, f))
         fill_flow(r, f);
-    if (f->hold_ns > 0 && now_ns() >= f->hold_ns) {
+    if (f->hold_ns > 0 && recuse_now_ns() >= f->hold_ns) {
         keep_flow(r, f, true);
         send_flow(r, f);
     }
@@ -847,7 +838,7 @@ begin_switch(struct recuse_relay *r, bool to_held,
     }
     r->hold.is_due = true;
     r->hold.to_held = to_held;
-    r->hold.by_ns = now_ns() + RECUSE_SWITCH_MS * 1000000ull;
+    r->hold.by_ns = recuse_now_ns() + RECUSE_SWITCH_MS * 1000000ull;
     copy_text(r->hold.mark, &text->mark);
     copy_text(r->hold.line, &text->line);
 }
@@ -942,7 +933,7 @@ look_after_switch(struct recuse_relay *r)
         show_line(r);
     if (!r->hold.is_due && r->hold.until_ns == 0)
         return;
-    now = now_ns();
+    now = recuse_now_ns();
     if (!r->hold.is_due && r->hold.held && now >= r->hold.until_ns)
         begin_switch(r, false, &(struct recuse_hold) {
             0, { mark, sizeof mark - 1 }, { line, sizeof line - 1 },

@@ -14,8 +14,9 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "clock.h"
 
 #define HEADER_SIZE 8u
 #define MAX_FIELD   0xffffu     /* what the u16 length of a str can say */
@@ -520,15 +521,6 @@ recuse_decode_answer(const uint8_t *buf, size_t len,
     return e;
 }
 
-static int64_t
-monotonic_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-}
-
 /*
  * How long the agent is still waited for.  Only waiting counts, and each step of
  * it as what it was to take at most.  So whoever stops or starves us, as our
@@ -548,9 +540,9 @@ next_step(const struct patience *p)
 }
 
 static void
-use_up(struct patience *p, int64_t since_ns, int step)
+use_up(struct patience *p, uint64_t since_ns, int step)
 {
-    int64_t passed = monotonic_ns() - since_ns;
+    int64_t passed = (int64_t)(recuse_now_ns() - since_ns);
     int64_t most = (int64_t)step * 1000000;
 
     p->left_ns -= passed < most ? passed : most;
@@ -567,7 +559,7 @@ wait_ready(int fd, short events, struct patience *patience)
 
     for (;;) {
         int step = next_step(patience);
-        int64_t since = monotonic_ns();
+        uint64_t since = recuse_now_ns();
         int n = poll(&p, 1, step);
 
         if (n < 0 && errno != EINTR)
@@ -602,7 +594,7 @@ connect_agent(const char *path, struct patience *patience, int *ret_fd)
     while (!e) {
         int step = next_step(patience);
         struct timeval tv = { .tv_usec = (step > 0 ? step : 1) * 1000 };
-        int64_t since = monotonic_ns();
+        uint64_t since = recuse_now_ns();
 
         if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv)) < 0) {
             e = -errno;
@@ -784,7 +776,7 @@ ask_once(const char *path, const uint8_t *packet, size_t len, const int *fds,
          unsigned nfds, struct patience *patience, uint8_t *buf, size_t size,
          struct recuse_answer *ret, int *ret_conn, int *ret_fd, bool *ret_late)
 {
-    int64_t since = monotonic_ns();
+    uint64_t since = recuse_now_ns();
     int conn = -1;
     int e = connect_agent(path, patience, &conn);
 
@@ -792,7 +784,7 @@ ask_once(const char *path, const uint8_t *packet, size_t len, const int *fds,
     if (e)
         return e;
     e = send_packet(conn, packet, len, fds, nfds, patience);
-    *ret_late = monotonic_ns() - since >= STOPPED_NS;
+    *ret_late = recuse_now_ns() - since >= STOPPED_NS;
     if (!e)
         e = receive_answer(conn, patience, buf, size, ret, ret_fd);
     if (!e && ret_conn)
