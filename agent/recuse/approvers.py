@@ -1,4 +1,4 @@
-"""Whose word counts: the files of approvers and of revoked keys, and passwords.
+"""Whose word counts: the files of approvers and of revoked keys.
 
 Part of the agent. The files are read again when they change; a fault in one means that nobody's
 signature counts.
@@ -21,9 +21,6 @@ from .errors import CryptoError, GrantError, RecuseError
 from .grant import Wanted
 from .grantrecords import Approval, Basis, Request
 from .sshsig import AllowedSigners, RevokedKeys
-
-SERVICE = "recuse-approve"
-"""PAM service for passwords of approvers."""
 
 _T = TypeVar("_T")
 _Stamp = Tuple[int, int, int]
@@ -169,13 +166,6 @@ class Approvers:
                 f"{path} is older than {max_age} s: which keys are revoked is not "
                 "known", "bring it up to date, or touch it if it is",
             )  # fmt: skip
-
-    @staticmethod
-    def password_holds(user: str, password: str) -> bool:
-        """Ask PAM whether that is somebody's password. Slow."""
-        from pam import PamAuthenticator
-
-        return bool(PamAuthenticator().authenticate(user, password, SERVICE, resetcreds=False))
 
     # -- what is signed --------------------------------------------------------------
 

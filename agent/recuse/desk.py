@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import threading
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import (
@@ -52,6 +51,7 @@ from .host import Account, Identity
 from .ledger import LedgerReader
 from .live import LiveSession
 from .outcomes import Outcomes
+from .passwords import Passwords
 from .policy import Facts, Grant, Terms
 
 if TYPE_CHECKING:
@@ -62,9 +62,6 @@ NEWEST_READ = 512  # entries at the end of the ledger whose times are looked at
 MAX_ROWS = 500
 MAX_ASKED = 60  # by one user, of what is entered or told to the journal
 ASKED_SPELL_NS = 600 * 10**9
-PASSWORD_TRIES = 3
-PAM_SECONDS = 20.0  # less than the command line waits
-PASSWORD_SPELL_NS = 600 * 10**9  # in which so many may fail
 CHECK_SECONDS = 60.0  # timers look at the clock this often: it may be set
 
 
@@ -112,10 +109,7 @@ class Desk:
         self.approvers = Approvers(agent.paths, lambda: self.policy)
         self._taken: Set[Taken] = set()
         self._asked: Dict[int, List[int]] = {}  # uid -> when
-        self._failed: Dict[int, List[int]] = {}  # uid -> when passwords were wrong
-        self._asking_password = asyncio.Lock()
-        self._pam_back = threading.Event()  # PAM has answered, or was not asked
-        self._pam_back.set()
+        self._passwords = Passwords(agent.kernel)
         self._granting = asyncio.Lock()
         self._timer: Optional[asyncio.TimerHandle] = None
         self._overdue_told: Set[str] = set()
@@ -380,7 +374,7 @@ class Desk:
         request = row.request
         if told.get("signature") is None:
             principal = self._local_principal(row, caller)
-            await self._check_password(caller, fields.text(told, "password") or "")
+            await self._check_password(caller, told)
             return Approval(request.id, request.digest, principal, "pam", uid=caller.uid)
         armored = fields.text(told, "signature", grantrecords.MAX_SIGNATURE_BYTES) or ""
         return self._read_signature(request, armored, caller)
@@ -494,53 +488,9 @@ class Desk:
             raise AccessDenied(f"{caller.name} is in none of the groups that {what}: {groups}")
         return mine[0]
 
-    async def _check_password(self, caller: Caller, password: str) -> None:
-        now_ns = self._kernel.mono_ns()
-        since = now_ns - PASSWORD_SPELL_NS
-        failed = [one for one in self._failed.get(caller.uid, []) if one > since]
-        self._failed[caller.uid] = failed
-        if len(failed) >= PASSWORD_TRIES:
-            raise AccessDenied(
-                f"{len(failed)} wrong passwords of {caller.name}: no more for ten minutes"
-            )
-        failed.append(now_ns)  # before it is known: tries at the same time count as well
-        async with self._asking_password:
-            held = await self._ask_pam(caller.name, password)
-        if not held:
-            raise AccessDenied(f"that is not the password of {caller.name}")
-        failed.remove(now_ns)
-
-    async def _ask_pam(self, user: str, password: str) -> bool:
-        """Ask PAM in a thread that nobody else waits for, not even the end of the agent.
-
-        Raises: GrantError if a module does not come back; until it has, no other password is taken
-        """
-        hint = "sign instead; see the modules in /etc/pam.d/recuse-approve"
-        if not self._pam_back.is_set():
-            raise GrantError("a module of PAM has not come back from an earlier password", hint)
-        loop = asyncio.get_running_loop()
-        answer: "asyncio.Future[bool]" = loop.create_future()
-
-        def settle(held: bool, error: Optional[BaseException]) -> None:
-            if not answer.done():
-                answer.set_exception(error) if error else answer.set_result(held)
-
-        def work() -> None:
-            held, failed = False, None
-            try:
-                held = self.approvers.password_holds(user, password)
-            except Exception as error:
-                failed = error
-            self._pam_back.set()
-            with contextlib.suppress(RuntimeError):  # the agent has ended meanwhile
-                loop.call_soon_threadsafe(settle, held, failed)
-
-        self._pam_back.clear()
-        threading.Thread(target=work, name="pam", daemon=True).start()
-        try:
-            return await asyncio.wait_for(answer, PAM_SECONDS)
-        except asyncio.TimeoutError:
-            raise GrantError(f"PAM has not answered within {PAM_SECONDS:g} s", hint) from None
+    async def _check_password(self, caller: Caller, told: Mapping[str, Any]) -> None:
+        password = fields.text(told, "password") or ""
+        await self._passwords.check(caller.uid, caller.name, password)
 
     async def _grant_if_complete(self, row: GrantRow) -> None:
         async with self._granting:
@@ -1031,7 +981,7 @@ class Desk:
                 )
             principal = self._principal_without_key(caller, debt.reviewers, "review")
             self._check_reviewer((principal,), people)
-            await self._check_password(caller, fields.text(told, "password") or "")
+            await self._check_password(caller, told)
             return Approval(debt.id, digest, principal, "pam", uid=caller.uid)
         armored = fields.text(told, "signature", grantrecords.MAX_SIGNATURE_BYTES) or ""
         signed = self.approvers.check(debt.statement, armored, self._kernel.now(), self._org())

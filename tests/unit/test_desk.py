@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from test_agent import ROOMY, World, run
 
 import sshkeys
-from recuse import desk, grantaudit, records, wire
+from recuse import grantaudit, passwords, records, wire
 from recuse.cli import main
 from recuse.config import Paths
 from recuse.grantrecords import fold_grants
@@ -695,7 +695,9 @@ def test_small_things_need_nobody_within_their_budget(paths: Paths) -> None:
     assert world.last("exempt").get("owner") == "automatic, allowance auto"
 
 
-def test_a_password_counts_where_the_policy_says_so(paths: Paths) -> None:
+def test_a_password_counts_where_the_policy_says_so(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked_of: List[Sequence[str]] = []
 
     async def scene(world: Office) -> None:
@@ -703,7 +705,7 @@ def test_a_password_counts_where_the_policy_says_so(paths: Paths) -> None:
             asked_of.append((user, password))
             return password == "right"
 
-        world.agent.desk.approvers.password_holds = holds  # type: ignore[method-assign]
+        monkeypatch.setattr(passwords, "holds", holds)
         more = {"reason": "private", "ticket": None}
         asked = (await world.ask_for("robot", **more))["grant"]
         for who, words in (
@@ -734,14 +736,14 @@ def test_a_password_counts_where_the_policy_says_so(paths: Paths) -> None:
 def test_a_module_of_pam_that_hangs_holds_up_nothing_else(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(desk, "PAM_SECONDS", 0.05)
+    monkeypatch.setattr(passwords, "PAM_SECONDS", 0.05)
     released = threading.Event()
 
     async def scene(world: Office) -> None:
         def holds(user: str, password: str) -> bool:
             return released.wait(30)
 
-        world.agent.desk.approvers.password_holds = holds  # type: ignore[method-assign]
+        monkeypatch.setattr(passwords, "holds", holds)
         asked = (await world.ask_for("robot", reason="private", ticket=None))["grant"]
         told = {"grant": asked["grant"], "password": "right"}
         answer = await world.as_("bob", "approve", **told)
@@ -752,7 +754,7 @@ def test_a_module_of_pam_that_hangs_holds_up_nothing_else(
         await world.granted()  # by signature, meanwhile
         assert await world.verdict() == "exempt"
         released.set()
-        assert world.agent.desk._pam_back.wait(10)
+        assert world.agent.desk._passwords.back.wait(10)
         answer = await world.as_("carol", "approve", **told)
         assert answer["grant"]["state"] == "granted", answer
 
@@ -791,7 +793,9 @@ def test_broken_glass_is_a_debt(paths: Paths) -> None:
 
 
 @pytest.mark.parametrize("local", [True, False])
-def test_a_password_reviews_where_the_policy_says_so(paths: Paths, local: bool) -> None:
+def test_a_password_reviews_where_the_policy_says_so(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, local: bool
+) -> None:
     file = paths.approval_dir / "a.toml"
     rest = 'review_within = "1h"\n'
     file.write_text(file.read_text().replace(rest, f"{rest}local = {str(local).lower()}\n"))
@@ -802,7 +806,7 @@ def test_a_password_reviews_where_the_policy_says_so(paths: Paths, local: bool) 
             asked_of.append(user)
             return password == "right"
 
-        world.agent.desk.approvers.password_holds = holds  # type: ignore[method-assign]
+        monkeypatch.setattr(passwords, "holds", holds)
         grant = (await world.as_("bob", "break-glass", why="it burns"))["grant"]["grant"]
 
         async def refused(who: str, password: str) -> str:

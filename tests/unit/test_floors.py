@@ -94,6 +94,7 @@ PARTS = {
         "live",
         "orphan",
         "outcomes",
+        "passwords",
         "pausing",
         "policyfile",
         "quota",
