@@ -174,7 +174,7 @@ class Approvers:
     ) -> Request:
         """Write down what somebody asks for, in the bytes that approvers sign.
 
-        Raises: CryptoError if it is too long
+        Raises: CryptoError if it cannot be
         """
         wanted = Wanted(name, org, asked, uid, source, issued)
         return Request(name, grant.write_request(wanted), asked, uid, -1, source)

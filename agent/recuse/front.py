@@ -14,7 +14,7 @@ import pwd
 import socket
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Set, Tuple
 
-from . import __version__, records
+from . import __version__, records, strictjson
 from .control import peer_uid
 from .errors import AccessDenied, LedgerError, NotFound, RecuseError, WireError
 from .findings import Findings
@@ -161,10 +161,7 @@ class Front:
             if not line:
                 return
             try:
-                try:
-                    answer = await self._answer(line, uid, writer)
-                except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 has not
-                    raise WireError("the request has characters that are none") from None
+                answer = await self._answer(line, uid, writer)
             except RecuseError as error:
                 answer = {
                     "ok": False, "error": error.message, "hint": error.hint,
@@ -175,10 +172,12 @@ class Front:
 
     async def _answer(self, line: bytes, uid: int, writer: asyncio.StreamWriter) -> Dict[str, Any]:
         try:
-            request = json.loads(line)
+            request = strictjson.load_text(line)
             verb = request["verb"]
             who = VERBS[verb]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 has not
+            raise WireError("the request has text in it that is not UTF-8") from None
+        except (ValueError, KeyError, TypeError):
             raise WireError("not a request this agent knows") from None
         if uid != 0 and who != "all" and uid not in map(self._services.get, who.split()):
             raise AccessDenied(f"uid {uid} may not ask for {verb}", "ask as root")

@@ -72,7 +72,7 @@ def namespace_in(origin: str) -> str:
 def write_request(wanted: Wanted) -> bytes:
     """Write a request as it is signed: one line for each field, for people to read.
 
-    Raises: CryptoError if it is too long
+    Raises: CryptoError if it is too long, or has names in it that are not UTF-8
     """
     asked = wanted.asked
     fields: Dict[str, Any] = {
@@ -97,7 +97,10 @@ def write_request(wanted: Wanted) -> bytes:
         "why": asked.why,
     }
     present = {key: value for key, value in fields.items() if value is not None}
-    raw = json.dumps(present, ensure_ascii=False, indent=1).encode() + b"\n"
+    try:
+        raw = json.dumps(present, ensure_ascii=False, indent=1).encode() + b"\n"
+    except UnicodeEncodeError:  # of an account, which may be any bytes
+        raise CryptoError("a name in the request is not UTF-8", "see: getent passwd") from None
     if len(raw) > MAX_REQUEST_BYTES:
         raise CryptoError(f"a request of {len(raw)} bytes is too long", "say it in fewer words")
     return raw

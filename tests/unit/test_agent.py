@@ -2674,6 +2674,7 @@ def test_segments_are_cut_while_the_session_runs(paths: Paths) -> None:
     [
         b"\n", b"{}\n", b"[]\n", b'{"verb": "explode"}\n', b"\xff\n", b"[" * 9000 + b"\n",
         b'{"verb": "grant-import", "request": "\\ud800"}\n',
+        b'{"verb": "sync", "verb": "status"}\n',
     ],
 )
 def test_control_answers_what_it_does_not_know(paths: Paths, line: bytes) -> None:

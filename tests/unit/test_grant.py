@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -113,6 +114,11 @@ BAD_REQUESTS: Dict[str, Callable[[bytes], bytes]] = {
 def test_request_that_is_not_written_as_one_is_refused(spoil: Callable[[bytes], bytes]) -> None:
     with pytest.raises(CryptoError):
         g.read_request(spoil(g.write_request(wanted())))
+
+
+def test_request_of_somebody_whose_name_is_no_text_is_refused() -> None:
+    with pytest.raises(CryptoError, match="a name in the request is not UTF-8"):
+        g.write_request(wanted(user=os.fsdecode(b"ren\xe9")))
 
 
 def test_every_truncation_of_a_request_is_refused() -> None:
