@@ -42,6 +42,7 @@ from .sealing import Sealed, Sealer
 from .spool import Spool
 from .upkeep import Notifier, Upkeep
 from .wire import Verdict
+from .wiring import SHELL
 from .wording import cast_header, declined, ended, notice, question, refusal
 
 RETRY_SECONDS = 5.0
@@ -1149,7 +1150,7 @@ def relays(decision: Decision) -> bool:
 
 def _real_shell(account: Optional[Account]) -> str:
     shell = account.shell if account is not None else ""
-    return FALLBACK_SHELL if shell in ("", "/usr/lib/recuse/recuse-shell") else shell
+    return FALLBACK_SHELL if shell in ("", SHELL) else shell
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

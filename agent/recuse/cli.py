@@ -16,10 +16,12 @@ from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Sequenc
 
 from recuse import (
     __version__,
+    amounts,
     audit,
     bundle,
     cast,
     catalog,
+    checkup,
     cli_grant,
     cli_live,
     cli_notify,
@@ -218,7 +220,7 @@ def status(call: Call) -> int:
     found = call.control("status")
     found.pop("ok", None)
     machine = call.machine()
-    enabled = hostsetup.nss_enabled(machine) and hostsetup.pam_enabled(machine)
+    enabled = checkup.nss_enabled(machine) and checkup.pam_enabled(machine)
     found["enabled"] = enabled and not machine.exists(wiring.DISABLED)
     if call.args.json:
         call.console.json(found)
@@ -423,7 +425,7 @@ def describe(row: Mapping[str, Any]) -> Iterator[str]:
     if row.get("exit_status") is not None:
         yield line("exit status", word(row["exit_status"]))
     if is_session and (row.get("segments") or row.get("bytes")):
-        size = hostsetup.human_bytes(row.get("bytes") or 0)
+        size = amounts.size(row.get("bytes") or 0)
         yield line("recording", "%s in %d segments" % (size, len(row.get("segments") or [])))
     for gap in row.get("gaps") or []:
         if isinstance(gap, dict):
@@ -431,7 +433,7 @@ def describe(row: Mapping[str, Any]) -> Iterator[str]:
                 "gap",
                 "%s of %s not kept: %s"
                 % (
-                    hostsetup.human_bytes(gap.get("bytes") or 0),
+                    amounts.size(gap.get("bytes") or 0),
                     {"o": "output", "e": "stderr", "i": "input"}.get(
                         str(gap.get("stream")), "output"
                     ),
@@ -797,9 +799,9 @@ def doctor(call: Call) -> int:
         return cli_report.cover(call)
     if call.args.since is not None or call.args.settle is not None:
         raise UsageError("--since and --settle are for --coverage")
-    checks = hostsetup.doctor(call.machine())
+    checks = checkup.look(call.machine())
     if call.args.json:
-        call.console.print(hostsetup.checks_to_json(checks))
+        call.console.print(checkup.to_json(checks))
     else:
         marks = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}
         for check in checks:

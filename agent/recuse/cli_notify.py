@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recuse import hostsetup, notifyconf
+from recuse import amounts, notifyconf
 from recuse.cast import printable
 from recuse.console import Add, Call, Parser, as_json, table, word
 from recuse.control import ask
@@ -64,7 +64,7 @@ def status(call: Call) -> int:
                     word(one["type"]),
                     word(one["state"]),
                     word(one["waiting"]),
-                    "-" if oldest is None else hostsetup.human_seconds(oldest),
+                    "-" if oldest is None else amounts.span(oldest),
                     word(one["delivered"]),
                     word(one["given_up"]),
                     word(one["fault"]),

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Iterator
 
-from recuse import config, coverage, hostsetup, optout, policytoml, witness
+from recuse import amounts, config, coverage, optout, policytoml, witness
 from recuse.archive import LedgerArchive, open_archive
 from recuse.cast import printable
 from recuse.console import Add, Call, UsageError, archive, as_json, local, moment, table, word
@@ -195,7 +195,7 @@ def _page(made: optout.Report) -> str:
             name: optout.bars(row, SHOWN, made.total.sessions if name in optout.OF_ALL else None)
             for name, row in made.by.items()
         },
-        duration=hostsetup.human_seconds(made.exempt_seconds),
+        duration=amounts.span(made.exempt_seconds),
         others=optout.OTHERS,
         most=GRANTS,
         soon=optout.EXPIRING_DAYS,
@@ -210,7 +210,7 @@ def _lines(made: optout.Report) -> Iterator[str]:
     total = made.total
     yield "%d of %d sessions were exempt from recording: %s, %s in all" % (
         total.exempt, total.sessions, _percent(total.rate),
-        hostsetup.human_seconds(made.exempt_seconds),
+        amounts.span(made.exempt_seconds),
     )  # fmt: skip
     yield "hosts: %s" % (", ".join(map(word, made.hosts)) or "-")
     yield "outcomes: %s" % (

@@ -33,7 +33,7 @@ AnyPath = Union[str, "os.PathLike[str]"]
 
 MAX_FILE = 16 << 20  # bytes of one configuration or policy file: some 50,000 rules
 
-# The PAM service whose logins are only rehearsed, by hostsetup and for root alone. No setting takes
+# The PAM service whose logins are only rehearsed, by checkup and for root alone. No setting takes
 # it away: a rehearsal that left entries would be a login that nobody made.
 REHEARSAL_SERVICE = "recuse"
 FALLBACKS = ("record-locally", "refuse", "allow-with-stub")

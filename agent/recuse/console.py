@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, Iterator, Mapping, NoReturn, Optional, Protocol, Sequence
 
-from recuse import catalog, config, hostsetup, records
+from recuse import amounts, catalog, checkup, config, records
 from recuse.cast import printable
 from recuse.control import TIMEOUT_SECONDS, ask
 from recuse.errors import NotFound, RecuseError
@@ -81,7 +81,7 @@ def lasted(row: Mapping[str, Any]) -> str:
         ended = records.parse_time(row.get("ended") or "")
     except RecuseError:
         return "-"
-    return hostsetup.human_seconds(max(0, ended - begun) / 10**9)
+    return amounts.span(max(0, ended - begun) / 10**9)
 
 
 def word(value: Any) -> str:
@@ -190,9 +190,9 @@ class Call:
     def catalog(self, view: Optional[records.View] = None) -> catalog.Catalog:
         return catalog.open_catalog(self.paths, getattr(self.args, "dir", None), view)
 
-    def machine(self) -> hostsetup.Machine:
+    def machine(self) -> checkup.Machine:
         socket = str(self.paths.control_socket)
-        return hostsetup.Machine(root=str(self.paths.root), ask=lambda r: ask(r, socket))
+        return checkup.Machine(root=str(self.paths.root), ask=lambda r: ask(r, socket))
 
 
 def policy_files(call: Call) -> list[tuple[str, bytes]]:

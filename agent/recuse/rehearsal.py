@@ -1,6 +1,6 @@
 """A login that nobody makes: PAM, our module and the agent, driven as sshd drives them.
 
-Run as a program by hostsetup: modules of PAM belong in no process that has other work. Prints one
+Run as a program by checkup: modules of PAM belong in no process that has other work. Prints one
 line of JSON, and is ended by an alarm if PAM does not come back. Imports nothing of recuse, so that
 it runs from wherever the package is.
 """

@@ -11,6 +11,7 @@ from typing import Callable, Dict, List, Optional, Union
 NSSWITCH = "/etc/nsswitch.conf"
 MODULE = "pam_recuse.so"
 DISABLED = "/etc/recuse/disabled"
+SHELL = "/usr/lib/recuse/recuse-shell"
 # What every login's stack includes: of Debian, of others.
 SHARED_STACKS = ("common-session", "common-session-noninteractive", "system-auth", "password-auth")
 PASSWD_LINE = re.compile(rb"^([ \t]*passwd[ \t]*:[ \t]*)([^\n]*)", re.MULTILINE)

@@ -21,7 +21,7 @@ from receivers import Hook, MailServer
 from standardwebhooks import Webhook
 
 from recuse import checkpoint as tlog
-from recuse import cli, control, hostsetup
+from recuse import checkup, cli, control
 from recuse.errors import RecuseError
 from recuse.journal import Journal
 from recuse.notify import Service, State
@@ -692,14 +692,14 @@ def test_root_asks_how_channels_are_and_sends_a_test(host: Notified, tmp_path: P
 def test_commands_and_doctor_say_how_channels_are(
     host: Notified, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    machine = hostsetup.Machine(root=str(host.paths.root))
+    machine = checkup.Machine(root=str(host.paths.root))
 
     async def recuse(*argv: str) -> "tuple[int, str, str]":
         code = await in_thread(lambda: cli.main(["--root", str(host.paths.root), *argv]))
         return (code, *capsys.readouterr())
 
     async def doctor() -> "list[tuple[str, str]]":
-        checks = await in_thread(lambda: hostsetup._check_notices(machine))
+        checks = await in_thread(lambda: checkup._check_notices(machine))
         return [(check.state, check.words) for check in checks]
 
     async def story(hook: Hook) -> None:

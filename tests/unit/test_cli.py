@@ -21,7 +21,7 @@ from typing import Any, Callable, Iterator, Optional
 
 import pytest
 
-from recuse import cast, catalog, cli, hostsetup, keys, player, records
+from recuse import cast, catalog, checkup, cli, hostsetup, keys, player, records
 from recuse.cast import Encoder
 from recuse.cli import main
 from recuse.console import parse_moment
@@ -1109,7 +1109,7 @@ def test_usage_errors_have_no_usage_dump(recuse: Any) -> None:
 
 
 def test_unexpected_errors_are_one_line(recuse: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hostsetup, "doctor", lambda m: 1 / 0)
+    monkeypatch.setattr(checkup, "look", lambda m: 1 / 0)
     ran = recuse("doctor")
     assert ran.code == 1
     assert ran.err == (

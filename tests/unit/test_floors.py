@@ -51,6 +51,7 @@ FLOORS: Dict[int, Set[str]] = {
         "whatif",
         "strictjson",
         "unprintable",
+        "amounts",
     },
     1: {
         "config",
@@ -63,6 +64,7 @@ FLOORS: Dict[int, Set[str]] = {
         "store",
         "archive",
         "catalog",
+        "checkup",
         "control",
         "host",
         "journal",

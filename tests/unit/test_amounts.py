@@ -1,0 +1,23 @@
+"""Sizes and times as people are shown them: where one unit ends and the next begins."""
+
+from __future__ import annotations
+
+import pytest
+
+from recuse import amounts
+
+
+@pytest.mark.parametrize(
+    "count, words",
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (5 << 40, "5.0 TiB")],
+)
+def test_size(count: int, words: str) -> None:
+    assert amounts.size(count) == words
+
+
+@pytest.mark.parametrize(
+    "seconds, words",
+    [(-3, "0 s"), (59.9, "59 s"), (60, "1 min"), (3660, "1 h 1 min"), (172_800, "2 days")],
+)
+def test_span(seconds: float, words: str) -> None:
+    assert amounts.span(seconds) == words
