@@ -74,12 +74,12 @@ class Agent:
     def __init__(
         self,
         paths: Paths,
-        config: Config,
-        policy: Policy,
         kernel: Kernel,
         journal: Journal,
         notifier: Notifier,
         book: Book,
+        spool: Spool,
+        upkeep: Upkeep,
         recuse_uid: int,
     ) -> None:
         self.paths = paths
@@ -96,9 +96,9 @@ class Agent:
         self._held = Batcher(in_thread(kernel.holders), LOOK_EVERY_SECONDS)
         self._left = Batcher(in_thread(kernel.survivors), LOOK_EVERY_SECONDS)
         self.set_back = asyncio.Event()  # central storage has another ledger of this name
-        self.spool = Spool(str(paths.spool))
-        self.upkeep = Upkeep(paths, config, policy, kernel, journal, notifier, book, self.spool)
-        self.sealer = Sealer(self.spool, book, kernel, journal, lambda: self.config.spool)
+        self.spool = spool
+        self.upkeep = upkeep
+        self.sealer = Sealer(spool, book, kernel, journal, lambda: self.config.spool)
         self.sealer.on_tick.append(self.upkeep.look_at_space)
         self.door = Door(kernel, journal, recuse_uid, self._serve, self._relay_hung_up)
         self.accounts = Accounts(kernel, journal)

@@ -47,7 +47,6 @@ from .live import Live, LiveLogin, LiveSession
 from .orphan import adopt_orphans, set_aside, take_file
 from .policy import Verdict
 from .policyfile import (
-    boot_approval,
     boot_policy,
     check_names,
     load_approval,
@@ -56,7 +55,8 @@ from .policyfile import (
     say_faults,
 )
 from .receipts import Receipts, read_attested
-from .upkeep import Notifier
+from .spool import Spool
+from .upkeep import Notifier, Upkeep
 
 STRAGGLER_SECONDS = 8.0
 """Whom the agent before us did not answer records by then: it looks up its shell first."""
@@ -569,9 +569,11 @@ async def make_agent(
     book = None
     try:
         book = _open_book(opened.ledger, config, kernel, journal)
-        agent = Agent(paths, config, policy, kernel, journal, notifier, book, recuse_uid)
-        agent.upkeep.config_path = config_path
-        agent.upkeep.approval = boot_approval(paths, policy, journal)
+        spool = Spool(str(paths.spool))
+        upkeep = Upkeep(
+            paths, config_path, config, policy, kernel, journal, notifier, book, spool
+        )
+        agent = Agent(paths, kernel, journal, notifier, book, spool, upkeep, recuse_uid)
         await _begin(agent, opened)
         return agent
     except BaseException:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from . import records, wiring
-from .approvaltoml import parse_approval
 from .book import Book, NotEntered
 from .config import Config, Paths, load
 from .errors import ConfigError, PolicyError
@@ -24,6 +23,7 @@ from .journal import Journal
 from .notices import Notices
 from .policy import Policy
 from .policyfile import (
+    boot_approval,
     check_names,
     keep_policy,
     load_approval,
@@ -97,6 +97,7 @@ class Upkeep:
     def __init__(
         self,
         paths: Paths,
+        config_path: Path,
         config: Config,
         policy: Policy,
         kernel: Kernel,
@@ -106,10 +107,10 @@ class Upkeep:
         spool: Spool,
     ) -> None:
         self.paths = paths
-        self.config_path: Path = paths.config
+        self._config_path = config_path
         self.config = config
         self.policy = policy
-        self.approval = parse_approval([], policy)  # until one is read
+        self.approval = boot_approval(paths, policy, journal)
         self.disabled = False
         self._wiring: Optional[Wiring] = None  # as last entered
         self._looking = asyncio.Lock()
@@ -153,7 +154,7 @@ class Upkeep:
             self._notifier.notify(f"RELOADING=1\nMONOTONIC_USEC={mono_us}")
             self.faults.clear()
             try:
-                self.config = load(self.config_path)
+                self.config = load(self._config_path)
             except ConfigError as error:
                 self.faults["config"] = say_faults(error)
                 self._journal.write(
