@@ -46,7 +46,7 @@ from .checkpoint import (
 )
 from .errors import CryptoError, LedgerError, RecuseError
 from .grantaudit import GrantAudit
-from .records import OUTCOMES, Entry, LoginRow, SessionRow, View, format_time, parse
+from .records import OUTCOMES, Entry, Row, SessionRow, View, format_time, parse
 from .sshsig import AllowedSigners, RevokedKeys
 
 OVERDUE_PERIODS = 2.5
@@ -544,8 +544,8 @@ class _Audit:
             return
         # Numbers of another ledger: of what began there, only that it did matters here.
         self.view.starts.clear()
-        rows: List[Union[SessionRow, LoginRow]] = [*self.view.sessions.values()]
-        for row in [*rows, *self.view.logins.values()]:
+        rows: List[Row] = [*self.view.sessions.values(), *self.view.logins.values()]
+        for row in rows:
             row.seq = -1
 
     # Results
@@ -924,7 +924,7 @@ class _Audit:
         message = words if isinstance(words, str) else what
         self.report.findings.append(AuditFault(what, _label(entry), message, entry.index))
 
-    def _is_taken_over(self, row: Union[SessionRow, LoginRow]) -> bool:
+    def _is_taken_over(self, row: Row) -> bool:
         """Say whether it began in an earlier epoch and lives: a new epoch may enter it anew.
 
         On a host that was set back it may live again.

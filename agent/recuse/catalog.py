@@ -7,14 +7,12 @@ import os
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterator, Optional, Sequence, Union
+from typing import Iterator, Optional, Sequence
 
 from recuse import cast, config, records
 from recuse.archive import open_archive
 from recuse.audit import Source
 from recuse.errors import AccessDenied, CryptoError, NotFound, RecuseError
-
-Row = Union[records.SessionRow, records.LoginRow]
 
 _BLOCK_BYTES = 1 << 20
 _FALLBACK_HEADER = b'{"version":2,"width":80,"height":24}\n'
@@ -34,12 +32,12 @@ class Catalog:
         """Return the sessions, and the logins that had none, as they began."""
         return sorted(self.view.rows(), key=lambda row: (row.started or "", row.seq))
 
-    def find(self, prefix: str) -> Row:
+    def find(self, prefix: str) -> records.AnyRow:
         """Return the session or login whose id begins so.
 
         Raises: NotFound, also if there are several.
         """
-        rows: dict[str, Row] = {}
+        rows: dict[str, records.AnyRow] = {}
         rows.update(self.view.logins)
         rows.update(self.view.sessions)
         if prefix in rows:

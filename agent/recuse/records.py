@@ -1089,11 +1089,9 @@ class SegmentRow:
 
 
 @dataclass
-class SessionRow:
-    """What the entries so far say about one session; outcome None while it lives."""
+class Row:
+    """What the entries so far say about one login or session."""
 
-    session: str
-    login: Optional[str]
     seq: int
     user: Optional[str] = None
     uid: Optional[int] = None
@@ -1104,10 +1102,6 @@ class SessionRow:
     host: Optional[str] = None
     origin: Optional[str] = None
     tty: Optional[str] = None
-    command: Optional[str] = None
-    command_cut: bool = False
-    command_sha256: Optional[str] = None
-    shell: Optional[str] = None
     outer: Optional[str] = None
     started: Optional[str] = None
     ended: Optional[str] = None
@@ -1121,6 +1115,24 @@ class SessionRow:
     grant: Optional[str] = None
     level: Optional[str] = None
     reason_code: Optional[str] = None
+    closed_seq: Optional[int] = None
+    boot_id: Optional[str] = None
+
+    def to_json(self) -> Json:
+        """Give plain values under the names that the command line documents."""
+        return dataclasses.asdict(self)
+
+
+@dataclass
+class SessionRow(Row):
+    """A session; its outcome is None while it lives."""
+
+    session: str = ""
+    login: Optional[str] = None
+    command: Optional[str] = None
+    command_cut: bool = False
+    command_sha256: Optional[str] = None
+    shell: Optional[str] = None
     exit_status: Optional[int] = None
     bytes: int = 0
     digest: Optional[str] = None
@@ -1132,8 +1144,6 @@ class SessionRow:
     answers: Json = field(default_factory=dict)
     paused_seq: Optional[int] = None
     """Number of the entry of the pause that it is in."""
-    closed_seq: Optional[int] = None
-    boot_id: Optional[str] = None
     segments: List[SegmentRow] = field(default_factory=list)
     gaps: List[Json] = field(default_factory=list)
     flags: List[str] = field(default_factory=list)
@@ -1148,48 +1158,23 @@ class SessionRow:
         return self.outcome is None
 
     def to_json(self) -> Json:
-        """Give plain values under the names that the command line documents."""
-        return dataclasses.asdict(self)
+        return {"session": self.session, "login": self.login, **super().to_json()}
 
 
 @dataclass
-class LoginRow:
-    """What the entries so far say about one login."""
+class LoginRow(Row):
+    """A login; its outcome is None where its sessions carry theirs."""
 
-    login: str
-    seq: int
-    user: Optional[str] = None
-    uid: Optional[int] = None
-    auid: Optional[int] = None
-    service: Optional[str] = None
-    source: Optional[str] = None
-    source_claimed: Optional[str] = None
-    host: Optional[str] = None
-    origin: Optional[str] = None
-    tty: Optional[str] = None
+    login: str = ""
     ruser: Optional[str] = None
-    outer: Optional[str] = None
-    started: Optional[str] = None
-    ended: Optional[str] = None
-    verdict: Optional[str] = None
-    outcome: Optional[str] = None
-    rule: Optional[str] = None
-    reason: Optional[str] = None
-    owner: Optional[str] = None
-    expires: Optional[str] = None
-    policy: Optional[str] = None
-    grant: Optional[str] = None
-    level: Optional[str] = None
-    reason_code: Optional[str] = None
     gap: Optional[str] = None
-    closed_seq: Optional[int] = None
-    boot_id: Optional[str] = None
     sessions: List[str] = field(default_factory=list)
 
     def to_json(self) -> Json:
-        """Give plain values."""
-        return dataclasses.asdict(self)
+        return {"login": self.login, **super().to_json()}
 
+
+AnyRow = Union[SessionRow, LoginRow]
 
 _SHARED_TEXT = (
     "user",
@@ -1213,7 +1198,7 @@ _SHARED_TEXT = (
 _SESSION_KINDS: FrozenSet[str] = frozenset({"open", "exempt", "refused", "close"})
 
 
-def _update(row: Union[SessionRow, LoginRow], entry: Entry) -> None:
+def _update(row: Row, entry: Entry) -> None:
     """Take over what the entry states; what it leaves out stays as it was."""
     for key in _SHARED_TEXT:
         value = entry.get(key)
@@ -1232,6 +1217,10 @@ def _update(row: Union[SessionRow, LoginRow], entry: Entry) -> None:
 
 def _strings(value: Any) -> List[str]:
     return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
+
+
+def _objects(value: Any) -> List[Json]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def _float(value: Any) -> float:
@@ -1274,7 +1263,7 @@ class View:
             return
         row = self.logins.get(name)
         if row is None:
-            row = LoginRow(name, entry.index, boot_id=entry.get("boot_id"))
+            row = LoginRow(entry.index, login=name, boot_id=entry.get("boot_id"))
             self.logins[name] = row
         elif entry.kind == "login" and row.origin != entry.origin:
             row.closed_seq = row.outcome = row.ended = row.gap = None  # it lives, in a new epoch
@@ -1290,7 +1279,9 @@ class View:
             return
         row = self.sessions.get(name)
         if row is None:
-            row = SessionRow(name, entry.get("login"), entry.index, boot_id=entry.get("boot_id"))
+            row = SessionRow(
+                entry.index, session=name, login=entry.get("login"), boot_id=entry.get("boot_id")
+            )
             self.sessions[name] = row
             login = self.logins.get(row.login or "")
             if login is not None:
@@ -1322,10 +1313,7 @@ class View:
             row.bytes = entry.number("size") or 0
             row.digest = entry.get("digest")
             row.flags = _strings(ours.get("flags"))
-            gaps = ours.get("gaps")
-            row.gaps = (
-                [gap for gap in gaps if isinstance(gap, dict)] if (isinstance(gaps, list)) else []
-            )
+            row.gaps = _objects(ours.get("gaps"))
 
     def _segment(self, entry: Entry) -> None:
         row = self.sessions.get(entry.get("session") or "")
@@ -1358,29 +1346,15 @@ class View:
         for login in self.logins.values():
             if login.sessions or login.outcome is None:
                 continue
-            shared = {key: getattr(login, key) for key in _SHARED_TEXT}
-            rows.append(
-                SessionRow(
-                    login.login,
-                    login.login,
-                    login.seq,
-                    uid=login.uid,
-                    auid=login.auid,
-                    host=login.host,
-                    origin=login.origin,
-                    outcome=login.outcome,
-                    boot_id=login.boot_id,
-                    closed_seq=login.closed_seq,
-                    gaps=[{"cause": login.gap}] if login.gap else [],
-                    **shared,
-                )
-            )
+            shared = {one.name: getattr(login, one.name) for one in dataclasses.fields(Row)}
+            gaps = [{"cause": login.gap}] if login.gap else []
+            rows.append(SessionRow(**shared, session=login.login, login=login.login, gaps=gaps))
         return sorted(rows, key=lambda row: row.seq)
 
-    def abandoned(self) -> List[Union[SessionRow, LoginRow]]:
+    def abandoned(self) -> List[AnyRow]:
         """List what never ended although the host has booted again since: lost, most likely."""
-        found: List[Union[SessionRow, LoginRow]] = []
-        rows: List[Union[SessionRow, LoginRow]] = [*self.sessions.values(), *self.logins.values()]
+        found: List[AnyRow] = []
+        rows: List[AnyRow] = [*self.sessions.values(), *self.logins.values()]
         for row in rows:
             ended = row.closed_seq is not None
             if not ended and any(

@@ -454,7 +454,7 @@ class Host:
         timeout_seconds: float = 20,
         **fields: str,
     ) -> list[dict[str, str]]:
-        """Wait until the journal holds `count` entries with these fields; return them.
+        """Wait until the journal holds `count` entries with these fields; return the first so many.
 
         Raises: HostError if it does not in time, with the end of the journal.
         """
