@@ -464,6 +464,10 @@ def _login_ours(login: Login) -> Json:
     }
 
 
+def _login_more(login: Login) -> Json:
+    return {"tty": login.tty, "started": format_time(login.started_ns)}
+
+
 def _session_ours(session: Session) -> Json:
     return {
         **_login_ours(session.login),
@@ -668,8 +672,7 @@ def login_entry(host: Host, index: int, time_ns: int, login: Login, decision: De
         host, index, time_ns, "login", AUTHENTICATION, activity, _INFORMATIONAL,
         {
             **_login_ours(login),
-            "tty": login.tty,
-            "started": format_time(login.started_ns),
+            **_login_more(login),
             **_decision_ours(decision),
         },
         {**_login_fields(login), **more, **_decision_fields(decision)},
@@ -695,8 +698,7 @@ def logout_entry(
         host, index, time_ns, "logout", AUTHENTICATION, _LOGOFF, _INFORMATIONAL,
         {
             **_login_ours(login),
-            "tty": login.tty,
-            "started": format_time(login.started_ns),
+            **_login_more(login),
             "ended": format_time(time_ns),
             "outcome": outcome,
             "sessions": sessions,
@@ -721,15 +723,8 @@ def open_entry(
     grant_use: Optional[Mapping[str, Any]] = None,
 ) -> bytes:
     """Say that a session starts that is recorded; `grant_use` as in exempt_entry()."""
-    return _event(
-        host, index, time_ns, "open", EVENT_LOG, _START, _INFORMATIONAL,
-        {
-            **_session_ours(session), **_session_more(session), **_decision_ours(decision),
-            "grant_use": grant_use,
-        },
-        {**_session_fields(session), **_decision_fields(decision)},
-        correlation=session.id, profiles=_CONTROLLED,
-    )  # fmt: skip
+    kind = ("open", _START, _INFORMATIONAL)
+    return _begin(host, index, time_ns, kind, session, decision, grant_use)
 
 
 def exempt_entry(
@@ -745,8 +740,22 @@ def exempt_entry(
 
     `grant_use` says which use of the grant this is, and which entries it rests on.
     """
+    kind = ("exempt", _DISABLE, _MEDIUM)
+    return _begin(host, index, time_ns, kind, session, decision, grant_use)
+
+
+def _begin(
+    host: Host,
+    index: int,
+    time_ns: int,
+    kind: Tuple[str, int, int],
+    session: Session,
+    decision: Decision,
+    grant_use: Optional[Mapping[str, Any]],
+) -> bytes:
+    name, activity, severity = kind
     return _event(
-        host, index, time_ns, "exempt", EVENT_LOG, _DISABLE, _MEDIUM,
+        host, index, time_ns, name, EVENT_LOG, activity, severity,
         {
             **_session_ours(session), **_session_more(session), **_decision_ours(decision),
             "grant_use": grant_use,
@@ -772,11 +781,7 @@ def refused_entry(
         fields["session"] = fields["actor"]["session"]
     else:
         login = refused
-        ours = {
-            **_login_ours(login),
-            "tty": login.tty,
-            "started": format_time(login.started_ns),
-        }
+        ours = {**_login_ours(login), **_login_more(login)}
         fields = _login_fields(login)
     activity, more = _login_activity(login)
     return _event(
