@@ -39,7 +39,7 @@ from .pausing import Pauses
 from .policy import UNKNOWN_SOURCE, Decision, Facts, Policy, decide, questions
 from .quota import Quotas
 from .sealing import Sealed, Sealer
-from .spool import Spool
+from .spool import Recording, Spool
 from .upkeep import Notifier, Upkeep
 from .wire import Verdict
 from .wiring import SHELL
@@ -291,12 +291,7 @@ class Agent:
             outer_label=None if outer is None else outer.label,
             covered=self._is_seen(peer, place),
         )
-        self.live.save(live)
-        try:
-            live.seq = await self.book.enter(records.login_entry, login, decision)
-        except BaseException:
-            self.live.remove(live)
-            raise
+        await self._enter_live(live, records.login_entry, login, decision)
         live.pidfd, connection.pidfd = connection.pidfd, -1
         self.door.answer(connection, wire.Answer(Verdict.ALLOW))
         self.follow_login(live)
@@ -422,43 +417,20 @@ class Agent:
         place = self.place(peer)
         owner = await self.login_of(peer, identity.ruid, identity, place)
         has_tty = bool(request.flags & wire.SESSION_HAS_TTY)
-        command = (
-            records.text(request.command) if request.flags & wire.SESSION_HAS_COMMAND else None
-        )
-        cut = bool(request.flags & wire.SESSION_COMMAND_CUT)
         account, groups = await self.accounts.find_again(identity.ruid, owner.login.user)
-        shell = _real_shell(account)
-        tags = tuple(t for t in records.text(request.tags).split(",") if t)
         facts = self._facts(
-            owner.login, account, groups, tty=has_tty, command=command, command_cut=cut,
+            owner.login, account, groups, tty=has_tty, command=_command(request),
+            command_cut=bool(request.flags & wire.SESSION_COMMAND_CUT),
             login_shell=bool(request.flags & wire.SESSION_LOGIN_SHELL),
-            claimed_tags=frozenset(tags),
+            claimed_tags=frozenset(_tags(request)),
             outer=None if place.outer is None else place.outer.verdict,
         )  # fmt: skip
         decision = await self._decide(facts, began_ns)
         on_record = self._recording_on(peer, place.tty, fds) is not None
         if decision.verdict == "record" and not on_record:
             decision = self._look_for_grant(decision, identity)
-        label = self._how(decision, request, command, cut, on_record)
-        kind = "shell" if command is None else "command"
-        session = records.Session(
-            id=records.new_id("s", os.urandom(10)),
-            login=owner.login,
-            kind=label if label in ("nested", "transfer") else kind,
-            tty=self.kernel.tty_name(place.tty) if has_tty and place.tty else None,
-            command=command,
-            command_cut=cut,
-            shell=shell,
-            pid=peer.pid,
-            started_ns=self.kernel.now_ns(),
-            mono_ns=self.kernel.mono_ns(),
-            term=records.text(request.term),
-            lang=records.text(request.lang),
-            rows=request.rows,
-            cols=request.cols,
-            claimed_tags=tags,
-            notes=self._notes(label, account),
-        )
+        label = self._how(decision, on_record)
+        session = self._session(request, owner.login, peer, place, label, account)
         if not decision.keeps_command:
             session = records.without_command_line(session, request.command)
         live = LiveSession(
@@ -571,12 +543,7 @@ class Agent:
         live = LiveLogin(
             login, records.Grounds.of(decision), "record", pid, start, self.boot_id, implied=True
         )
-        self.live.save(live)
-        try:
-            live.seq = await self.book.enter(records.login_entry, login, decision)
-        except BaseException:
-            self.live.remove(live)
-            raise
+        await self._enter_live(live, records.login_entry, login, decision)
         self.follow_login(live)
         return live
 
@@ -598,26 +565,58 @@ class Agent:
             level="output",
         )
 
-    def _how(
-        self, decision: Decision, request: wire.SessionRequest, command: Optional[str], cut: bool,
-        on_record: bool,
-    ) -> str:  # fmt: skip
+    def _session(
+        self,
+        request: wire.SessionRequest,
+        login: records.Login,
+        peer: Peer,
+        place: Place,
+        label: str,
+        account: Optional[Account],
+    ) -> records.Session:
+        """Write down what a session is that begins now."""
+        command = _command(request)
+        kind = "shell" if command is None else "command"
+        has_tty = request.flags & wire.SESSION_HAS_TTY and place.tty
+        return records.Session(
+            id=records.new_id("s", os.urandom(10)),
+            login=login,
+            kind=label if label in ("nested", "transfer") else kind,
+            tty=self.kernel.tty_name(place.tty) if has_tty else None,
+            command=command,
+            command_cut=bool(request.flags & wire.SESSION_COMMAND_CUT),
+            shell=_real_shell(account),
+            pid=peer.pid,
+            started_ns=self.kernel.now_ns(),
+            mono_ns=self.kernel.mono_ns(),
+            term=records.text(request.term),
+            lang=records.text(request.lang),
+            rows=request.rows,
+            cols=request.cols,
+            claimed_tags=_tags(request),
+            notes=self._notes(label, account),
+        )
+
+    def _how(self, decision: Decision, on_record: bool) -> str:
         """Say how a session is run: record, exempt, nested, transfer, stub or refuse."""
-        has_tty = bool(request.flags & wire.SESSION_HAS_TTY)
+        facts, transfers = decision.facts, self.config.session.transfer
         if decision.verdict == "refuse":
             return "refuse"
         if on_record:
             return "nested"
         if decision.verdict == "exempt":
             return "exempt"
-        if not has_tty and not cut and command in self.config.session.transfer:
+        if not facts.tty and not facts.command_cut and facts.command in transfers:
             return "transfer"
         if self.upkeep.look_at_space():
-            may_pass = decision.facts.groups is not None and bool(
-                set(decision.facts.groups) & set(self.config.session.recovery_groups)
-            )
-            return "stub" if may_pass or self.config.session.on_spool_full == "stub" else "refuse"
+            return "stub" if self._may_pass(facts) else "refuse"
         return "record"
+
+    def _may_pass(self, facts: Facts) -> bool:
+        """Say whether somebody gets in although they cannot be recorded."""
+        session = self.config.session
+        is_member = bool(set(facts.groups or ()) & set(session.recovery_groups))
+        return is_member or session.on_spool_full == "stub"
 
     def _notes(self, label: str, account: Optional[Account]) -> Tuple[str, ...]:
         if label == "stub":
@@ -655,11 +654,8 @@ class Agent:
 
         `fault` is why a stub is one.
         """
-        exempt = live.label == "exempt"
         told = self._notice(live, decision)
-        await self._enter_start(
-            live, records.exempt_entry if exempt else records.open_entry, decision
-        )
+        await self._enter_start(live, decision)
         self._take_pidfd(connection, live)
         session = live.session
         runs = session.command if live.label == "transfer" else session.shell
@@ -690,18 +686,8 @@ class Agent:
         place: Place,
         identity: Identity,
     ) -> None:
-        session = live.session
         try:
-            if fds:
-                live.inner_tty = self.kernel.pty_slave(fds[1])
-                live.inner_dev = self.kernel.pty_instance(fds[1])
-                live.taken = self.kernel.terminal_as_is(fds[0])
-                if self.kernel.leads_session(live.pid):
-                    # The line goes down with it. What is left of the session, given it back,
-                    # could open it before sshd closes it, and print there unrecorded.
-                    live.taken = (live.taken[0], 0, 0, 0o600)
-            header = cast_header(session, self.book.host.origin)
-            live.recording, relay_fd = self.spool.create(session.id, header)
+            live.recording, relay_fd = self._make_recording(live, fds)
         except (OSError, SpoolError) as error:
             if live.withheld:  # it would not be recorded anyhow
                 live.withheld = False
@@ -712,42 +698,15 @@ class Agent:
             await self._start_unrecorded(connection, live, decision, str(error))
             return
         told = self._notice(live, decision)
-        session = live.session
         try:
-            start = records.exempt_entry if live.withheld else records.open_entry
-            await self._enter_start(live, start, decision)
+            await self._enter_start(live, decision)
             if fds:
                 self._take_terminal(live, fds[0], place, identity)
             self._take_pidfd(connection, live)
             connection.relay = live
-            flags = wire.ANSWER_INPUT if decision.level == "full" else 0
-            if live.withheld:
-                flags |= wire.ANSWER_WITHHOLD
-            if self.config.session.on_spool_full == "terminate":
-                flags |= wire.ANSWER_END_ON_FAULT
-            # To a socket, one can write as well: that is seen in the recording around it, or not.
-            around = place.outer is not None and place.outer.label == "record"
-            if not fds and self.kernel.shares_input(place.lineage, sockets=around):
-                flags |= wire.ANSWER_SHARED_INPUT
-            limits = self.quotas.begin(live)
-            self.door.answer(
-                connection,
-                wire.Answer(
-                    Verdict.RECORD,
-                    flags=flags,
-                    start_ns=session.mono_ns,
-                    capture_bytes=self.config.session.capture_bytes,
-                    rate=limits.rate,
-                    burst=limits.burst,
-                    size_limit=limits.size_limit,
-                    action=limits.action,
-                    session=session.id.encode(),
-                    label=live.label.encode(),
-                    shell=os.fsencode(session.shell),
-                    notice=told,
-                ),
-                relay_fd,
-            )
+            shares = not fds and self._shares_input(place)
+            answer = self._record_answer(live, decision, told, shares)
+            self.door.answer(connection, answer, relay_fd)
         except BaseException:
             self.quotas.close(live, 0)
             with contextlib.suppress(SpoolError):
@@ -758,18 +717,64 @@ class Agent:
         self.follow_session(live)
         self.notifier.keep(f"c-{live.id}", connection.sock.fileno())
         kind = "exempt" if live.withheld else "recorded"
-        self._tell(kind, session.login, session, decision, seq=live.seq)
+        self._tell(kind, live.session.login, live.session, decision, seq=live.seq)
         if live.terminal is not None:
             self.spawn(self._look_for_holders(live, identity.ruid, place.pids))
+
+    def _make_recording(self, live: LiveSession, fds: Sequence[int]) -> Tuple[Recording, int]:
+        """Make the recording of a session, and a descriptor for its relay to write to.
+
+        Raises: OSError, SpoolError
+        """
+        if fds:
+            live.inner_tty = self.kernel.pty_slave(fds[1])
+            live.inner_dev = self.kernel.pty_instance(fds[1])
+            live.taken = self.kernel.terminal_as_is(fds[0])
+            if self.kernel.leads_session(live.pid):
+                # The line goes down with it. What is left of the session, given it back,
+                # could open it before sshd closes it, and print there unrecorded.
+                live.taken = (live.taken[0], 0, 0, 0o600)
+        return self.spool.create(live.id, cast_header(live.session, self.book.host.origin))
+
+    def _shares_input(self, place: Place) -> bool:
+        """Say whether others read on from the input of a session that has no terminal.
+
+        To a socket, one can write as well: that is seen in the recording around it, or not.
+        """
+        around = place.outer is not None and place.outer.label == "record"
+        return self.kernel.shares_input(place.lineage, sockets=around)
+
+    def _record_answer(
+        self, live: LiveSession, decision: Decision, told: bytes, shares_input: bool
+    ) -> wire.Answer:
+        flags = wire.ANSWER_INPUT if decision.level == "full" else 0
+        if live.withheld:
+            flags |= wire.ANSWER_WITHHOLD
+        if self.config.session.on_spool_full == "terminate":
+            flags |= wire.ANSWER_END_ON_FAULT
+        if shares_input:
+            flags |= wire.ANSWER_SHARED_INPUT
+        limits = self.quotas.begin(live)
+        return wire.Answer(
+            Verdict.RECORD,
+            flags=flags,
+            start_ns=live.session.mono_ns,
+            capture_bytes=self.config.session.capture_bytes,
+            rate=limits.rate,
+            burst=limits.burst,
+            size_limit=limits.size_limit,
+            action=limits.action,
+            session=live.id.encode(),
+            label=live.label.encode(),
+            shell=os.fsencode(live.session.shell),
+            notice=told,
+        )
 
     async def _start_unrecorded(
         self, connection: Connection, live: LiveSession, decision: Decision, fault: str
     ) -> None:
         """Do what is configured for a recording that cannot be written."""
-        groups = decision.facts.groups or ()
-        if self.config.session.on_spool_full != "stub" and not (
-            set(groups) & set(self.config.session.recovery_groups)
-        ):
+        if not self._may_pass(decision.facts):
             told = b"recuse: refused: the session cannot be recorded; tell the administrator\n"
             self.journal.write("spool-failed", fault=fault, session=live.id)
             await self._refuse_session(connection, live.session, decision, told)
@@ -779,12 +784,12 @@ class Agent:
         self.journal.write("spool-failed", fault=fault, session=live.id)
         await self._start_plain(connection, live, decision, fault)
 
-    async def _enter_start(self, live: LiveSession, build: Any, decision: Decision) -> None:
-        """Enter the start of a session, its state on disk first so that no end is missed.
+    async def _enter_start(self, live: LiveSession, decision: Decision) -> None:
+        """Enter the start of a session.
 
         Raises: GrantError if the grant that it rests on is none any more
         """
-        self.live.save(live)
+        build: Any = records.exempt_entry if live.label == "exempt" else records.open_entry
         use = Taken(decision.grant, live.grant_use) if decision.grant is not None else None
 
         def with_use(*arguments: Any) -> bytes:
@@ -793,15 +798,19 @@ class Agent:
             entry: bytes = build(*arguments, grant_use=self.desk.use_entry(use))
             return entry
 
+        start = build if use is None else with_use
+        await self._enter_live(live, start, live.session, decision)
+        if use is not None:
+            self.desk.started(live, use)
+
+    async def _enter_live(self, live: Live, build: Any, *arguments: Any) -> None:
+        """Enter a start, the state of what starts on disk first so that no end is missed."""
+        self.live.save(live)
         try:
-            live.seq = await self.book.enter(
-                build if use is None else with_use, live.session, decision
-            )
+            live.seq = await self.book.enter(build, *arguments)
         except BaseException:
             self.live.remove(live)
             raise
-        if use is not None:
-            self.desk.started(live, use)
 
     async def stop_session(self, live: LiveSession, why: str) -> None:
         """End a session that is no longer exempt: nothing of ours is in it that could record it.
@@ -1146,6 +1155,14 @@ class Agent:
 def relays(decision: Decision) -> bool:
     """Say whether a relay stays in an exempt session, to count or to be told to record."""
     return decision.supervised or decision.level == "commands"
+
+
+def _command(request: wire.SessionRequest) -> Optional[str]:
+    return records.text(request.command) if request.flags & wire.SESSION_HAS_COMMAND else None
+
+
+def _tags(request: wire.SessionRequest) -> Tuple[str, ...]:
+    return tuple(one for one in records.text(request.tags).split(",") if one)
 
 
 def _real_shell(account: Optional[Account]) -> str:
