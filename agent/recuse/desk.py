@@ -25,7 +25,7 @@ from typing import (
     Union,
 )
 
-from . import fields, grantrecords, mail, records
+from . import fields, files, grantrecords, mail, records
 from .approval import (
     MAX_AHEAD,
     MAX_PENDING,
@@ -155,11 +155,9 @@ class Desk:
         floor = self.state.floor(self._kernel.now())
         if floor is None:
             floor = self._book.size
-        path = self._agent.paths.state / "grants-from"
-        temporary = path.with_name(".grants-from.new")
+        told = f"{self._book.host.origin} {floor}".encode()
         with contextlib.suppress(OSError):
-            temporary.write_text(f"{self._book.host.origin} {floor}")
-            os.rename(temporary, path)
+            files.replace(self._agent.paths.state / "grants-from", told, durable=False)
 
     def _fold(self, raw: bytes) -> None:
         if grantrecords.matters(raw):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Tuple
 
-from . import keys
+from . import files, keys
 from .checkpoint import Checkpoint, Note, Signer
 from .config import Config, Paths
 from .errors import CryptoError, LedgerError, RecuseError
@@ -189,7 +189,7 @@ def _move_aside(paths: Paths, origin: str) -> None:
         aside = aside.with_name(aside.name + "+")
     try:
         os.rename(paths.ledger, aside)
-        keys.sync_directory(str(paths.state))
+        files.sync_directory(paths.state)
     except OSError as error:
         raise LedgerError(f"ledger {paths.ledger} cannot be moved: {error.strerror}") from error
 
@@ -290,13 +290,9 @@ def _write_epoch(paths: Paths, epoch: int, prefix: str) -> None:
 
 def _write(paths: Paths, name: str, text: str) -> None:
     """Replace a file of the state directory as a whole, durably."""
-    path, temporary = paths.state / name, paths.state / f".{name}.new"
+    path = paths.state / name
     try:
-        with open(temporary, "wb") as file:
-            file.write(text.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-        keys.sync_directory(str(paths.state))
+        files.replace(path, text.encode() + b"\n")
+        files.sync_directory(paths.state)
     except OSError as error:
         raise LedgerError(f"{path} cannot be written: {error.strerror}") from error

@@ -19,6 +19,7 @@ from typing import Callable, Mapping, Sequence
 from recuse import checkup
 from recuse.checkup import Check, Machine, Ran, files_with_module, nss_enabled, pam_enabled
 from recuse.errors import AccessDenied, DoctorFound
+from recuse.files import sync_directory
 from recuse.wiring import MODULE, NSSWITCH, PASSWD_LINE, passwd_services
 
 BACKUP = "/etc/nsswitch.conf.before-recuse"
@@ -81,15 +82,7 @@ def _replace(path: str, data: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
-    _sync_directory(os.path.dirname(path))
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync_directory(os.path.dirname(path))
 
 
 def _snapshot(machine: Machine) -> dict[str, bytes]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -12,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from .checkpoint import TYPE_LOG, Signer, Verifier
 from .errors import CryptoError, NotFound
+from .files import sync_directory
 
 _MAX_KEY_BYTES = 16384
 
@@ -112,24 +112,3 @@ def _publish(path: str | os.PathLike[str], data: bytes, mode: int, replace: bool
         sync_directory(os.path.dirname(target) or ".")
     except OSError as error:
         raise CryptoError(f"key {target}: {error.strerror}") from None
-
-
-def replace_file(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Replace a whole file of one writer, which may be killed at any point. Raises: OSError"""
-    temporary = path.with_name(f".{path.name}.new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    with open(fd, "wb") as file:
-        os.fchmod(fd, mode)
-        file.write(data)
-        file.flush()
-        os.fsync(fd)
-    os.rename(temporary, path)
-
-
-def sync_directory(path: str) -> None:
-    """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -42,7 +42,7 @@ from .checkpoint import (
     unpack_frames,
 )
 from .errors import CryptoError, LedgerError, NotFound
-from .keys import sync_directory
+from .files import sync_directory
 from .records import format_time
 
 _NUMBER = re.compile(r"(?P<number>(?:x\d{3}/)*\d{3})(?P<part>\.part)?", re.ASCII)

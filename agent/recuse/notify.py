@@ -38,7 +38,7 @@ from typing import (
     Tuple,
 )
 
-from recuse import adminnotice, control, keys, notifyconf, stderrlog
+from recuse import adminnotice, control, files, notifyconf, stderrlog
 from recuse import checkpoint as tlog
 from recuse import config as configuration
 from recuse.adminnotice import Desk, Notice
@@ -492,7 +492,7 @@ class Worker:
         self._unsaved = 0
         try:
             data = json.dumps(self.state.to_json()).encode() + b"\n"
-            keys.replace_file(self._path, data, 0o600)
+            files.replace(self._path, data, 0o600)
         except OSError as error:
             _log.error("%s cannot be written, proceeding: %s", self._path, error.strerror)
 

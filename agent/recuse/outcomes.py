@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from datetime import datetime
 from pathlib import Path
 from typing import Dict, Iterator, Mapping, Set, Tuple
 
+from . import files
 from .grantrecords import GrantRow
 from .notices import Notices
 from .records import Login, format_time
@@ -53,13 +53,8 @@ class Outcomes:
 
     def _keep(self, rows: Mapping[str, GrantRow]) -> None:
         self._told = {one for one in self._told if one.partition(" ")[0] in rows}
-        new = self._path.with_name(f".{self._path.name}.new")
         with contextlib.suppress(OSError):  # then it is told once more after a restart
-            with open(new, "w", encoding="utf-8") as file:
-                json.dump(sorted(self._told), file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(new, self._path)
+            files.replace(self._path, json.dumps(sorted(self._told)).encode())
 
 
 def _is_of(row: GrantRow, login: Login) -> bool:

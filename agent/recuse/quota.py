@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Dict, List, Optional
 
-from . import wire
+from . import files, wire
 from .config import SessionConfig
 from .errors import SpoolError
 from .live import LiveSession
@@ -116,10 +115,8 @@ class Quotas:
     def _save(self) -> None:
         self._unsaved = False
         told = {"spent": self._spent, "sizes": self._sizes, "as_of_ns": self._as_of_ns}
-        new = self._path.with_name(f".{self._path.name}.new")
         with contextlib.suppress(OSError):  # then a restart is generous
-            new.write_bytes(json.dumps(told).encode())
-            os.rename(new, self._path)
+            files.replace(self._path, json.dumps(told).encode(), durable=False)
 
     # -- what relays are told --------------------------------------------------------
 

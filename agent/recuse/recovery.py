@@ -31,7 +31,7 @@ from typing import (
     cast,
 )
 
-from . import __version__, pauserecords, records
+from . import __version__, files, pauserecords, records
 from .agent import Agent
 from .book import Book, NotEntered
 from .config import Config, Paths, load
@@ -191,12 +191,8 @@ def keep_floor(agent: Agent, step: int = 0) -> None:
     if floor < agent.floor + step:
         return
     agent.floor = floor
-    temporary = agent.paths.state / ".live-from.new"
-    try:
-        temporary.write_text(str(floor))
-        os.rename(temporary, agent.paths.state / "live-from")
-    except OSError:
-        pass  # the next start reads more than it needs
+    with contextlib.suppress(OSError):  # the next start reads more than it needs
+        files.replace(agent.paths.state / "live-from", str(floor).encode(), durable=False)
 
 
 class Recovery:

@@ -53,7 +53,7 @@ from typing import (
 
 from recuse import checkpoint as tlog
 from recuse import config as configuration
-from recuse import control, httpsig, keys, stderrlog
+from recuse import control, files, httpsig, keys, stderrlog
 from recuse import store as storing
 from recuse.config import Paths
 from recuse.connections import Connections
@@ -582,7 +582,7 @@ class Ship:
             return
         except CryptoError as error:
             raise Unavailable(f"receipt for blob {name}: {error.message}") from error
-        keys.replace_file(self._blob_receipts / name, receipt)
+        files.replace(self._blob_receipts / name, receipt)
         self._checked.add(name)
         self._new_receipts += 1
 
@@ -816,9 +816,9 @@ class Ship:
         if found in (before, _origin_of(self._note())):
             if before is not None and before != found:
                 os.rename(newest, self._earlier_receipt(before))
-            keys.replace_file(newest, receipt)
+            files.replace(newest, receipt)
         else:
-            keys.replace_file(self._earlier_receipt(found or ""), receipt)
+            files.replace(self._earlier_receipt(found or ""), receipt)
         self._new_receipts += 1
 
     def _report_rollback(self, receipt: tlog.Checkpoint, signed: tlog.Checkpoint) -> None:
@@ -853,7 +853,7 @@ class Ship:
         }
         try:
             told = json.dumps(state_json).encode() + b"\n"
-            keys.replace_file(self._paths.ship_state / "state.json", told)
+            files.replace(self._paths.ship_state / "state.json", told)
         except OSError as error:
             _log.error("state.json cannot be written, proceeding: %s", error.strerror)
 
@@ -1051,7 +1051,7 @@ def enroll(url: str, token: str, paths: Paths, ca: Optional[Path] = None) -> Enr
     except (ValueError, KeyError, AttributeError, TypeError, CryptoError) as error:
         raise CollectorError(f"{url} answers no collector's key") from error
     paths.etc.mkdir(mode=0o755, parents=True, exist_ok=True)
-    keys.replace_file(paths.collector_pub, f"{collector.vkey}\n".encode())
+    files.replace(paths.collector_pub, f"{collector.vkey}\n".encode())
     return Enrolled(prefix, collector.vkey, storing.fingerprint(collector.vkey))
 
 

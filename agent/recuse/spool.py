@@ -25,6 +25,7 @@ from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 from .cast import MAX_LINE_BYTES
 from .errors import SpoolError
+from .files import sync_directory
 from .records import Gap
 
 FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h, 64-bit long
@@ -289,7 +290,7 @@ class Spool:
             made.append((name, len(cut.data)))
         if made:
             try:
-                _sync_directory(self.out)
+                sync_directory(self.out)
             except OSError as error:
                 raise SpoolError(f"{self.out}: {error.strerror}") from error
         return made
@@ -603,14 +604,6 @@ def _write_durable(path: str, data: bytes, group: int) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
         os.fsync(fd)
     finally:
         os.close(fd)

@@ -34,6 +34,7 @@ from typing import (
 from recuse import checkpoint as tlog
 from recuse import grantrecords, keys
 from recuse.errors import CollectorError, CryptoError
+from recuse.files import sync_directory
 from recuse.sqlitefile import SqliteFile
 
 MAX_BLOB = 1 << 20
@@ -255,7 +256,7 @@ class DirBlobs:
         """
         path = self._path(digest)
         if self.get(digest) == data:
-            _sync_dir(path.parent)
+            sync_directory(path.parent)
             return False
         _make_dir(path.parent)
         name = f"{digest}.{os.getpid()}.{threading.get_ident()}"
@@ -932,7 +933,7 @@ def _make_dir(path: Path) -> None:
         os.mkdir(path, 0o750)
     except FileExistsError:
         return
-    _sync_dir(path.parent)
+    sync_directory(path.parent)
 
 
 def _write_durable(temporary: Path, path: Path, data: bytes) -> None:
@@ -947,12 +948,4 @@ def _write_durable(temporary: Path, path: Path, data: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
-    _sync_dir(path.parent)
-
-
-def _sync_dir(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync_directory(path.parent)

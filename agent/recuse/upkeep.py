@@ -14,7 +14,7 @@ import socket
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
-from . import records, wiring
+from . import files, records, wiring
 from .book import Book, NotEntered
 from .config import Config, Paths, load
 from .errors import ConfigError, PolicyError
@@ -270,11 +270,9 @@ class Upkeep:
             return Wiring()
 
     def _keep_wiring(self, now: Wiring) -> None:
-        path = self.paths.wiring
-        temporary = path.with_name(f".{path.name}.new")
+        path, told = self.paths.wiring, json.dumps(now.to_json()) + "\n"
         try:
-            temporary.write_text(json.dumps(now.to_json()) + "\n")
-            os.rename(temporary, path)
+            files.replace(path, told.encode(), durable=False)
         except OSError as error:
             self._journal.write(
                 "file-failed", file=str(path), fault=error.strerror or str(error),

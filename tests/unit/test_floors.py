@@ -56,6 +56,7 @@ FLOORS: Dict[int, Set[str]] = {
     1: {
         "config",
         "connections",
+        "files",
         "keys",
         "ledger",
         "mailstore",
