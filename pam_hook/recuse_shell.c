@@ -7,8 +7,8 @@
  * before.
  *
  * This program is set-uid and set-gid `recuse` and started by the user it is
- * to record.  What it is given by him (arguments, environment, descriptors,
- * limits, signals) goes to his shell as it came, and to nothing else.
+ * to record.  What they give it (arguments, environment, descriptors, limits,
+ * signals) goes to their shell as it came, and to nothing else.
  */
 #define _GNU_SOURCE 1
 #include <errno.h>
@@ -468,7 +468,7 @@ use_files_of(uid_t uid, gid_t gid)
 /*
  * Open the inner pty, and the outer terminal anew so that we can set it
  * non-blocking for ourselves alone.  The file system must take us for the
- * user: the new device is to be his, and the old one is.
+ * user: the new device is to be theirs, and the old one is.
  */
 static int
 open_terminal(const struct caller *c, struct recuse_relay *r)
@@ -631,7 +631,7 @@ ask_agent(const struct caller *c, struct recuse_relay *r,
 /* --------------------------------------------------------------- recording */
 
 /* Be somebody whom the user can neither signal nor stop nor trace, and whom
- * nothing that is his, limits and timers, can end without ending the session
+ * nothing of the user's, limits and timers, can end without ending the session
  * as well. */
 static bool
 become_recorder(const struct caller *c)
@@ -657,10 +657,10 @@ become_recorder(const struct caller *c)
     return become(c->our_uid, c->our_gid)
         && prctl(PR_SET_DUMPABLE, 0) == 0
         && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-        && chdir("/") == 0;         /* his home can be unmounted */
+        && chdir("/") == 0;         /* a home can be unmounted */
 }
 
-/* End as the child did, that whoever waits for us sees what he would see. */
+/* End as the child did: whoever waits for us sees what they would see. */
 static int
 end_like(int status)
 {
@@ -689,7 +689,7 @@ record(const struct caller *c, struct recuse_relay *r, struct program *p)
     pid_t child;
 
     p->dies_with_us = !r->terminal;     /* a terminal is hung up instead */
-    use_files_of(c->uid, c->gid);   /* /dev/stderr is to be his to open */
+    use_files_of(c->uid, c->gid);   /* to open /dev/stderr is the user's */
     e = recuse_relay_prepare(r);
     use_files_of(c->our_uid, c->our_gid);
     if (e)
@@ -1080,7 +1080,7 @@ main(int argc, char **argv)
     }
     e = open_terminal(&c, &r);
     /* Somebody may have used up all terminals on purpose: without one of ours
-     * between, the outer one would stay his.  Who comes without a terminal is
+     * between, the outer one would stay theirs.  Who comes without a terminal is
      * let in all the same, and root has other ways. */
     if (c.uid != 0 && (e == -ENOSPC || may_be_users(&c, e)))
         return fail("no terminal is left for this session: ", e);

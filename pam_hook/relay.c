@@ -409,7 +409,7 @@ keep_flow(struct recuse_relay *r, struct recuse_flow *f, bool final)
     if (f->kept < f->filled)
         f->hold_ns = recuse_now_ns()
             + (r->terminal ? HOLD_TERMINAL_NS : HOLD_STREAM_NS);
-    /* A limit on the size of files is set by the user, or in his name: it
+    /* A limit on the size of files is set by the user, or in their name: it
      * must not be a way to be rid of the recording. */
     if (r->cast.fault && (r->end_on_fault || r->cast.fault == -EFBIG))
         r->failed = true;
@@ -593,8 +593,8 @@ wake_child(struct recuse_relay *r)
 /*
  * The child stopped itself (`suspend`).  Do the same if there is a shell that
  * will notice and can wake us: one in our session, which thus is not ours to
- * lead.  Otherwise the user sees what he would see without us, nothing; and so
- * he does if there is nobody who could wake the child again.
+ * lead.  Otherwise the user sees what there would be without us, nothing; and so
+ * they do if there is nobody who could wake the child again.
  */
 static void
 suspend(struct recuse_relay *r)
@@ -863,7 +863,7 @@ is_good_place(const struct recuse_relay *r)
 }
 
 /* Show the user the line of a switch, on the record if there is one: once what
- * he is shown already has been taken by his terminal. */
+ * they are shown already has been taken by their terminal. */
 static void
 show_line(struct recuse_relay *r)
 {
