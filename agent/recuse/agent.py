@@ -289,7 +289,7 @@ class Agent:
             start=peer.start,
             boot_id=self.boot_id,
             outer_label=None if outer is None else outer.label,
-            covered=self._is_seen(peer, place),
+            shown_in=self._seen_in(peer, place),
         )
         await self._enter_live(live, records.login_entry, login, decision)
         live.pidfd, connection.pidfd = connection.pidfd, -1
@@ -297,22 +297,33 @@ class Agent:
         self.follow_login(live)
         self._tell("login", login, None, decision, seq=live.seq)
 
-    def _is_seen(self, peer: Peer, place: Place) -> bool:
-        """Say whether the enclosing recording has what a login's program shows.
+    def _seen_in(self, peer: Peer, place: Place) -> Optional[str]:
+        """Find the enclosing recording, if it has what a login's program shows.
 
         It inherits its streams from the process that told of the login. Those of a recording
         without a terminal are pipes that nothing distinguishes from others.
         """
         outer = place.outer
         if outer is None or not outer.shows(place.tty):
-            return False
+            return None
         if outer.label == "nested":
             outer = self._recording_on(peer, place.tty, ())
             if outer is None:
-                return False
-        if not outer.inner_tty:
-            return True
-        return self.kernel.writes_to(peer.pid, outer.inner_tty, outer.inner_dev)
+                return None
+        if outer.inner_tty and not self.kernel.writes_to(
+            peer.pid, outer.inner_tty, outer.inner_dev
+        ):
+            return None
+        return outer.id
+
+    def pause_within(self, recording: LiveSession) -> None:
+        """Note of what is shown in a recording that it has not all of it any more."""
+        lives: List[Live] = [*self.logins.values(), *self.sessions.values()]
+        for live in lives:
+            if live.shown_in == recording.id:
+                live.shown_in = None
+                with contextlib.suppress(OSError):  # that it was paused is in the ledger
+                    self.live.save(live)
 
     def _known_login(self, peer: Peer, request: wire.Login) -> Optional[wire.Answer]:
         """Answer as before what a stack that names the module twice tells twice."""
@@ -426,10 +437,10 @@ class Agent:
             outer=None if place.outer is None else place.outer.verdict,
         )  # fmt: skip
         decision = await self._decide(facts, began_ns)
-        on_record = self._recording_on(peer, place.tty, fds) is not None
-        if decision.verdict == "record" and not on_record:
+        around = self._recording_on(peer, place.tty, fds)
+        if decision.verdict == "record" and around is None:
             decision = self._look_for_grant(decision, identity)
-        label = self._how(decision, on_record)
+        label = self._how(decision, around is not None)
         session = self._session(request, owner.login, peer, place, label, account)
         if not decision.keeps_command:
             session = records.without_command_line(session, request.command)
@@ -443,6 +454,8 @@ class Agent:
             boot_id=self.boot_id,
             outer=None if place.outer is None else place.outer.id,
         )
+        if around is not None and label == "nested" and session.tty is not None:
+            live.shown_in = around.id
         self._count(owner)
         use: Optional[Taken] = None
         try:
@@ -811,6 +824,9 @@ class Agent:
         except BaseException:
             self.live.remove(live)
             raise
+        around = self.sessions.get(live.shown_in or "")
+        if around is not None and around.pause is not None:
+            live.shown_in = None
 
     async def stop_session(self, live: LiveSession, why: str) -> None:
         """End a session that is no longer exempt: nothing of ours is in it that could record it.

@@ -37,7 +37,7 @@ class LiveLogin:
     seq: int = -1
     sessions: int = 0
     outer_label: Optional[str] = None  # how the enclosing session ran
-    covered: bool = False  # what it shows is seen in the enclosing recording
+    shown_in: Optional[str] = None  # the enclosing recording, if it has all of what this shows
     implied: bool = False  # PAM told nothing; it lives as long as its one session
     opened: int = 1  # times PAM told of it: a stack may name the module twice
     pidfd: int = -1
@@ -51,7 +51,7 @@ class LiveLogin:
         """Say how a login without sessions is accounted for, and the cause of its gap."""
         if self.sessions:
             return None, None  # they carry the outcomes
-        if self.covered:
+        if self.shown_in is not None:
             return "recorded", None
         if self.verdict == "exempt" or self.outer_label == "exempt":
             return "exempt", None
@@ -74,6 +74,7 @@ class LiveSession:
     boot_id: str
     seq: int = -1
     outer: Optional[str] = None
+    shown_in: Optional[str] = None  # nested: the recording that has all of what this shows
     inner_tty: int = 0  # device of the terminal that the relay gives to the user's program
     inner_dev: int = 0  # the devpts that it is of; 0 if that is not known
     taken: Optional[Tuple[int, int, int, int]] = None  # outer terminal: rdev, uid, gid, mode
@@ -127,8 +128,8 @@ class LiveSession:
 
     @property
     def _passes_unseen(self) -> bool:
-        """Say whether the program's streams are neither ours nor the enclosing terminal."""
-        return self.label == "transfer" or (self.label == "nested" and self.session.tty is None)
+        """Say whether not all of what the program shows is in a recording, ours or around it."""
+        return self.label == "transfer" or (self.label == "nested" and self.shown_in is None)
 
 
 Live = Union[LiveLogin, LiveSession]

@@ -202,6 +202,7 @@ class Pauses:
             agent.live.save(live)
             raise
         agent.book.checkpoint()
+        agent.pause_within(live)
         if use is not None:
             agent.desk.started(live, use)
         mark = f"recuse paused reason={reason} by={live.session.login.user} seq={seq}"

@@ -1422,6 +1422,48 @@ def test_other_holders_of_the_outer_terminal_are_named(
     run(paths, scene)
 
 
+@pytest.mark.parametrize("when", ["never", "before", "meanwhile"])
+def test_what_is_shown_in_a_recording_is_partial_if_that_is_paused(paths: Paths, when: str) -> None:
+    """Neither a shell by su nor a command by sudo is recorded where the terminal is not."""
+    (paths.policy_dir / "60-pause.toml").write_text(PAUSES)
+
+    async def scene(world: World) -> None:
+        relay, inner = await recorded_on_a_terminal(world)
+
+        async def pause() -> None:
+            await switching(world, relay, 1, control_of(world, relay, verb="pause", reason="x"))
+
+        if when == "before":
+            await pause()
+        su, sudo = world.child(parent=relay), world.child(parent=relay)
+        world.kernel.ttys.update({su.pid: inner, sudo.pid: inner})
+        await world.ask(su, wire.Login(b"su", b"root", b"alice", b"", b"pts/1"))
+        await world.ask(sudo, wire.Login(b"sudo", b"root", b"alice", b"", b"pts/1"))
+        shell = world.child(0, RECUSE, su)
+        world.kernel.ttys[shell.pid] = inner
+        master, slave = pty.openpty()
+        world.kernel.here.add(os.fstat(slave).st_rdev)
+        request = wire.SessionRequest(wire.SESSION_HAS_TTY, 0, 0, b"-bash")
+        answer = await world.ask(shell, request, [slave, master])
+        for fd in (master, slave):
+            os.close(fd)
+        assert answer is not None and answer.label == b"nested"
+        if when == "meanwhile":
+            await pause()
+        sudo.end()
+        await world.until(lambda: "logout" in world.kinds())
+        shell.end()
+        await world.until(lambda: "close" in world.kinds())
+        expected = ("recorded", None) if when == "never" else ("partial", "limit")
+        logout, close = world.last("logout"), world.last("close")
+        assert (logout.get("outcome"), logout.get("gap")) == expected
+        gaps = close.ours.get("gaps", [])
+        cause = gaps[0]["cause"] if gaps else None
+        assert (close.get("outcome"), cause) == expected
+
+    run(paths, scene)
+
+
 @pytest.mark.parametrize(
     ("has_tty", "outcome"), [(True, "recorded"), (False, "partial")], ids=["terminal", "elsewhere"]
 )
