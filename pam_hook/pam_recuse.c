@@ -38,6 +38,7 @@ enum situation {
     LOGIN_RECORD_LOCALLY,
     LOGIN_ALLOW_WITH_STUB,
     LOGIN_NO_AGENT,
+    LOGIN_NO_ROOM,
     LOGIN_NO_USER,
     LOGIN_NO_ITEM,
     LOGOUT_TOLD,
@@ -66,6 +67,8 @@ static const struct outcome {
         PAM_SUCCESS, LOG_WARNING, "allowed without the agent" },
     [LOGIN_NO_AGENT] = {        /* login, no agent, refuse */
         PAM_PERM_DENIED, LOG_ERR, "refused without the agent" },
+    [LOGIN_NO_ROOM] = {         /* login, limits leave no room to ask */
+        PAM_PERM_DENIED, LOG_ERR, "refused: limits leave no room to ask" },
     [LOGIN_NO_USER] = {         /* login, no user or service is set */
         PAM_USER_UNKNOWN, LOG_ERR, "refused: no user or service is set" },
     [LOGIN_NO_ITEM] = {         /* login, the PAM items cannot be read */
@@ -285,6 +288,11 @@ open_login(struct context *ctx)
         return LOGIN_NO_USER;
 
     ctx->error = ask(ctx, RECUSE_LOGIN, buf, sizeof(buf), &answer);
+    if (recuse_may_be_users(getuid(), ctx->error)) {
+        tell_user(ctx, "recuse: login refused: limits leave no room to ask "
+                  "the recording agent");
+        return LOGIN_NO_ROOM;
+    }
     if (ctx->error)
         return fall_back(ctx);
     switch (answer.verdict) {

@@ -172,35 +172,6 @@ show_notice(struct recuse_relay *r, const struct recuse_str *notice)
     f->kept = f->filled = rest.len;
 }
 
-/*
- * Whether an error may be the user's own doing: a limit, set for this, or all
- * of something used up (memory, open files, descriptors on their way).  Such a
- * one must not choose that nobody asks, or records.  Listed is what is the
- * host's fault; none of it keeps anybody out.  Root, who can mend it, is kept
- * out by root's own limits alone.
- */
-static bool
-may_be_users(const struct caller *c, int e)
-{
-    switch (-e) {
-    case 0:
-    /* no agent, or none that makes sense */
-    case ECONNREFUSED: case ETIMEDOUT: case EPROTO: case EPROTOTYPE:
-    case ENOTSOCK:
-    /* no such place, or not for us */
-    case ENOENT: case ENOTDIR: case ELOOP: case EACCES: case EPERM:
-    case ENODEV: case ENXIO: case ENOTTY:
-    /* the disk */
-    case ENOSPC: case EDQUOT: case EROFS: case EIO: case ENOLCK:
-    case EOPNOTSUPP: case ESTALE: case EUCLEAN:
-        return false;
-    case EMFILE: case EFBIG:
-        return true;
-    default:
-        return c->uid != 0;
-    }
-}
-
 /* ------------------------------------------------------------- who we are */
 
 /*
@@ -1024,7 +995,7 @@ fall_back(struct caller *c, struct recuse_relay *r)
         return fail_without_shell(wrong);
     if (strcmp(mode, RECUSE_FALLBACK_ALLOW) == 0) {
         e = create_orphan(c, r, ".stub", &fd);
-        if (may_be_users(c, e))
+        if (recuse_may_be_users(c->uid, e))
             return fail("cannot note this session: ", e);
         if (e)
             warn("cannot note this session, proceeding: ", e);
@@ -1032,7 +1003,7 @@ fall_back(struct caller *c, struct recuse_relay *r)
         exec_program(c, &p);
     }
     e = create_orphan(c, r, ".cast", &r->recording);
-    if (may_be_users(c, e))
+    if (recuse_may_be_users(c->uid, e))
         return fail("cannot record this session: ", e);
     if (e) {
         /* Nobody is locked out by us: a directory that is missing or a disk
@@ -1082,12 +1053,12 @@ main(int argc, char **argv)
     /* Somebody may have used up all terminals on purpose: without one of ours
      * between, the outer one would stay theirs.  Who comes without a terminal is
      * let in all the same, and root has other ways. */
-    if (c.uid != 0 && (e == -ENOSPC || may_be_users(&c, e)))
+    if (c.uid != 0 && (e == -ENOSPC || recuse_may_be_users(c.uid, e)))
         return fail("no terminal is left for this session: ", e);
     if (e)      /* recorded all the same, as a session without a terminal */
         warn("no terminal for this session, proceeding without: ", e);
     e = ask_agent(&c, &r, &answer);
-    if (may_be_users(&c, e))
+    if (recuse_may_be_users(c.uid, e))
         return fail("cannot ask about this session: ", e);
     return e ? fall_back(&c, &r) : carry_out(&c, &r, &answer);
 }

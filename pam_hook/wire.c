@@ -833,3 +833,25 @@ recuse_confirm(int conn, bool yes, int deadline_ms, uint8_t *buf, size_t size,
     e = send_packet(conn, packet, (size_t)len, NULL, 0, &patience);
     return e ? e : receive_answer(conn, &patience, buf, size, ret, ret_fd);
 }
+
+bool
+recuse_may_be_users(uid_t uid, int e)
+{
+    switch (-e) {
+    case 0:
+    /* no agent, or none that makes sense */
+    case ECONNREFUSED: case ETIMEDOUT: case EPROTO: case EPROTOTYPE:
+    case ENOTSOCK:
+    /* no such place, or not for us */
+    case ENOENT: case ENOTDIR: case ELOOP: case EACCES: case EPERM:
+    case ENODEV: case ENXIO: case ENOTTY:
+    /* the disk */
+    case ENOSPC: case EDQUOT: case EROFS: case EIO: case ENOLCK:
+    case EOPNOTSUPP: case ESTALE: case EUCLEAN:
+        return false;
+    case EMFILE: case EFBIG:
+        return true;
+    default:
+        return uid != 0;
+    }
+}

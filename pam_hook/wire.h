@@ -273,4 +273,13 @@ int recuse_ask(const char *path, const uint8_t *packet, size_t len,
 int recuse_confirm(int conn, bool yes, int deadline_ms, uint8_t *buf,
                    size_t size, struct recuse_answer *ret, int *ret_fd);
 
+/*
+ * Whether an error may be the doing of the user `uid` who runs us: a limit, set
+ * for this, or all of something used up (memory, open files, descriptors on
+ * their way).  Such a one must not choose that nobody asks, or records.  Listed
+ * is what is the host's fault; none of it keeps anybody out.  Root, who can mend
+ * it, is kept out by root's own limits alone.
+ */
+bool recuse_may_be_users(uid_t uid, int e);
+
 #endif

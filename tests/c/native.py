@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import struct
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Sequence
+from typing import Callable, Dict, Sequence
 
 ROOT = Path(__file__).resolve().parents[2]
 HOOK = ROOT / "pam_hook"
@@ -77,6 +80,42 @@ def environment(**more: str) -> Dict[str, str]:
         "UBSAN_OPTIONS": "exitcode=99:print_stacktrace=1",
         **more,
     }
+
+
+_CALLS = {
+    "x86_64": {"openat": 257, "connect": 42, "sendmsg": 46, "socket": 41, "prctl": 157},
+    "aarch64": {"openat": 56, "connect": 203, "sendmsg": 211, "socket": 198, "prctl": 167},
+}[os.uname().machine]
+
+
+def failing(call: str, error: int, argument: int, bits: int) -> Callable[[], None]:
+    """Return what makes a call fail from then on if one of its arguments has these bits.
+
+    By seccomp(2), for which root needs no no_new_privs: set-id programs stay set-id.
+    """
+    word = 16 + 8 * argument + (4 if sys.byteorder == "big" else 0)
+    program = b"".join(
+        struct.pack("HBBI", *instruction)
+        for instruction in (
+            (0x20, 0, 0, 0),  # load the number
+            (0x15, 0, 3, _CALLS[call]),
+            (0x20, 0, 0, word),
+            (0x45, 0, 1, bits),
+            (0x06, 0, 0, 0x00050000 | error),
+            (0x06, 0, 0, 0x7FFF0000),
+        )
+    )
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    class Filter(ctypes.Structure):
+        _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+    def fail() -> None:
+        if os.geteuid() != 0:
+            libc.prctl(38, 1, 0, 0, 0)
+        assert libc.prctl(22, 2, ctypes.byref(Filter(len(program) // 8, program))) == 0
+
+    return fail
 
 
 def _run(arguments: Sequence[str]) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import Callable, List, Optional, Sequence
 
 import pytest
-from native import HERE, HOOK, NONSENSE, ROOT, VARIANTS, Build, environment
+from native import HERE, HOOK, NONSENSE, ROOT, VARIANTS, Build, environment, failing
 
 from fake_agent import FakeAgent
 from recuse import wire
@@ -69,6 +71,7 @@ class Login:
         options: Sequence[str] = (),
         kind: str = "session",
         as_root: bool = True,
+        before: Optional[Callable[[], None]] = None,
     ) -> Ran:
         """Make the calls; what the module returns ends the stack, PAM_IGNORE gives IGNORED.
 
@@ -98,6 +101,7 @@ class Login:
             errors="backslashreplace",
             env=environment(),
             timeout=60,
+            preexec_fn=before,
         )
         assert done.returncode == 0, done.stderr
         ran = Ran(done.stdout.splitlines())
@@ -284,6 +288,20 @@ def test_close_tells_the_agent(login: Login) -> None:
         assert isinstance(agent.request().message, wire.Login)
         assert agent.request().message == wire.Logout(b"sshd", b"alice", b"ssh")
     assert (ran.code("open"), ran.code("close"), ran.of("log")) == (SUCCESS, SUCCESS, [])
+
+
+@pytest.mark.parametrize("error, code", [(errno.EMFILE, PERM_DENIED), (errno.ENFILE, SUCCESS)])
+def test_open_without_room_to_ask_is_refused_if_limits_are_why(
+    login: Login, error: int, code: int
+) -> None:
+    """su runs with the limits of whoever starts it. A table of the host's that is full is not."""
+    with FakeAgent(login.socket, "allow") as agent:
+        ran = login.run("open", before=failing("socket", error, 0, int(socket.AF_UNIX)))
+        assert agent.requests.empty()
+    assert ran.code("open") == code
+    assert len(ran.of("error")) == (code == PERM_DENIED)
+    (line,) = ran.of("log")
+    assert f"({login.socket}: {os.strerror(error)})" in line
 
 
 @pytest.mark.parametrize("behaviour", [*NONSENSE, "refuse", "absent", "hang"])

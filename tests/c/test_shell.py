@@ -15,15 +15,14 @@ import select
 import signal
 import socket
 import stat
-import struct
 import subprocess
-import sys
 import termios
 import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
 import pytest
+from native import failing
 from shell_host import (
     ENVIRONMENT,
     OTHER,
@@ -1873,36 +1872,14 @@ def test_too_few_descriptors_to_ask_refuse(host: Host) -> None:
     assert (done.stdout, done.returncode) == (b"", 127 if host.sanitized else OS_ERROR)
 
 
-NUMBERS = {
-    "x86_64": {"openat": 257, "connect": 42, "sendmsg": 46, "prctl": 157},
-    "aarch64": {"openat": 56, "connect": 203, "sendmsg": 211, "prctl": 167},
-}[os.uname().machine]
-
-
 def run_failing(
     host: Host, call: str, error: int, argument: int, bits: int, uid: int = USER
 ) -> "subprocess.CompletedProcess[bytes]":
     """Run a command where a call fails if one of its arguments has these bits (seccomp(2))."""
-    word = 16 + 8 * argument + (4 if sys.byteorder == "big" else 0)
-    program = b"".join(
-        struct.pack("HBBI", *instruction)
-        for instruction in (
-            (0x20, 0, 0, 0),  # load the number
-            (0x15, 0, 3, NUMBERS[call]),
-            (0x20, 0, 0, word),
-            (0x45, 0, 1, bits),
-            (0x06, 0, 0, 0x00050000 | error),
-            (0x06, 0, 0, 0x7FFF0000),
-        )
-    )
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    class Filter(ctypes.Structure):
-        _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+    fail = failing(call, error, argument, bits)
 
     def become_user() -> None:
-        # Without no_new_privs, which only root may: set-id programs stay set-id.
-        assert libc.prctl(22, 2, ctypes.byref(Filter(len(program) // 8, program))) == 0
+        fail()
         os.setgroups([])
         os.setgid(uid)
         os.setuid(uid)
