@@ -520,12 +520,18 @@ class Agent:
     async def login_of(
         self, peer: Peer, uid: int, identity: Identity, place: Place
     ) -> LiveLogin:
-        """Find the login of a session, by ancestry, then by audit session; else imply one."""
+        """Find the login of a session, by ancestry, then by audit session; else imply one.
+
+        All that came of a login is in its audit session, whoever it became by su: it is theirs
+        alone who still are who logged in.
+        """
         if place.login is not None:
             return place.login
         if place.outer is None and identity.audit_session is not None:
             for live in self.logins.values():
-                if live.login.audit_session == identity.audit_session and not live.implied:
+                if (live.login.audit_session, live.login.uid) == (
+                    identity.audit_session, uid,
+                ) and not live.implied:  # fmt: skip
                     return live
         account, groups = await self.accounts.find(uid)
         parent = next((s for s in self.kernel.lineage(peer.pid) if s.pid != peer.pid), None)

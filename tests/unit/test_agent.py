@@ -925,6 +925,22 @@ def test_audit_session_leads_to_the_login_where_ancestry_does_not(paths: Paths) 
     run(paths, scene)
 
 
+def test_audit_session_leads_to_nobody_elses_login(paths: Paths) -> None:
+    """What is left of a su is in the audit session of who logged in, and not theirs."""
+
+    async def scene(world: World) -> None:
+        sshd = world.child()
+        world.kernel.audit[sshd.pid] = 7
+        await world.ask(sshd, wire.Login(b"sshd", b"alice", b"", b"", b""))
+        stray = world.child(USERS["root"], RECUSE)
+        world.kernel.audit[stray.pid] = 7
+        await world.ask(stray, wire.SessionRequest())
+        assert world.last("open").get("user") == "root"
+        assert world.last("open").get("login") == world.last("login").get("login")
+
+    run(paths, scene)
+
+
 # -- inside other sessions ------------------------------------------------------------
 
 
