@@ -25,6 +25,7 @@ from .live import LiveSession
 PATIENCE_SECONDS = 10.0  # for a peer that has connected and says nothing
 SETTLE_SECONDS = 5.0  # for requests under way, when the agent leaves
 SPEAK_SECONDS = 1.0  # for what was accepted then, and has not spoken yet
+REST_SECONDS = 0.1  # before the next look, when nobody can be accepted
 MAX_BACKLOG = 128  # connections accepted in one turn of the loop
 ASK_SECONDS = wire.CONFIRM_MS / 1000 + PATIENCE_SECONDS  # the shell says no before
 
@@ -79,22 +80,42 @@ class Door:
         self._connections: Set[Connection] = set()
         self._tasks: Set["asyncio.Task[None]"] = set()
         self._settled: Optional[asyncio.Event] = None
+        self._resting: Optional[asyncio.TimerHandle] = None
+        self._complained = False
 
     def listen(self, listener: socket.socket) -> None:
         """Answer a listening SEQPACKET socket from now on."""
         listener.setblocking(False)
         asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
+    def _rest(self, listener: socket.socket, error: OSError) -> None:
+        """Accept nobody for a moment: out of descriptors, we would be told of who waits for ever.
+
+        What others wait for is done meanwhile, and descriptors come free by that alone.
+        """
+        if not self._complained:
+            self._journal.fault(error)
+            self._complained = True
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listener)
+        self._resting = loop.call_later(REST_SECONDS, self.listen, listener)
+
     def turn_away(self, listener: socket.socket) -> None:
         """Accept nobody any more; who comes waits in the socket for whoever listens next."""
+        if self._resting is not None:
+            self._resting.cancel()
         asyncio.get_running_loop().remove_reader(listener)
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(MAX_BACKLOG):
             try:
                 sock, _ = listener.accept()
-            except OSError:
+            except BlockingIOError:
                 return
+            except OSError as error:
+                self._rest(listener, error)
+                return
+            self._complained = False
             sock.setblocking(False)
             try:
                 peer, pidfd = self._kernel.peer(sock)

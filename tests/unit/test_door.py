@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 from typing import Any, List
 
@@ -36,5 +38,48 @@ def test_who_has_asked_is_not_hung_up_on() -> None:
             assert waits.cancelled()
             await door.close()
             assert wire.decode(theirs.recv(wire.MAX_MESSAGE)) == wire.Answer(wire.Verdict.ALLOW)
+
+    asyncio.run(run())
+
+
+class Full:
+    """A listener that cannot accept for want of descriptors, and counts how often it should."""
+
+    def __init__(self, ready: socket.socket) -> None:
+        self.ready, self.looks = ready, 0
+
+    def fileno(self) -> int:
+        return self.ready.fileno()
+
+    def setblocking(self, flag: bool) -> None:
+        self.ready.setblocking(flag)
+
+    def accept(self) -> Any:
+        self.looks += 1
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_who_cannot_be_accepted_keeps_nobody_busy() -> None:
+    """The loop goes round for others, and looks again a moment later; it is told once."""
+    told: List[OSError] = []
+
+    class Told:
+        def fault(self, error: OSError) -> None:
+            told.append(error)
+
+    async def run() -> None:
+        door = Door(Kernel(), Told(), 1, None, lambda live: None)  # type: ignore[arg-type]
+        ours, theirs = socket.socketpair()
+        listener: Any = Full(ours)
+        with ours, theirs:
+            theirs.send(b"who waits")
+            door.listen(listener)
+            rounds = 0
+            while listener.looks < 2:
+                await asyncio.sleep(0)
+                rounds += 1
+            assert rounds > 10
+            door.turn_away(listener)
+            assert len(told) == 1
 
     asyncio.run(run())
