@@ -452,8 +452,12 @@ class Kernel:
 
     def writes_to(self, pid: int, rdev: int, instance: int) -> bool:
         """Say whether standard output and error of a process are this terminal of this devpts."""
+        paths = [f"{self.proc}/{pid}/fd/{fd}" for fd in (1, 2)]
         try:
-            found = [os.stat(f"{self.proc}/{pid}/fd/{fd}") for fd in (1, 2)]
+            # A file's server may be away, and stat(2) wait for it: where it lies is known here.
+            if not all(os.readlink(path).startswith("/dev/") for path in paths):
+                return False
+            found = [os.stat(path) for path in paths]
         except OSError:
             return False  # closed, or the process is gone
         return all(one.st_rdev == rdev and instance in (0, one.st_dev) for one in found)

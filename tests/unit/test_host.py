@@ -182,6 +182,20 @@ def test_streams_of_a_process_are_the_terminal_or_not(
         os.close(slave)
 
 
+def test_streams_of_a_process_that_are_files_are_not_asked_of_their_server(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be away, and nobody's login is to wait for it."""
+    with open(tmp_path / "x", "wb") as file:
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file, stderr=file)
+    asked = []
+    monkeypatch.setattr(host.os, "stat", asked.append)
+    assert not kernel.writes_to(child.pid, 1, 0)
+    monkeypatch.undo()
+    child.communicate()
+    assert not asked
+
+
 def test_terminal_is_known_by_its_devpts_too(kernel: Kernel) -> None:
     master, slave = pty.openpty()
     try:
