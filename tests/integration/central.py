@@ -19,6 +19,7 @@ from aiohttp import web
 from recuse import checkpoint as tlog
 from recuse import collector, keys, ship
 from recuse import store as storing
+from recuse.central import client_context
 from recuse.config import Paths
 from recuse.ledger import Ledger, read_ledger
 from recuse.mailroom import Mailroom
@@ -351,7 +352,7 @@ def scenario(run: Callable[[], Awaitable[None]]) -> None:
 
 
 def client_ssl(cert: Path) -> ssl.SSLContext:
-    return ship.client_context(cert)
+    return client_context(cert)
 
 
 def settled(host: Host, central: Central) -> Callable[[], bool]:

@@ -107,7 +107,7 @@ PARTS = {
         "upkeep",
         "wording",
     },
-    "ship": {"postman"},
+    "ship": {"central", "postman"},
     "collector": {"mailroom"},
     "notify": {"channel"},
     "cli": {
