@@ -1,32 +1,96 @@
-"""Files that are there whole or not at all, whenever who writes them is killed."""
+"""Files that are there whole or not at all, whichever call fails and whoever is killed."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from pathlib import Path
+from typing import Optional
 
 
-def replace(path: Path, data: bytes, mode: int = 0o644, durable: bool = True) -> None:
-    """Replace a whole file that has one writer. Raises: OSError
+def replace(
+    path: str | os.PathLike[str],
+    data: bytes,
+    mode: int = 0o644,
+    durable: bool = True,
+    *,
+    temporary: Optional[str] = None,
+    owner: int = -1,
+    group: int = -1,
+) -> None:
+    """Replace a whole file that has one writer, or leave it as it was.
 
     Durable is its content; its name is by sync_directory(). What may as well be as it was before
-    need not be.
+    need not be. `temporary` is where it is written first, on the same file system.
+
+    Raises: OSError, which names the file
     """
-    temporary = path.with_name(f".{path.name}.new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    with open(fd, "wb") as file:
-        os.fchmod(fd, mode)
-        file.write(data)
-        file.flush()
-        if durable:
-            os.fsync(fd)
-    os.rename(temporary, path)
+    target = os.fspath(path)
+    temporary = temporary or _beside(target, "new")
+    try:
+        _write(temporary, data, mode, durable, owner, group)
+        os.rename(temporary, target)
+    except OSError as error:
+        _discard(temporary)
+        raise OSError(error.errno, error.strerror, target) from error
 
 
-def sync_directory(path: "str | os.PathLike[str]") -> None:
-    """Make the names in a directory durable. Raises: OSError"""
+def create(path: str | os.PathLike[str], data: bytes, mode: int = 0o644) -> None:
+    """Let a whole file appear; of two that do at the same time, one does.
+
+    Raises: FileExistsError; OSError, which names the file
+    """
+    target = os.fspath(path)
+    temporary = _beside(target, f"{os.urandom(6).hex()}.new")
+    try:
+        _write(temporary, data, mode, True, -1, -1)
+        os.link(temporary, target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, target) from error
+    finally:
+        _discard(temporary)
+
+
+def sync_directory(path: str | os.PathLike[str]) -> None:
+    """Make the names in a directory durable. Raises: OSError, which names the directory"""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:
         os.close(fd)
+
+
+def next_step(path: str | os.PathLike[str]) -> str:
+    """Say what whoever is told that a file cannot be written may do about it."""
+    return f"see to the disk it is on: df {os.fspath(path)}"
+
+
+def _beside(path: str, suffix: str) -> str:
+    return os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{suffix}")
+
+
+def _write(path: str, data: bytes, mode: int, durable: bool, owner: int, group: int) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags, mode)
+    except FileExistsError:
+        os.unlink(path)  # of a writer that was killed
+        fd = os.open(path, flags, mode)
+    try:
+        if (owner, group) != (-1, -1):
+            os.fchown(fd, owner, group)
+        os.fchmod(fd, mode)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        if durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _discard(path: str) -> None:
+    """Remove what nobody reads; where that fails it is the first error that counts."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from typing import Iterator
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from . import files
 from .checkpoint import TYPE_LOG, Signer, Verifier
 from .errors import CryptoError, NotFound
-from .files import sync_directory
 
 _MAX_KEY_BYTES = 16384
 
@@ -59,13 +61,19 @@ def load_or_create(path: str | os.PathLike[str], name: str, kind: int = TYPE_LOG
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    _publish(path, pem, 0o600, replace=False)
+    with _naming(path):
+        with contextlib.suppress(FileExistsError):  # the other one was first
+            files.create(path, pem, 0o600)
+        files.sync_directory(os.path.dirname(path) or ".")
     return load(path, name, kind)
 
 
 def write_vkey(path: str | os.PathLike[str], signer: Signer) -> None:
     """Write the public half, for everybody to read; replaces the file as a whole."""
-    _publish(path, f"{signer.vkey}\n".encode(), 0o644, replace=True)
+    with _naming(path):
+        mine = f"{os.fspath(path)}.{os.urandom(6).hex()}.new"  # another process may do the same
+        files.replace(path, f"{signer.vkey}\n".encode(), temporary=mine)
+        files.sync_directory(os.path.dirname(path) or ".")
 
 
 def read_vkey(path: str | os.PathLike[str]) -> Verifier:
@@ -87,28 +95,10 @@ def read_vkey(path: str | os.PathLike[str]) -> Verifier:
         raise CryptoError(f"key {os.fspath(path)}: {error.message}") from None
 
 
-def _publish(path: str | os.PathLike[str], data: bytes, mode: int, replace: bool) -> None:
-    """Let a whole file appear under its name, durably; replace one that is there or leave it."""
-    target = os.fspath(path)
-    part = f"{target}.{os.urandom(6).hex()}.new"
+@contextlib.contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        try:
-            with open(fd, "wb") as file:
-                os.fchmod(fd, mode)
-                file.write(data)
-                file.flush()
-                os.fsync(fd)
-            if replace:
-                os.rename(part, target)
-            else:
-                try:
-                    os.link(part, target)
-                except FileExistsError:
-                    pass
-        finally:
-            if os.path.lexists(part):
-                os.unlink(part)
-        sync_directory(os.path.dirname(target) or ".")
+        yield
     except OSError as error:
-        raise CryptoError(f"key {target}: {error.strerror}") from None
+        name = os.fspath(path)
+        raise CryptoError(f"key {name}: {error.strerror}", files.next_step(name)) from None

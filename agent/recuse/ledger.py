@@ -14,6 +14,7 @@ from the entries and is rebuilt from them where a crash left it behind.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -42,7 +43,7 @@ from .checkpoint import (
     unpack_frames,
 )
 from .errors import CryptoError, LedgerError, NotFound
-from .files import sync_directory
+from .files import replace, sync_directory
 from .records import format_time
 
 _NUMBER = re.compile(r"(?P<number>(?:x\d{3}/)*\d{3})(?P<part>\.part)?", re.ASCII)
@@ -320,9 +321,18 @@ def _make_parent(path: str) -> None:
 
 
 def _make_directory(path: str) -> None:
-    os.mkdir(path)
-    os.chmod(path, (os.stat(path).st_mode & 0o7000) | 0o750)
-    sync_directory(os.path.dirname(path) or ".")
+    """Let a directory appear with the mode that it is to have: nobody looks at that again."""
+    part = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.new")
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(part)
+    os.chmod(part, (os.stat(part).st_mode & 0o7000) | 0o750)
+    os.rename(part, path)
+    try:
+        sync_directory(os.path.dirname(path) or ".")
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.rmdir(path)  # else it would not be made durable any more
+        raise
 
 
 def _create(path: str, flags: int) -> int:
@@ -347,14 +357,8 @@ def _write_all(fd: int, data: bytes, at: Optional[int] = None) -> None:
 
 def _publish(path: str, data: bytes) -> None:
     """Replace a file as a whole, durably."""
-    part = f"{path}.new"
-    fd = _create(part, os.O_WRONLY | os.O_TRUNC)
-    try:
-        _write_all(fd, data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.rename(part, path)
+    _make_parent(path)
+    replace(path, data, 0o640, temporary=f"{path}.new")
     sync_directory(os.path.dirname(path))
 
 

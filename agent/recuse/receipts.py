@@ -99,8 +99,8 @@ def keep_attested(paths: Paths, there: tlog.Checkpoint) -> None:
         # Over what is there: to cut it first would let whoever logs in wait for the disk.
         fd = os.open(paths.state / "attested", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
-            os.write(fd, line)
-            os.ftruncate(fd, len(line))
+            done = os.write(fd, line)
+            os.ftruncate(fd, len(line) if done == len(line) else 0)  # half a number is another
         finally:
             os.close(fd)
 

@@ -23,9 +23,9 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
+from . import files
 from .cast import MAX_LINE_BYTES
 from .errors import SpoolError
-from .files import sync_directory
 from .records import Gap
 
 FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h, 64-bit long
@@ -282,15 +282,14 @@ class Spool:
             temporary = os.path.join(self.out, f".{cut.session}.{cut.n}")
             try:
                 group = os.stat(self.out).st_gid  # recuse-ship reads it
-                _write_durable(temporary, cut.data, group)
-                os.rename(temporary, os.path.join(self.out, name))
+                path = os.path.join(self.out, name)
+                files.replace(path, cut.data, 0o640, temporary=temporary, group=group)
             except OSError as error:
-                _unlink(temporary)
                 raise SpoolError(f"segment {cut.n} of {cut.session}: {error.strerror}") from error
             made.append((name, len(cut.data)))
         if made:
             try:
-                sync_directory(self.out)
+                files.sync_directory(self.out)
             except OSError as error:
                 raise SpoolError(f"{self.out}: {error.strerror}") from error
         return made
@@ -595,18 +594,6 @@ def _try_lock(fd: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _write_durable(path: str, data: bytes, group: int) -> None:
-    fd = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o640)
-    try:
-        os.fchown(fd, -1, group)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _unlink(path: str) -> None:

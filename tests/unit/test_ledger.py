@@ -257,6 +257,27 @@ def test_a_full_disk_loses_nothing_and_is_got_over(
     check(path, 5)
 
 
+@pytest.mark.parametrize("call", ["mkdir", "chmod", "rename", "fsync"])
+def test_a_directory_is_right_after_a_failure_at_any_step_of_making_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    path = tmp_path / "tile" / "entries" / "000"
+    synced: List[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, failing(getattr(os, call), [1], errno.EIO))
+        with pytest.raises(OSError):
+            ledger_module._make_parent(str(path))
+    monkeypatch.setattr(ledger_module, "sync_directory", synced.append)
+    old = os.umask(0o077)
+    try:
+        ledger_module._make_parent(str(path))
+    finally:
+        os.umask(old)
+    for one in (tmp_path / "tile", path.parent):
+        assert stat.S_IMODE(one.stat().st_mode) == 0o750 and str(one.parent) in synced
+        assert [name for name in os.listdir(one.parent) if name.startswith(".")] == []
+
+
 def test_a_failed_fdatasync_stops_the_ledger_until_it_is_opened_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,7 +100,7 @@ def test_many_that_end_share_a_write_to_the_ledger_and_a_sync_of_the_directory(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     syncs: List[str] = []
-    monkeypatch.setattr(spool, "sync_directory", syncs.append)
+    monkeypatch.setattr(spool.files, "sync_directory", syncs.append)
 
     async def go() -> None:
         recordings = [world.begin(f"s-{n}", 3) for n in range(50)]

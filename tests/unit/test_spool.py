@@ -282,11 +282,17 @@ def test_seal_that_fails_leaves_nothing_and_can_be_repeated(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
+    def read_only(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
     with monkeypatch.context() as patch:
         patch.setattr(module.os, "fsync", full)
         with pytest.raises(SpoolError, match="segment 0 of s-a: No space left"):
             spool.seal(cuts)
-    assert os.listdir(spool.out) == []
+        assert os.listdir(spool.out) == []
+        patch.setattr(module.os, "unlink", read_only)
+        with pytest.raises(SpoolError, match="segment 0 of s-a: No space left"):
+            spool.seal(cuts)
     assert spool.cut(recording, 0, 1 << 18) == cuts
     spool.seal(cuts)
     spool.drop(recording)
