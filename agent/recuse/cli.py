@@ -218,25 +218,22 @@ def make_parser() -> Parser:
 
 def status(call: Call) -> int:
     found = call.control("status")
-    found.pop("ok", None)
     machine = call.machine()
     enabled = checkup.nss_enabled(machine) and checkup.pam_enabled(machine)
-    found["enabled"] = enabled and not machine.exists(wiring.DISABLED)
-    if call.args.json:
-        call.console.json(found)
-    else:
-        for line in lines(found):
-            call.console.print(line)
-    return 0
+    return _say(call, {**found, "enabled": enabled and not machine.exists(wiring.DISABLED)})
 
 
 def sync(call: Call) -> int:
-    found = call.control("sync")
-    found.pop("ok", None)
+    return _say(call, call.control("sync"))
+
+
+def _say(call: Call, answer: Mapping[str, Any]) -> int:
+    """Print what the agent answered, but that it did."""
+    told = {name: value for name, value in answer.items() if name != "ok"}
     if call.args.json:
-        call.console.json(found)
+        call.console.json(told)
     else:
-        for line in lines(found):
+        for line in lines(told):
             call.console.print(line)
     return 0
 
@@ -374,85 +371,76 @@ def _answered(answer: Mapping[str, Any]) -> str:
     return said + why + (", kept from before" if answer.get("cached") is True else "")
 
 
+_STREAMS = {"o": "output", "e": "stderr", "i": "input"}
+
+
 def describe(row: Mapping[str, Any]) -> Iterator[str]:
     """Say in words what a stub says."""
+    what, name = "session" if "session" in row else "login", row.get("session") or row["login"]
+    yield "%s %s" % (what, word(name))
+    for name, value in (*_describe_start(row), *_describe_decision(row), *_describe_end(row)):
+        yield "  %-12s %s" % (name, value)
+
+
+def _describe_start(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     is_session = "session" in row
-    yield "%s %s" % ("session" if is_session else "login", word(row.get("session") or row["login"]))
-
-    def line(name: str, value: str) -> str:
-        return "  %-12s %s" % (name, value)
-
     if is_session:
-        yield line("login", word(row.get("login")))
-    who = word(row.get("user"))
-    yield line(
-        "user",
-        "%s (uid %s, logged in as uid %s)" % (who, word(row.get("uid")), word(row.get("auid"))),
-    )
-    yield line("on", "%s, by %s" % (word(row.get("host")), word(row.get("service"))))
-    source = word(row.get("source") or "local")
+        yield "login", word(row.get("login"))
+    ids = word(row.get("uid")), word(row.get("auid"))
+    yield "user", "%s (uid %s, logged in as uid %s)" % (word(row.get("user")), *ids)
+    yield "on", "%s, by %s" % (word(row.get("host")), word(row.get("service")))
     claimed = row.get("source_claimed")
-    if claimed:
-        source += " (claimed: %s)" % word(claimed)
-    yield line("from", source)
-    yield line("terminal", word(row.get("tty") or "none"))
+    source = word(row.get("source") or "local")
+    yield "from", source + (" (claimed: %s)" % word(claimed) if claimed else "")
+    yield "terminal", word(row.get("tty") or "none")
     if is_session:
-        yield line("what", _what(row) if row.get("command") else word(row.get("kind")))
+        yield "what", _what(row) if row.get("command") else word(row.get("kind"))
         if row.get("outer"):
-            yield line("inside", word(row["outer"]))
+            yield "inside", word(row["outer"])
     else:
-        listed = row.get("sessions") or []
-        yield line("sessions", ", ".join(word(one) for one in listed) or "none")
-    yield line("begun", local(row.get("started")))
+        yield "sessions", ", ".join(word(one) for one in row.get("sessions") or []) or "none"
+    yield "begun", local(row.get("started"))
     if row.get("ended"):
-        yield line("ended", "%s, after %s" % (local(row.get("ended")), lasted(row)))
-    verdict = word(row.get("verdict"))
+        yield "ended", "%s, after %s" % (local(row.get("ended")), lasted(row))
+
+
+def _describe_decision(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     rule = row.get("rule")
-    yield line("verdict", verdict + (", by rule %s" % word(rule) if rule else ", by default"))
+    by = "by rule %s" % word(rule) if rule else "by default"
+    yield "verdict", "%s, %s" % (word(row.get("verdict")), by)
     for name, answer in (row.get("answers") or {}).items():
         if isinstance(answer, dict):
-            yield line("asked", "%s: %s" % (printable(name), _answered(answer)))
-    for key, name in (
-        ("reason", "reason"),
-        ("owner", "owner"),
-        ("expires", "rule ends"),
-        ("grant", "grant"),
-        ("policy", "policy"),
-    ):
+            yield "asked", "%s: %s" % (printable(name), _answered(answer))
+    for key in ("reason", "owner", "expires", "grant", "policy"):
         if row.get(key):
-            yield line(name, word(row[key]))
-    yield line("outcome", word(row.get("outcome") or "still going on"))
+            yield "rule ends" if key == "expires" else key, word(row[key])
+
+
+def _describe_end(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "outcome", word(row.get("outcome") or "still going on")
     if row.get("exit_status") is not None:
-        yield line("exit status", word(row["exit_status"]))
-    if is_session and (row.get("segments") or row.get("bytes")):
-        size = amounts.size(row.get("bytes") or 0)
-        yield line("recording", "%s in %d segments" % (size, len(row.get("segments") or [])))
+        yield "exit status", word(row["exit_status"])
+    segments, size = row.get("segments") or [], row.get("bytes") or 0
+    if segments or size:
+        yield "recording", "%s in %d segments" % (amounts.size(size), len(segments))
     for gap in row.get("gaps") or []:
         if isinstance(gap, dict):
-            yield line(
-                "gap",
-                "%s of %s not kept: %s"
-                % (
-                    amounts.size(gap.get("bytes") or 0),
-                    {"o": "output", "e": "stderr", "i": "input"}.get(
-                        str(gap.get("stream")), "output"
-                    ),
-                    word(gap.get("cause")),
-                ),
-            )
+            stream = _STREAMS.get(str(gap.get("stream")), "output")
+            lost = amounts.size(gap.get("bytes") or 0), stream, word(gap.get("cause"))
+            yield "gap", "%s of %s not kept: %s" % lost
     if isinstance(row.get("gap"), str):
-        yield line("gap", word(row["gap"]))
+        yield "gap", word(row["gap"])
     if row.get("notice_sha256"):
         agreed = row.get("agreed")
         asked = ", agreed to at %s" % local(agreed) if agreed else ""
-        yield line("notice", "shown in %s%s" % (word(row.get("notice_language")), asked))
-    for key, name in (("flags", "flags"), ("notes", "notes")):
+        yield "notice", "shown in %s%s" % (word(row.get("notice_language")), asked)
+    for key in ("flags", "notes"):
         if row.get(key):
-            yield line(name, ", ".join(word(one) for one in row[key]))
+            yield key, ", ".join(word(one) for one in row[key])
     numbers = word(row.get("seq"))
     if row.get("closed_seq") not in (None, row.get("seq")):
         numbers += " to %s" % word(row["closed_seq"])
-    yield line("entries", "%s of %s" % (numbers, word(row.get("origin"))))
+    yield "entries", "%s of %s" % (numbers, word(row.get("origin")))
 
 
 # Recordings

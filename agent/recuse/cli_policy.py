@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from datetime import datetime, timezone
-from typing import Any, Optional, Tuple
+from typing import Any, Iterator, Optional, Sequence, Tuple
 
 from recuse import cli_whatif, config, policy
 from recuse.approvaltoml import parse_approval
@@ -191,6 +192,13 @@ def _facts(call: Call) -> policy.Facts:
     )
 
 
+# What JSON says of a decision; the text, in sentences.
+_EXPLAINED = (
+    "verdict", "rule", "effect", "reason", "owner", "expires", "message", "level", "supervised",
+    "confirm", "notice", "reason_code", "tags", "pause_seconds", "policy", "matched",
+)  # fmt: skip
+
+
 def explain(call: Call) -> int:
     parsed = parse_policy(policy_files(call))
     facts = _facts(call)
@@ -206,44 +214,28 @@ def explain(call: Call) -> int:
         ask.name for ask in policy.questions(facts, parsed, now) if ask.name not in answers
     ]
     if call.args.json:
+        told = {name: getattr(decision, name) for name in _EXPLAINED}
         call.console.json(
             {
-                "verdict": decision.verdict,
-                "rule": decision.rule,
-                "effect": decision.effect,
-                "reason": decision.reason,
-                "owner": decision.owner,
-                "expires": decision.expires,
-                "message": decision.message,
-                "level": decision.level,
-                "supervised": decision.supervised,
-                "confirm": decision.confirm,
-                "notice": decision.notice,
-                "reason_code": decision.reason_code,
-                "tags": list(decision.tags),
-                "pause_seconds": decision.pause_seconds,
-                "policy": decision.policy,
-                "matched": list(decision.matched),
+                **told,
                 "facts": policy.facts_to_json(facts),
                 "asks": open_asks,
-                "rules": [
-                    {
-                        "rule": t.rule,
-                        "effect": t.effect,
-                        "matched": t.matched,
-                        "why": t.why,
-                        "decided": t.decided,
-                        "where": t.where,
-                    }
-                    for t in traces
-                ],
+                "rules": [dataclasses.asdict(trace) for trace in traces],
             }
         )
         return 0
+    for line in _explained(decision, open_asks, traces):
+        call.console.print(line)
+    return 0
+
+
+def _explained(
+    decision: policy.Decision, open_asks: Sequence[str], traces: Sequence[policy.RuleTrace]
+) -> Iterator[str]:
     if decision.rule is None:
-        call.console.print("%s: no rule decides otherwise" % decision.verdict)
+        yield "%s: no rule decides otherwise" % decision.verdict
     else:
-        call.console.print("%s: rule %s decides" % (decision.verdict, printable(decision.rule)))
+        yield "%s: rule %s decides" % (decision.verdict, printable(decision.rule))
     pause = decision.pause_seconds
     for name, value in (
         ("keeps", decision.level),
@@ -258,21 +250,10 @@ def explain(call: Call) -> int:
         ("pause", pause and f"{pause} s at most"),
     ):
         if value:
-            call.console.print("  %-8s %s" % (name, printable(value)))
+            yield "  %-8s %s" % (name, printable(value))
     if open_asks:
-        call.console.print(
-            "  asks     %s, and it depends on the answer; try --answer" % ", ".join(open_asks)
-        )
+        yield "  asks     %s, and it depends on the answer; try --answer" % ", ".join(open_asks)
     for trace in sorted(traces, key=lambda t: (not t.decided, not t.matched)):
         mark = "*" if trace.decided else "+" if trace.matched else "-"
-        call.console.print(
-            "%s %s (%s, %s): %s"
-            % (
-                mark,
-                printable(trace.rule),
-                trace.effect,
-                printable(trace.where),
-                printable(trace.why),
-            )
-        )
-    return 0
+        rule, where, why = map(printable, (trace.rule, trace.where, trace.why))
+        yield f"{mark} {rule} ({trace.effect}, {where}): {why}"
