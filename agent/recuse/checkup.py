@@ -93,6 +93,9 @@ class Ran:
     err: str
 
 
+NO_BACKLOG = Check("backlog", "ok", "nothing waits to be shipped")
+
+
 def run_program(argv: Sequence[str]) -> Ran:
     env = {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
@@ -778,58 +781,44 @@ def _spool_settings(machine: Machine) -> tuple[int, str]:
 def _check_spool(machine: Machine) -> list[Check]:
     live = machine.path("/var/spool/recuse/live")
     if not os.path.isdir(live):
-        return [
-            Check(
-                "spool",
-                "fail",
-                "%s is missing" % live,
-                "run: systemd-tmpfiles --create recuse.conf",
-            )
-        ]
+        hint = "run: systemd-tmpfiles --create recuse.conf"
+        return [Check("spool", "fail", "%s is missing" % live, hint)]
     found = []
     if os.stat(live).st_mode & 0o077:
-        found.append(
-            Check("spool", "fail", "%s can be entered by others" % live, "run: chmod 700 %s" % live)
-        )
+        words = "%s can be entered by others" % live
+        found.append(Check("spool", "fail", words, "run: chmod 700 %s" % live))
+    found += [_check_space(machine, live), _check_append_only(live)]
+    quarantine = machine.path("/var/spool/recuse/quarantine")
+    set_aside = os.listdir(quarantine) if os.path.isdir(quarantine) else []
+    if set_aside:
+        words = "%d damaged files were set aside" % len(set_aside)
+        hint = "look at /var/spool/recuse/quarantine and at: recuse verify"
+        found.append(Check("quarantine", "warn", words, hint))
+    return found
+
+
+def _check_space(machine: Machine, live: str) -> Check:
+    name, hint = "spool-space", "make room in /var"
     space = os.statvfs(live)
     free = space.f_bavail * space.f_frsize
     min_free, _ = _spool_settings(machine)
     words = "%s free for recordings" % amounts.size(free)
     if free < min_free:
-        found.append(
-            Check(
-                "spool-space", "fail", words + ", less than [spool] min_free", "make room in /var"
-            )
-        )
-    elif free < 4 * min_free:
-        found.append(Check("spool-space", "warn", words, "make room in /var"))
-    else:
-        found.append(Check("spool-space", "ok", words))
-    works = _append_only_works(live)
-    if works:
-        found.append(Check("append-only", "ok", "the spool's file system has append-only files"))
-    else:
-        found.append(
-            Check(
-                "append-only",
-                "warn",
-                "the spool's file system has no append-only files: "
-                "who gets hold of a recording's descriptor could change it",
-                "use ext4, xfs or btrfs for /var/spool",
-            )
-        )
-    quarantine = machine.path("/var/spool/recuse/quarantine")
-    set_aside = os.listdir(quarantine) if os.path.isdir(quarantine) else []
-    if set_aside:
-        found.append(
-            Check(
-                "quarantine",
-                "warn",
-                "%d damaged files were set aside" % len(set_aside),
-                "look at /var/spool/recuse/quarantine and at: recuse verify",
-            )
-        )
-    return found
+        return Check(name, "fail", words + ", less than [spool] min_free", hint)
+    if free < 4 * min_free:
+        return Check(name, "warn", words, hint)
+    return Check(name, "ok", words)
+
+
+def _check_append_only(live: str) -> Check:
+    name = "append-only"
+    if _append_only_works(live):
+        return Check(name, "ok", "the spool's file system has append-only files")
+    words = (
+        "the spool's file system has no append-only files: "
+        "who gets hold of a recording's descriptor could change it"
+    )
+    return Check(name, "warn", words, "use ext4, xfs or btrfs for /var/spool")
 
 
 def _check_filter(machine: Machine) -> Check:
@@ -869,72 +858,58 @@ def _check_clock(machine: Machine) -> Check:
 
 
 def _check_shipping(machine: Machine) -> list[Check]:
-    found = []
-    out = machine.path("/var/spool/recuse/out")
+    backlog = _check_backlog(machine)
+    found = [backlog, *_check_central(machine)]
+    try:
+        receipt = os.stat(machine.path("/var/lib/recuse-ship/receipts/checkpoint")).st_mtime_ns
+    except OSError:
+        is_idle = backlog == NO_BACKLOG
+        found.append(Check("receipts", "ok" if is_idle else "warn", "no receipt yet"))
+    else:
+        age = (machine.now_ns() - receipt) // 10**9
+        found.append(Check("receipts", "ok", "last receipt %s ago" % amounts.span(age)))
+    return found
+
+
+def _check_backlog(machine: Machine) -> Check:
     now = machine.now_ns()
     count = size = oldest_ns = 0
-    for path in glob.glob(os.path.join(out, "*")):
+    for path in glob.glob(machine.path("/var/spool/recuse/out/*")):
         try:
             entry = os.stat(path)
         except OSError:
             continue
         count, size = count + 1, size + entry.st_size
         oldest_ns = max(oldest_ns, now - entry.st_mtime_ns)
-    age = oldest_ns // 10**9
     if not count:
-        found.append(Check("backlog", "ok", "nothing waits to be shipped"))
-    else:
-        words = "%d segments (%s) wait to be shipped, the oldest since %s" % (
-            count,
-            amounts.size(size),
-            amounts.span(age),
-        )
-        late = age > BACKLOG_WARN_SECONDS or size > BACKLOG_WARN_BYTES
-        hint = "see: journalctl -u recuse-ship" if late else None
-        found.append(Check("backlog", "warn" if late else "ok", words, hint))
-    _, url = _spool_settings(machine)
-    if url.startswith("https:"):
-        trouble = machine.reach(url)
-        if trouble:
-            found.append(
-                Check(
-                    "collector",
-                    "warn",
-                    "%s cannot be reached: %s" % (url, trouble),
-                    "recordings wait in the spool; see: journalctl -u recuse-ship",
-                )
-            )
-        else:
-            found.append(Check("collector", "ok", "%s can be reached" % url))
-        if not machine.exists("/etc/recuse/collector.pub"):
-            found.append(
-                Check(
-                    "enrolment",
-                    "fail",
-                    "no collector key: no receipt can be believed",
-                    "run: recuse enroll",
-                )
-            )
-    elif url.startswith("dir:"):
+        return NO_BACKLOG
+    age = oldest_ns // 10**9
+    told = count, amounts.size(size), amounts.span(age)
+    words = "%d segments (%s) wait to be shipped, the oldest since %s" % told
+    if age > BACKLOG_WARN_SECONDS or size > BACKLOG_WARN_BYTES:
+        return Check("backlog", "warn", words, "see: journalctl -u recuse-ship")
+    return Check("backlog", "ok", words)
+
+
+def _check_central(machine: Machine) -> list[Check]:
+    name, (_, url) = "collector", _spool_settings(machine)
+    if url.startswith("dir:"):
         path = machine.path(url[4:])
         if os.path.isdir(path):
-            found.append(Check("collector", "ok", "central storage is %s" % path))
-        else:
-            found.append(
-                Check(
-                    "collector",
-                    "warn",
-                    "central storage %s is missing" % path,
-                    "see: journalctl -u recuse-ship",
-                )
-            )
-    try:
-        receipt = os.stat(machine.path("/var/lib/recuse-ship/receipts/checkpoint")).st_mtime_ns
-    except OSError:
-        found.append(Check("receipts", "ok" if not count else "warn", "no receipt yet"))
+            return [Check(name, "ok", "central storage is %s" % path)]
+        hint = "see: journalctl -u recuse-ship"
+        return [Check(name, "warn", "central storage %s is missing" % path, hint)]
+    if not url.startswith("https:"):
+        return []
+    trouble = machine.reach(url)
+    if trouble:
+        hint = "recordings wait in the spool; see: journalctl -u recuse-ship"
+        found = [Check(name, "warn", "%s cannot be reached: %s" % (url, trouble), hint)]
     else:
-        age = max(0, now - receipt) // 10**9
-        found.append(Check("receipts", "ok", "last receipt %s ago" % amounts.span(age)))
+        found = [Check(name, "ok", "%s can be reached" % url)]
+    if not machine.exists("/etc/recuse/collector.pub"):
+        words = "no collector key: no receipt can be believed"
+        found.append(Check("enrolment", "fail", words, "run: recuse enroll"))
     return found
 
 
