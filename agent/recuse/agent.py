@@ -199,9 +199,6 @@ class Agent:
         groups: Optional[Tuple[str, ...]],
         **more: Any,
     ) -> Facts:
-        source = login.source.kernel
-        if source is not None and source != UNKNOWN_SOURCE:
-            source, _ = records.split_endpoint(source)
         return Facts(
             user=login.user if account is None else account.name,
             uid=login.uid if account is None else account.uid,
@@ -209,7 +206,7 @@ class Agent:
             service=login.service,
             host=self.book.host.hostname,
             host_tags=self.config.host.tags,
-            source=source,
+            source=login.source.address,
             claimed_source=login.source.claimed,
             ruser=login.ruser,
             tags=frozenset(),

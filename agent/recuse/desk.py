@@ -677,11 +677,8 @@ class Desk:
         account, groups = await self._agent.accounts.find(login.uid, login.user)
         if account is None or live.grounds.effect == "require-record":
             return []
-        source = login.source.kernel
-        if source is not None:
-            source, _ = records.split_endpoint(source)
         facts = replace(
-            self.facts(account, groups or ()), service=login.service, source=source,
+            self.facts(account, groups or ()), service=login.service, source=login.source.address,
             command=live.session.command, tty=live.session.tty is not None,
         )  # fmt: skip
         # The relay has become a user of ours; whose audit session it is in has not changed.

@@ -167,6 +167,12 @@ class Front:
                     "ok": False, "error": error.message, "hint": error.hint,
                     "exit": error.exit_code,
                 }  # fmt: skip
+            except Exception as error:  # ours: whoever asks is not to blame, nor left in silence
+                self._agent.journal.fault(error)
+                answer = {
+                    "ok": False, "error": f"the agent failed at that: {type(error).__name__}",
+                    "hint": "see: journalctl -t recuse-agent", "exit": RecuseError.exit_code,
+                }  # fmt: skip
             writer.write(json.dumps(answer).encode() + b"\n")
             await asyncio.wait_for(writer.drain(), IDLE_SECONDS)
 

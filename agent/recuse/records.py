@@ -94,6 +94,11 @@ class Source:
     """"192.0.2.7:40112" or "[2001:db8::1]:99"; None if local or not to be found out."""
     claimed: Optional[str] = None
 
+    @property
+    def address(self) -> Optional[str]:
+        """Give what the kernel says, without the port."""
+        return None if self.kernel is None else split_endpoint(self.kernel)[0]
+
 
 @dataclass(frozen=True)
 class Login:

@@ -2743,6 +2743,26 @@ def test_control_answers_what_it_does_not_know(paths: Paths, line: bytes) -> Non
     run(paths, scene)
 
 
+def test_control_says_so_when_the_agent_fails(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recuse import front
+
+    def fail(*_: object) -> None:
+        raise ValueError("nobody expected that")
+
+    async def scene(world: World) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(front.Front, "status", fail)
+            answer = await world.control(verb="status")
+        assert (answer["ok"], answer["exit"]) == (False, 1)
+        assert answer["error"] == "the agent failed at that: ValueError"
+        assert "nobody expected that" in world.event("fault")["MESSAGE"]
+        assert (await world.control(verb="status"))["ok"]
+
+    run(paths, scene)
+
+
 @pytest.mark.parametrize("verb", ["reload", "sync", "watch", "receipt", "settle", "finding",
                                   "undelivered"])  # fmt: skip
 def test_control_refuses_users_what_is_roots(
