@@ -26,7 +26,7 @@ from .asking import Asking
 from .batching import Batcher, in_thread
 from .book import Book, NotEntered
 from .config import Config, HostConfig, Paths
-from .desk import Desk, Taken
+from .desk import Desk, Use
 from .door import Connection, Door
 from .errors import GrantError, RecuseError, SpoolError
 from .facts import NO_ANSWERS
@@ -454,7 +454,7 @@ class Agent:
         if around is not None and label == "nested" and session.tty is not None:
             live.shown_in = around.id
         self._count(owner)
-        use: Optional[Taken] = None
+        use: Optional[Use] = None
         try:
             if decision.verdict == "refuse" or label == "refuse":
                 await self._refuse_session(connection, session, decision)
@@ -806,7 +806,7 @@ class Agent:
         Raises: GrantError if the grant that it rests on is none any more
         """
         build: Any = records.exempt_entry if live.label == "exempt" else records.open_entry
-        use = Taken(decision.grant, live.grant_use) if decision.grant is not None else None
+        use = Use(decision.grant, live.grant_use) if decision.grant is not None else None
 
         def with_use(*arguments: Any) -> bytes:
             """Look at the grant once more at the very moment of entering."""

@@ -63,6 +63,8 @@ MAX_ROWS = 500
 MAX_ASKED = 60  # by one user, of what is entered or told to the journal
 ASKED_SPELL_NS = 600 * 10**9
 CHECK_SECONDS = 60.0  # timers look at the clock this often: it may be set
+LEAST_SECONDS = 0.05  # between two looks
+WITHDRAWN = frozenset({"grant-revoked", "grant-expired"})  # flags of sessions no longer exempt
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class PauseOffer:
 
 
 @dataclass(frozen=True)
-class Taken:
+class Use:
     """A use that is set aside for one session until its entry is durable."""
 
     grant: str
@@ -107,7 +109,7 @@ class Desk:
         self._kernel = agent.kernel
         self.state = GrantState()
         self.approvers = Approvers(agent.paths, lambda: self.policy)
-        self._taken: Set[Taken] = set()
+        self._taken: Set[Use] = set()
         self._asked: Dict[int, List[int]] = {}  # uid -> when
         self._passwords = Passwords(agent.kernel)
         self._granting = asyncio.Lock()
@@ -760,19 +762,19 @@ class Desk:
     def _left(self, row: GrantRow) -> int:
         return row.left - sum(one.grant == row.id for one in self._taken)
 
-    def take(self, grant: str) -> Taken:
+    def take(self, grant: str) -> Use:
         """Set a use aside; to be called in one go with what offers() gave."""
         row = self.state.rows[grant]
         taken = max([row.taken, *(one.n for one in self._taken if one.grant == grant)])
-        use = Taken(grant, taken + 1)
+        use = Use(grant, taken + 1)
         self._taken.add(use)
         return use
 
-    def release(self, use: Taken) -> None:
+    def release(self, use: Use) -> None:
         """Undo take(), or note that the use is entered."""
         self._taken.discard(use)
 
-    def use_entry(self, use: Taken) -> Dict[str, Any]:
+    def use_entry(self, use: Use) -> Dict[str, Any]:
         """Give what the entry of a session says of its use, if the grant is still good for it.
 
         Raises: GrantError
@@ -789,7 +791,7 @@ class Desk:
             "approval_entries": list(row.approval_entries),
         }
 
-    def started(self, live: LiveSession, use: Taken) -> None:
+    def started(self, live: LiveSession, use: Use) -> None:
         """Hear that a session, or a pause in it, goes on under a grant."""
         row = self.state.rows[use.grant]
         self._tell(
@@ -831,17 +833,24 @@ class Desk:
     def _arm(self, *beginning: LiveSession) -> None:
         """See to it that _tick() comes when the next exemption ends, or a review is overdue.
 
-        A session that begins is not among the agent's yet.
+        What has ended, or was told, is waited for no more. A session that begins is not among the
+        agent's yet.
         """
         now_ns = self._kernel.now_ns()
-        left = [self._left_ns(live) for live in (*self._agent.sessions.values(), *beginning)]
-        due = [one.due_ns - now_ns for one in self.state.debts.values() if one.reviewed_by is None]
-        waits = [max(0.05, one / 1e9) for one in [*left, *due] if one is not None]
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if waits:
-            delay = min(CHECK_SECONDS, *waits) if len(waits) > 1 else min(CHECK_SECONDS, waits[0])
+        waits = [
+            self._left_ns(live)
+            for live in (*self._agent.sessions.values(), *beginning)
+            if not _is_withdrawn(live)
+        ]
+        waits += [
+            debt.due_ns - now_ns
+            for debt in self.state.debts.values()
+            if debt.reviewed_by is None and debt.id not in self._overdue_told
+        ]
+        soonest = min((one for one in waits if one is not None), default=None)
+        self.close()  # the timer of before
+        if soonest is not None:
+            delay = min(CHECK_SECONDS, max(LEAST_SECONDS, soonest / 1e9))
             self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
 
     def _tick(self) -> None:
@@ -857,18 +866,7 @@ class Desk:
                     "debt-overdue", grant=debt.id, user=debt.user,
                     due=records.format_time(debt.due_ns),
                 )  # fmt: skip
-        self._arm_unless_told()
-
-    def _arm_unless_told(self) -> None:
-        now_ns = self._kernel.now_ns()
-        open_ends = any(
-            (self._left_ns(live) or 0) > 0 for live in self._agent.sessions.values()
-        )
-        due = any(
-            one.reviewed_by is None and one.due_ns > now_ns for one in self.state.debts.values()
-        )
-        if open_ends or due:
-            self._arm()
+        self._arm()
 
     def _withdraw(self, live: LiveSession, flag: str, words: str) -> None:
         """End the exemption of a session that runs."""
@@ -1037,6 +1035,10 @@ class Desk:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _is_withdrawn(live: LiveSession) -> bool:
+    return live.ended or not WITHDRAWN.isdisjoint(live.flags)
 
 
 def _epoch_of(name: str) -> int:

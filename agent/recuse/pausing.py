@@ -20,7 +20,7 @@ from .unprintable import masked
 
 if TYPE_CHECKING:
     from .agent import Agent
-    from .desk import PauseOffer, Taken
+    from .desk import PauseOffer, Use
 
 HELD_SECONDS = 1.0  # for the relay to say that it has switched
 SLACK_NS = 500_000_000  # by which the relay is later than we are
@@ -175,7 +175,7 @@ class Pauses:
             self._agent.spawn(self._end(live, "revoked"))
         return [live.id for live in found]
 
-    async def _begin(self, live: LiveSession, asked: _Asked, use: Optional[Taken]) -> str:
+    async def _begin(self, live: LiveSession, asked: _Asked, use: Optional[Use]) -> str:
         agent, reason, seconds = self._agent, asked.reason, asked.seconds
         grant = None if use is None else use.grant
         since_ns, mono_ns = agent.kernel.now_ns(), agent.kernel.mono_ns()

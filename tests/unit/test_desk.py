@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -658,6 +659,20 @@ def test_the_only_session_ends_when_its_grant_does(paths: Paths) -> None:
         assert answer.label == b"exempt"
         await world.ended()
         assert world.last("close").ours["flags"] == ["grant-expired"]
+
+    play(paths, scene)
+
+
+def test_what_was_told_keeps_the_agent_awake_no_more(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        await world.as_("bob", "break-glass", why="it burns")
+        world.move(1.1)
+        await world.granted(max_seconds=3600)
+        _, answer = await world.session(await world.login("alice"), "alice")
+        assert answer.label == b"exempt"
+        await world.until(lambda: world.told("debt-overdue"))
+        timer = world.agent.desk._timer
+        assert timer is not None and timer.when() > asyncio.get_running_loop().time() + 1
 
     play(paths, scene)
 
