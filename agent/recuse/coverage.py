@@ -199,6 +199,9 @@ _USER_PROCESS = 7
 # utmp(5): where time is 32 bits wide for the sake of 32-bit programs, and elsewhere.
 _NARROW = struct.Struct("<hxxi32s4s32s256shhiii16s20x")
 _WIDE = struct.Struct("<hxxi32s4s32s256shhqqq16s20x4x")
+# What stands where the address would, if a terminal is one inside a session: of tmux, screen, mosh,
+# or on an X display. utempter(8) lets users write such records. No address and no host looks so.
+_INSIDE = re.compile(r"tmux\(\d+\)\..*|.*:S\.\d+|.* via mosh \[\d+\]|[^:]*:\d+(?:\.\d+)?")
 WTMP_LAYOUTS: Mapping[str, struct.Struct] = {"narrow": _NARROW, "wide": _WIDE}
 
 
@@ -206,9 +209,11 @@ def wtmp_traces(data: bytes, layout: str = "narrow") -> Iterator[Trace]:
     """Read the logins in wtmp; a record that makes no sense, or is cut, is passed over."""
     record = WTMP_LAYOUTS[layout]
     for at in range(0, len(data) - record.size + 1, record.size):
-        kind, pid, line, _, user, _, _, _, _, seconds, micros, _ = record.unpack_from(data, at)
+        kind, pid, line, _, user, host, _, _, _, seconds, micros, _ = record.unpack_from(data, at)
         name, tty = _c_string(user), _c_string(line)
         if kind != _USER_PROCESS or not name or not tty or seconds <= 0 or pid < 0:
+            continue
+        if tty.startswith("pts/") and _INSIDE.fullmatch(_c_string(host)):
             continue
         time_ns = seconds * _SECOND + max(0, min(micros, 999_999)) * 1000
         # Not its pid: sshd writes that of the process that became the user's.

@@ -396,10 +396,36 @@ def test_logind_tells_of_a_session_by_its_leader() -> None:
     assert journal_trace({**fields, "LEADER": ""}, 5) is None
 
 
-def record(layout: str, kind: int, user: bytes, line: bytes, seconds: int) -> bytes:
+def record(
+    layout: str, kind: int, user: bytes, line: bytes, seconds: int, host: bytes = b"h"
+) -> bytes:
     return WTMP_LAYOUTS[layout].pack(
-        kind, 900, line, b"ts/3", user, b"h", 0, 0, 0, seconds, 250, b""
+        kind, 900, line, b"ts/3", user, host, 0, 0, 0, seconds, 250, b""
     )
+
+
+@pytest.mark.parametrize(
+    "host, line, is_login",
+    [
+        (b"192.0.2.7", b"pts/3", True),
+        (b"::1", b"pts/3", True),
+        (b"::ffff:192.0.2.7", b"pts/3", True),
+        (b"2001:db8::7", b"pts/3", True),
+        (b"web1.example.org", b"pts/3", True),
+        (b"", b"pts/3", True),
+        (b":0", b"tty2", True),
+        (b"tmux(312).%0", b"pts/3", False),
+        (b"192.0.2.7:S.0", b"pts/3", False),
+        (b":pts/1:S.0", b"pts/3", False),
+        (b"192.0.2.7 via mosh [312]", b"pts/3", False),
+        (b":0", b"pts/3", False),
+        (b"localhost:10.0", b"pts/3", False),
+    ],
+    ids=lambda value: value.decode() or "none" if isinstance(value, bytes) else None,
+)
+def test_wtmp_counts_no_terminal_inside_one(host: bytes, line: bytes, is_login: bool) -> None:
+    data = record("narrow", 7, b"alice", line, 77, host)
+    assert bool(list(wtmp_traces(data))) == is_login
 
 
 @pytest.mark.parametrize("layout, size", [("narrow", 384), ("wide", 400)])
