@@ -171,6 +171,7 @@ def test_revoking_records_a_supervised_session_from_then_on(office: Host) -> Non
 
 def says(terminal: Terminal, command: str, *dialogue: Tuple[str, str]) -> Tuple[int, str]:
     """Give a shell a command that asks; answer each question; return its status and its words."""
+    terminal.expect(r"\$ ")  # a prompt that comes late would stand in the first line of the words
     begin = len(terminal.output)
     terminal.line(f"{command}; echo do''ne-$?-")
     for question, answer in dialogue:
