@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from pathlib import PurePosixPath
 from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Set, Tuple
 
 from recuse.approval import (
@@ -20,7 +18,7 @@ from recuse.matchers import Matcher
 from recuse.matchertoml import MATCHERS
 from recuse.policy import Policy
 from recuse.ruleindex import RoleIndex
-from recuse.tomlfile import Key, TomlFile, did_you_mean, parse_duration
+from recuse.tomlfile import Key, TomlFile, did_you_mean, digests, parse_duration
 
 WHO = ("users", "groups", "roles")
 WHERE = ("hosts", "host_tags")
@@ -59,13 +57,7 @@ def parse_approval(
     parser = _Parser(policy)
     for name, source in sorted(files):
         parser.read(name, source)
-    digest = hashlib.sha256(b"recuse/approval/v1\n")
-    sums = []
-    for base, source in sorted((PurePosixPath(name).name, source) for name, source in files):
-        for part in (base.encode("utf-8", "surrogateescape"), source):
-            digest.update(len(part).to_bytes(8, "big") + part)
-        sums.append((base, hashlib.sha256(source).hexdigest()))
-    return parser.finish(digest.hexdigest(), tuple(sums))
+    return parser.finish(*digests("recuse/approval/v1", files))
 
 
 class _Parser:

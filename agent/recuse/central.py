@@ -11,7 +11,6 @@ import json
 import logging
 import re
 import sqlite3
-import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
@@ -32,7 +31,7 @@ from typing import (
 from recuse import checkpoint as tlog
 from recuse import httpsig
 from recuse import store as storing
-from recuse.connections import Connections
+from recuse.connections import Connections, trust
 from recuse.errors import CollectorError, LedgerError, RecuseError
 from recuse.store import Store
 from recuse.unprintable import masked
@@ -149,7 +148,7 @@ class HttpCentral:
         self._session: Optional[aiohttp.ClientSession] = None
         self._ended = False
         self._connections = Connections()
-        self._context = client_context(ca)
+        self._context = trust(ca, NotAccepted)
 
     async def put_blob(self, origin: str, digest: str, data: bytes) -> bytes:
         return await self._ask("PUT", httpsig.blob_path(digest), origin, data, (200, 201))
@@ -295,16 +294,3 @@ def _detail(answer: bytes) -> str:
         found = None
     detail = str(found.get("detail")) if isinstance(found, dict) else "no detail"
     return masked(detail[:200])
-
-
-def client_context(ca: Optional[Path]) -> ssl.SSLContext:
-    """Trust this CA (or self-signed certificate) alone, or else the system's.
-
-    Raises: NotAccepted
-    """
-    try:
-        context = ssl.create_default_context(cafile=str(ca) if ca else None)
-    except (OSError, ssl.SSLError) as error:
-        raise NotAccepted(f"ca file {ca} cannot be used: {error.strerror or error}") from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context

@@ -15,7 +15,6 @@ import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, List, Mapping, Optional, Protocol, Tuple
 from urllib.parse import urlsplit
 
@@ -30,7 +29,7 @@ from recuse.adminnotice import (
     sign_webhook,
     subject_line,
 )
-from recuse.connections import Connections
+from recuse.connections import Connections, trust
 from recuse.errors import RecuseError
 from recuse.notifyconf import Channel
 
@@ -75,15 +74,6 @@ def open_way(channel: Channel, org: str) -> Way:
         "apprise": AppriseWay,
     }
     return kinds[channel.type](channel, org)
-
-
-def _tls_context(ca: Optional[Path]) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=str(ca) if ca else None)
-    except (OSError, ssl.SSLError) as error:
-        raise NotSent(f"ca file {ca} cannot be used: {error.strerror or error}") from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
 
 
 def _say(error: BaseException) -> str:
@@ -158,7 +148,7 @@ class SmtpWay(_Threaded):
             with self._connect() as connection:
                 self._connection = connection
                 if channel.tls == "starttls":
-                    connection.starttls(context=_tls_context(channel.ca))
+                    connection.starttls(context=trust(channel.ca, NotSent))
                 if login is not None:
                     connection.login(*login)
                 refused = connection.send_message(mail, channel.sender, list(channel.to))
@@ -189,7 +179,7 @@ class SmtpWay(_Threaded):
         if channel.tls == "tls":
             return smtplib.SMTP_SSL(
                 channel.host, channel.smtp_port, timeout=channel.timeout,
-                context=_tls_context(channel.ca),
+                context=trust(channel.ca, NotSent),
             )  # fmt: skip
         return smtplib.SMTP(channel.host, channel.smtp_port, timeout=channel.timeout)
 
@@ -273,7 +263,7 @@ class WebhookWay:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=self._connections.connector(
-                    ssl=_tls_context(self._channel.ca), limit=2
+                    ssl=trust(self._channel.ca, NotSent), limit=2
                 ),
                 timeout=aiohttp.ClientTimeout(total=self._channel.timeout),
                 cookie_jar=aiohttp.DummyCookieJar(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-import ssl
 import time
 import urllib.error
 import urllib.request
@@ -14,6 +13,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from recuse import httpsig, mail, records
 from recuse.cast import printable
+from recuse.connections import trust
 from recuse.errors import (
     AccessDenied,
     CollectorError,
@@ -46,15 +46,8 @@ class Collector:
         self._who: Optional[Tuple[str, str, int]] = None
         if not self._url.startswith("https://"):
             raise CollectorError(f"{self._url} is no https:// address of a collector")
-        try:
-            context = ssl.create_default_context(cafile=ca)
-        except (OSError, ssl.SSLError) as error:
-            told = getattr(error, "strerror", None) or error
-            raise CollectorError(f"ca file {ca} cannot be used: {told}") from None
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self._opener = urllib.request.build_opener(
-            urllib.request.HTTPSHandler(context=context), _NoRedirect
-        )
+        https = urllib.request.HTTPSHandler(context=trust(ca, CollectorError))
+        self._opener = urllib.request.build_opener(https, _NoRedirect)
 
     def requests(self) -> Iterator[Dict[str, Any]]:
         """Give what waits or has not expired, in the words of the bytes that are signed.

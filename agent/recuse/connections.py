@@ -1,10 +1,12 @@
-"""Connections that aiohttp makes, remembered: they outlive its close(), and a process its loop."""
+"""Connections to servers: whom they trust, and those of aiohttp, which outlive its close()."""
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
-from typing import TYPE_CHECKING, Any, Dict, List
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Union
 
 if TYPE_CHECKING:
     import aiohttp
@@ -12,8 +14,21 @@ if TYPE_CHECKING:
 CLOSING_SECONDS = 2.0  # for peers to say goodbye; then they are hung up on
 
 
+def trust(ca: Union[str, Path, None], error: Callable[[str], Exception]) -> ssl.SSLContext:
+    """Trust this file of CAs (or self-signed certificates) alone, or else the system's.
+
+    Raises: what `error` makes of the fault
+    """
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except OSError as fault:  # ssl.SSLError is one
+        raise error(f"ca file {ca} cannot be used: {fault.strerror or fault}") from fault
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
 class Connections:
-    """What the connectors made here have open."""
+    """What connectors made here have open: it outlives their close(), and a process its loop."""
 
     def __init__(self) -> None:
         self._transports: Dict[asyncio.Transport, Any] = {}  # with their sockets

@@ -22,7 +22,6 @@ import os
 import re
 import signal
 import socket
-import ssl
 import struct
 import subprocess
 import time
@@ -33,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence,
 
 from recuse import asks, stderrlog
 from recuse.asks import Answer, Question, Result
-from recuse.connections import Connections
+from recuse.connections import Connections, trust
 from recuse.errors import WireError
 
 if TYPE_CHECKING:
@@ -291,7 +290,7 @@ class Engines:
         key = question.socket, question.ca, question.url.partition(":")[0]
         if key not in self._sessions:
             tls = question.url.startswith("https:") and not question.socket
-            context = ssl.create_default_context(cafile=question.ca or None) if tls else None
+            context = trust(question.ca or None, OSError) if tls else None
             options = {} if question.socket else {"ssl": context}
             connector = self._connections.connector(question.socket, limit=MAX_AT_ONCE, **options)
             self._sessions[key] = aiohttp.ClientSession(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from pathlib import PurePosixPath
 from typing import (
     Collection,
     Dict,
@@ -23,7 +21,7 @@ from recuse.matchers import Asked, ClaimedPurpose, ClaimedTags, Matcher, Role, T
 from recuse.matchertoml import MATCHERS, Values, accounts, check_tag, if_unknown, toml_date
 from recuse.policy import EFFECTS, LEVELS, STRENGTH, Assignment, Policy, Rule, Terms
 from recuse.reasons import Purpose, Reason, read_purpose, read_reason
-from recuse.tomlfile import Key, TomlFile, did_you_mean, parse_duration
+from recuse.tomlfile import Key, TomlFile, did_you_mean, digests, parse_duration
 from recuse.when import UNASSIGNABLE, When
 
 MAX_NAME = 128  # characters of a rule's name: it goes into every entry and journal line
@@ -47,17 +45,12 @@ def parse_policy(files: Sequence[Tuple[str, bytes]]) -> Policy:
     for name, source in sorted(files):
         parser.read(name, source)
     rules = parser.finish()
-    digest = hashlib.sha256(b"recuse/policy/v1\n")
-    sums = []
-    for base, source in sorted((PurePosixPath(name).name, source) for name, source in files):
-        for part in (base.encode("utf-8", "surrogateescape"), source):
-            digest.update(len(part).to_bytes(8, "big") + part)
-        sums.append((base, hashlib.sha256(source).hexdigest()))
+    digest, sums = digests("recuse/policy/v1", files)
     return Policy(
         rules,
-        digest.hexdigest(),
+        digest,
         parser.roles,
-        tuple(sums),
+        sums,
         parser.reasons,
         parser.purposes,
         parser.asks,

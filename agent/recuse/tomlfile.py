@@ -7,10 +7,12 @@ tokens of a document that the parser has accepted finds the line of every table,
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 import sys
 from datetime import date, datetime, time
-from typing import Dict, Iterable, List, Mapping, Optional, Tuple, Union
+from pathlib import PurePosixPath
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from recuse.errors import Fault
 
@@ -281,6 +283,21 @@ _SIZES = {
     "tib": 2**40,
 }
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def digests(
+    what: str, files: Sequence[Tuple[str, bytes]]
+) -> Tuple[str, Tuple[Tuple[str, str], ...]]:
+    """Give one digest of all files, names and contents, and the name and digest of each.
+
+    `what` they are is in the first.
+    """
+    whole, each = hashlib.sha256(f"{what}\n".encode()), []
+    for name, source in sorted((PurePosixPath(path).name, source) for path, source in files):
+        for part in (name.encode("utf-8", "surrogateescape"), source):
+            whole.update(len(part).to_bytes(8, "big") + part)
+        each.append((name, hashlib.sha256(source).hexdigest()))
+    return whole.hexdigest(), tuple(each)
 
 
 def parse_size(text: str) -> int:

@@ -19,8 +19,8 @@ from aiohttp import web
 from recuse import checkpoint as tlog
 from recuse import collector, keys, ship
 from recuse import store as storing
-from recuse.central import client_context
 from recuse.config import Paths
+from recuse.connections import trust
 from recuse.ledger import Ledger, read_ledger
 from recuse.mailroom import Mailroom
 from recuse.mailstore import SqliteMailbox
@@ -352,7 +352,7 @@ def scenario(run: Callable[[], Awaitable[None]]) -> None:
 
 
 def client_ssl(cert: Path) -> ssl.SSLContext:
-    return client_context(cert)
+    return trust(cert, OSError)
 
 
 def settled(host: Host, central: Central) -> Callable[[], bool]:
