@@ -6,7 +6,6 @@ key in Trusted signed for it. Nothing stops at the first fault.
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import re
 import zlib
@@ -17,7 +16,6 @@ from typing import (
     Iterable,
     Iterator,
     List,
-    Mapping,
     Optional,
     Protocol,
     Sequence,
@@ -30,13 +28,11 @@ from typing import (
 from . import pauserecords
 from .approval import ApprovalPolicy
 from .checkpoint import (
-    EMPTY_ROOT,
     HASH_BYTES,
     TILE_WIDTH,
     TYPE_COSIGNER,
     TYPE_LOG,
     Checkpoint,
-    Frontier,
     Note,
     Verifier,
     leaf_hash,
@@ -48,6 +44,7 @@ from .errors import CryptoError, LedgerError, RecuseError
 from .grantaudit import GrantAudit
 from .records import OUTCOMES, Entry, Row, SessionRow, View, format_time, parse
 from .sshsig import AllowedSigners, RevokedKeys
+from .treeaudit import Head, Tree
 
 OVERDUE_PERIODS = 2.5
 """Heartbeat periods without any entry from which silence is worth a warning."""
@@ -310,175 +307,6 @@ def named_verifier(key: Verifier, origin: str) -> Verifier:
     return Verifier.make(origin, TYPE_LOG, key.public)
 
 
-# Trees
-
-
-@dataclass
-class _Head:
-    """A tree head that somebody signed, to be compared with what is there."""
-
-    what: str
-    checkpoint: Checkpoint
-    signed: bool
-    computed: Optional[bytes] = None
-    stored: Optional[bytes] = None
-
-    @property
-    def entries_hold(self) -> bool:
-        """Say whether the entries as they stand have that root."""
-        return self.computed == self.checkpoint.root
-
-    @property
-    def hashes_hold(self) -> bool:
-        """Say whether what should stand there has that root."""
-        return self.stored == self.checkpoint.root
-
-
-def _runs(numbers: Iterable[int]) -> List[Tuple[int, int]]:
-    runs: List[Tuple[int, int]] = []
-    for one in sorted(numbers):
-        if runs and runs[-1][1] == one - 1:
-            runs[-1] = (runs[-1][0], one)
-        else:
-            runs.append((one, one))
-    return runs
-
-
-def _run_name(first: int, last: int) -> str:
-    return f"entry {first}" if first == last else f"entries {first}..{last}"
-
-
-def _longest_increasing(numbers: Sequence[int]) -> Set[int]:
-    """Find which numbers can stay if as few as possible are out of order."""
-    tails: List[int] = []
-    tail_at: List[int] = []
-    before: List[int] = []
-    for at, one in enumerate(numbers):
-        place = bisect.bisect_left(tails, one)
-        before.append(tail_at[place - 1] if place else -1)
-        if place == len(tails):
-            tails.append(one)
-            tail_at.append(at)
-        else:
-            tails[place] = one
-            tail_at[place] = at
-    kept: Set[int] = set()
-    at = tail_at[-1] if tail_at else -1
-    while at >= 0:
-        kept.add(numbers[at])
-        at = before[at]
-    return kept
-
-
-class _Tree:
-    """Recomputes the tree, from the entries as they stand and from what should stand there.
-
-    The latter is the stored leaf hash, or the entry that says that it belongs there.
-    """
-
-    def __init__(self, heads: Sequence[_Head]) -> None:
-        self.places = 0
-        self.total = 0
-        self.holes: Dict[int, Optional[bytes]] = {}
-        self.altered: Dict[int, str] = {}
-        self.displaced: List[Tuple[int, int]] = []
-        """(place, number the entry there gives itself)"""
-        self.strange = 0
-        """Entries that cannot be read or belong to another ledger."""
-        self.tile_roots: List[Tuple[Optional[bytes], Optional[bytes]]] = []
-        self._heads = heads
-        self._computed: Optional[Frontier] = Frontier()
-        self._stored: Optional[Frontier] = Frontier()
-        self._chunk: Tuple[List[bytes], List[bytes]] = ([], [])
-        for head in heads:
-            if head.checkpoint.size == 0:
-                head.computed = head.stored = EMPTY_ROOT
-
-    def push(
-        self,
-        place: int,
-        computed: Optional[bytes],
-        stored: Optional[bytes],
-        moved: Mapping[int, bytes],
-    ) -> None:
-        """Take in the next place, which may leave others out; `moved` is what belongs there."""
-        for hole in range(self.places, place):
-            self._push(hole, None, moved.get(hole))
-        self._push(place, computed, stored)
-
-    def _push(self, place: int, computed: Optional[bytes], stored: Optional[bytes]) -> None:
-        self.places = place + 1
-        if computed is None:
-            self.holes[place] = stored
-            self._computed = None
-        else:
-            self.total = place + 1
-            if self._computed is not None:
-                self._computed.push(computed)
-        if stored is None:
-            self._stored = None
-        elif self._stored is not None:
-            self._stored.push(stored)
-        for leaves, one in zip(self._chunk, (computed, stored)):
-            if one is not None:
-                leaves.append(one)
-        if self.places % TILE_WIDTH == 0:
-            roots = [
-                tree_root(leaves) if len(leaves) == TILE_WIDTH else None for leaves in self._chunk
-            ]
-            self.tile_roots.append((roots[0], roots[1]))
-            self._chunk = ([], [])
-        for head in self._heads:
-            if head.checkpoint.size == self.places:
-                head.computed = self._computed.root() if self._computed else None
-                head.stored = self._stored.root() if self._stored else None
-
-    def missing(self, upto: int) -> List[Tuple[int, int]]:
-        """Find runs of entries, below `upto` or with a leaf hash, that stand nowhere."""
-        held = {number for _, number in self.displaced}
-        wanted = {place for place, _ in self.displaced if place < upto}
-        wanted |= {place for place, leaf in self.holes.items() if place < upto or leaf is not None}
-        runs = _runs(wanted - held)
-        # Not as a set: a checkpoint that nobody signed can say any size.
-        first = self.places
-        for one in [*sorted(number for number in held if first <= number < upto), upto]:
-            if first < one:
-                if runs and runs[-1][1] == first - 1:
-                    first = runs.pop()[0]
-                runs.append((first, one - 1))
-            first = one + 1
-        return runs
-
-    def swapped(self) -> List[Tuple[int, int]]:
-        """Find pairs of entries that stand in each other's place."""
-        holds = dict(self.displaced)
-        return [(a, b) for a, b in self.displaced if a < b and holds.get(b) == a]
-
-    def misplaced(self) -> List[Tuple[int, int]]:
-        """Find entries out of order, those of swapped pairs aside; (place, number)."""
-        in_pairs = {one for pair in self.swapped() for one in pair}
-        rest = [(place, number) for place, number in self.displaced if number not in in_pairs]
-        kept = _longest_increasing([number for _, number in rest])
-        found = [(place, number) for place, number in rest if number not in kept]
-        # Entries come late behind one that was put in, and early behind one that was taken out.
-        # The former must have been named; or else nothing explains it.
-        if not found and not self.repeated() and not self.strange:
-            found = [(place, number) for place, number in rest if place > number]
-        return found
-
-    def repeated(self) -> List[Tuple[int, int]]:
-        """Find entries that stand in their own place and in another as well; (place, number)."""
-        vacated = {place for place, _ in self.displaced}
-        found: List[Tuple[int, int]] = []
-        seen: Set[int] = set()
-        for place, number in self.displaced:
-            at_home = number < self.total and number not in vacated and number not in self.holes
-            if at_home or number in seen:
-                found.append((place, number))
-            seen.add(number)
-        return found
-
-
 # Sessions
 
 
@@ -496,6 +324,10 @@ class _Recording:
 
 # Lines of a recording that hold what was shown or typed.
 _CONTENT = re.compile(rb'^\[[^,"]*,\s*"[oeib]"', re.MULTILINE)
+
+
+def _run_name(first: int, last: int) -> str:
+    return f"entry {first}" if first == last else f"entries {first}..{last}"
 
 
 def _label(entry: Entry) -> str:
@@ -516,7 +348,7 @@ class _Audit:
         renamed: bool,
     ) -> None:
         self.report = Report(source.origin)
-        self.heads: List[_Head] = []
+        self.heads: List[Head] = []
         self.view: View = earlier.view if earlier else View()
         self.grants: GrantAudit = (
             earlier.grants
@@ -578,7 +410,7 @@ class _Audit:
     def run(self, now_ns: Optional[int]) -> None:
         """Verify everything and fill the report."""
         self._read_heads()
-        tree = _Tree(self.heads)
+        tree = Tree(self.heads)
         logins, sessions = set(self.view.logins), set(self.view.sessions)
         ended = {row.session for row in self.view.rows() if not row.live}
         try:
@@ -651,7 +483,7 @@ class _Audit:
         if sound:
             self.report.signed_size = found.size
             self.report.root = found.root.hex()
-        self.heads.append(_Head("checkpoint", found, sound))
+        self.heads.append(Head("checkpoint", found, sound))
         return found
 
     def _read_receipt(self, receipt: bytes, origin: str, size: int) -> None:
@@ -673,11 +505,11 @@ class _Audit:
             self.fault("rollback", "checkpoint", f"is for {size} entries, older than the {what}")
             self._contradictions.append(self.report.faults[-1])
         self.report.receipted_size = max(self.report.receipted_size, found.size)
-        self.heads.append(_Head(what, found, True))
+        self.heads.append(Head(what, found, True))
 
     # Entries
 
-    def _read_entries(self, tree: _Tree) -> None:
+    def _read_entries(self, tree: Tree) -> None:
         chunk: List[Item] = []
         number = 0
         for item in self._source.entries():
@@ -687,7 +519,7 @@ class _Audit:
             chunk.append(item)
         self._read_chunk(tree, chunk)
 
-    def _read_chunk(self, tree: _Tree, chunk: Sequence[Item]) -> None:
+    def _read_chunk(self, tree: Tree, chunk: Sequence[Item]) -> None:
         found: List[Entry] = []
         places: List[Tuple[int, Optional[bytes], Optional[bytes], Optional[Entry]]] = []
         moved: Dict[int, bytes] = {}
@@ -722,7 +554,7 @@ class _Audit:
             self.view.apply(entry)
             self._previous = entry
 
-    def _parse(self, tree: _Tree, place: int, raw: bytes, unaltered: bool) -> Optional[Entry]:
+    def _parse(self, tree: Tree, place: int, raw: bytes, unaltered: bool) -> Optional[Entry]:
         self.report.entries += 1
         try:
             entry = parse(raw)
@@ -736,7 +568,7 @@ class _Audit:
             self._entry_fault("foreign", entry, f"belongs to {entry.origin!r:.120}")
         return entry
 
-    def _judge_tree(self, tree: _Tree) -> None:
+    def _judge_tree(self, tree: Tree) -> None:
         signed = next((one for one in self.heads if one.what == "checkpoint"), None)
         size = signed.checkpoint.size if signed else 0
         sound = max((h.checkpoint.size for h in self.heads if h.entries_hold), default=0)
@@ -774,7 +606,7 @@ class _Audit:
                 first,
             )
 
-    def _judge_roots(self, tree: _Tree, missing: bool) -> None:
+    def _judge_roots(self, tree: Tree, missing: bool) -> None:
         """Say of each altered entry whether it or its stored hash is wrong, and of each head."""
         signed = [one for one in self.heads if one.signed]
         sound_entries = max((h.checkpoint.size for h in signed if h.entries_hold), default=0)
@@ -818,7 +650,7 @@ class _Audit:
                 self.fault("fork", head.what, "vouches for another history than this ledger")
                 self._contradictions.append(self.report.faults[-1])
 
-    def _judge_tiles(self, tree: _Tree) -> None:
+    def _judge_tiles(self, tree: Tree) -> None:
         tiles = list(self._source.tiles())
         for name, level, number, data in tiles:
             hashes = [data[at : at + HASH_BYTES] for at in range(0, len(data), HASH_BYTES)]

@@ -52,6 +52,7 @@ FLOORS: Dict[int, Set[str]] = {
         "strictjson",
         "unprintable",
         "amounts",
+        "treeaudit",
     },
     1: {
         "config",
