@@ -94,6 +94,7 @@ class _Threaded:
         self._channel = channel
         self._org = org
         self._thread: Optional[ThreadPoolExecutor] = None
+        self._running: Optional["asyncio.Future[None]"] = None
 
     async def _call(self, function: Callable[[Notice], None], notice: Notice) -> None:
         if self._thread is None:
@@ -101,6 +102,7 @@ class _Threaded:
         running = asyncio.get_running_loop().run_in_executor(self._thread, function, notice)
         # Should nobody wait for it any more.
         running.add_done_callback(lambda over: over.cancelled() or over.exception())
+        self._running = running
         done, _ = await asyncio.wait({running}, timeout=self._channel.timeout)
         if not done:
             self._cut()
@@ -116,7 +118,8 @@ class _Threaded:
     async def close(self) -> None:
         self._cut()
         if self._thread is not None:
-            self._thread.shutdown(wait=False)
+            is_idle = self._running is None or self._running.done()
+            self._thread.shutdown(wait=is_idle)  # nobody waits for one that hangs
             self._thread = None
 
 
