@@ -73,7 +73,16 @@ recuse_escape_feed(struct recuse_escape *e, const uint8_t *data, size_t len)
             state = follow(state, *p);
         e->state = (uint8_t) state;
     }
-    for (p = len > 4 ? end - 4 : data; p < end; p++)
+    recuse_escape_feed_text(e, data, len);
+}
+
+void
+recuse_escape_feed_text(struct recuse_escape *e, const uint8_t *data,
+                        size_t len)
+{
+    const uint8_t *end = data + len;
+
+    for (const uint8_t *p = len > 4 ? end - 4 : data; p < end; p++)
         e->missing = count_rest(*p, e->missing);
 }
 

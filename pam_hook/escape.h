@@ -18,6 +18,9 @@ struct recuse_escape {          /* all zero: at the beginning */
 
 void recuse_escape_feed(struct recuse_escape *e, const uint8_t *data,
                         size_t len);
+/* The same of what no terminal reads: only characters, whatever the length. */
+void recuse_escape_feed_text(struct recuse_escape *e, const uint8_t *data,
+                             size_t len);
 bool recuse_escape_in_sequence(const struct recuse_escape *e);
 bool recuse_escape_in_character(const struct recuse_escape *e);
 

@@ -404,8 +404,11 @@ keep_flow(struct recuse_relay *r, struct recuse_flow *f, bool final)
         f->kept = f->filled;
     else
         f->kept += recuse_cast_put(&r->cast, stream, data, len, final);
-    recuse_escape_feed(&f->escape, data,
-                       (size_t) (f->buffer + f->kept - data));
+    len = (size_t) (f->buffer + f->kept - data);
+    if (r->terminal)
+        recuse_escape_feed(&f->escape, data, len);
+    else
+        recuse_escape_feed_text(&f->escape, data, len);
     if (f->kept < f->filled)
         f->hold_ns = recuse_now_ns()
             + (r->terminal ? HOLD_TERMINAL_NS : HOLD_STREAM_NS);
