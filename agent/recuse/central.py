@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import re
-import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
@@ -33,6 +32,7 @@ from recuse import httpsig
 from recuse import store as storing
 from recuse.connections import Connections, trust
 from recuse.errors import CollectorError, LedgerError, RecuseError
+from recuse.sqlitefile import Unusable
 from recuse.store import Store
 from recuse.unprintable import masked
 
@@ -93,8 +93,8 @@ class DirCentral:
             except BaseException:
                 self._store.close()
                 raise
-        except (OSError, sqlite3.Error) as error:
-            raise Unavailable(f"central storage {directory}: {error}") from error
+        except Unusable as error:
+            raise _unavailable(error) from error
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self.vkey = self._store.vkey
 
@@ -123,8 +123,12 @@ class DirCentral:
             raise NotAccepted(error.message) from error
         except storing.Refused as error:
             raise Rejected(error.message) from error
-        except (OSError, sqlite3.Error) as error:
-            raise Unavailable(f"central storage {self._store.path}: {error}") from error
+        except Unusable as error:
+            raise _unavailable(error) from error
+
+
+def _unavailable(error: Unusable) -> Unavailable:
+    return Unavailable(f"central storage: {error.message}", error.hint)
 
 
 class HttpCentral:

@@ -11,6 +11,7 @@ protocols `Entries` and `Blobs`; nothing else here knows what lies beneath.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -28,14 +29,14 @@ from typing import (
     Optional,
     Protocol,
     Sequence,
+    Set,
     Tuple,
 )
 
 from recuse import checkpoint as tlog
-from recuse import grantrecords, keys
+from recuse import files, grantrecords, keys
 from recuse.errors import CollectorError, CryptoError
-from recuse.files import sync_directory
-from recuse.sqlitefile import SqliteFile
+from recuse.sqlitefile import SqliteFile, naming
 
 MAX_BLOB = 1 << 20
 """Bytes of one blob: twice the largest segment, and what a stock nginx lets through."""
@@ -51,7 +52,10 @@ TOKEN_LIFETIME_S = 24 * 3600
 _ORIGIN = re.compile(r"[A-Za-z0-9._~@-]+(?:/[A-Za-z0-9._~@-]+)*/recuse/host/[A-Za-z0-9._~@-]+\Z")
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 
-_SCHEMA = """
+_ABOUT_GRANTS = " OR ".join(
+    f"instr(bytes, x'{mark.hex()}')" for mark in grantrecords.MARKS_WITHOUT_CLOSE
+)
+_SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS entries (
     origin TEXT NOT NULL, idx INTEGER NOT NULL, bytes BLOB NOT NULL, leaf BLOB NOT NULL,
     PRIMARY KEY (origin, idx));
@@ -78,12 +82,8 @@ CREATE TABLE IF NOT EXISTS tokens (
 CREATE TABLE IF NOT EXISTS findings (
     id INTEGER PRIMARY KEY, time_s INTEGER NOT NULL, origin TEXT NOT NULL, kind TEXT NOT NULL,
     detail TEXT NOT NULL, evidence BLOB NOT NULL, UNIQUE (origin, kind, evidence));
+CREATE INDEX IF NOT EXISTS about_grants ON entries (origin, idx) WHERE {_ABOUT_GRANTS};
 """
-_ABOUT_GRANTS = " OR ".join(
-    f"instr(bytes, x'{mark.hex()}')" for mark in grantrecords.MARKS_WITHOUT_CLOSE
-)
-# Also made in a store that is there already, whose tables are as they were.
-_INDEX = f"CREATE INDEX IF NOT EXISTS about_grants ON entries (origin, idx) WHERE {_ABOUT_GRANTS}"
 _VERSION = 1
 
 
@@ -180,7 +180,10 @@ class Blobs(Protocol):
     """Immutable content by its SHA-256."""
 
     def put(self, digest: str, data: bytes) -> bool:
-        """Store durably; False if it was there already. The hash has been checked."""
+        """Store durably; False if it was there already. The hash has been checked.
+
+        Raises: Unusable
+        """
 
     def get(self, digest: str) -> Optional[bytes]:
         """Return the content as it lies there, or None."""
@@ -246,8 +249,10 @@ class DirBlobs:
     def __init__(self, root: Path) -> None:
         self._root = root / "sha256"
         self._temporary = root / "tmp"
-        for path in (root, self._root, self._temporary):
-            _make_dir(path)
+        self._lasting: Set[Path] = set()  # directories whose names are known to be durable
+        with naming(root):
+            for path in (root, self._root, self._temporary):
+                _make_dir(path)
 
     def put(self, digest: str, data: bytes) -> bool:
         """Store durably; False if it was there already, whole.
@@ -255,13 +260,16 @@ class DirBlobs:
         A file that no longer has its content is replaced: the host still has the good one.
         """
         path = self._path(digest)
-        if self.get(digest) == data:
-            sync_directory(path.parent)
-            return False
-        _make_dir(path.parent)
         name = f"{digest}.{os.getpid()}.{threading.get_ident()}"
-        _write_durable(self._temporary / name, path, data)
-        return True
+        with naming(path):
+            if path.parent not in self._lasting:
+                _make_dir(path.parent)
+                self._lasting.add(path.parent)
+            new = not _has(path, data)
+            if new:
+                files.replace(path, data, 0o640, temporary=str(self._temporary / name))
+            files.sync_directory(path.parent)
+        return new
 
     def get(self, digest: str) -> Optional[bytes]:
         """Return the content as it lies there, or None."""
@@ -273,10 +281,11 @@ class DirBlobs:
     def sweep(self, before_s: float) -> int:
         """Remove what writers left behind that died before that Unix time; say how many files."""
         removed = 0
-        for path in self._temporary.iterdir():
-            if path.stat().st_mtime < before_s:
-                path.unlink()
-                removed += 1
+        with naming(self._temporary):
+            for path in self._temporary.iterdir():
+                if path.stat().st_mtime < before_s:
+                    path.unlink()
+                    removed += 1
         return removed
 
     def _path(self, digest: str) -> Path:
@@ -292,14 +301,10 @@ class SqliteEntries(SqliteFile):
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o640))
+            with naming(path):
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o640))
         hint = "use the version of recuse that wrote it, or a later one"
         super().__init__(path, _SCHEMA, _VERSION, hint)
-        try:
-            self._db.execute(_INDEX)
-        except BaseException:
-            self.close()
-            raise
 
     def head(self, origin: str) -> Optional[Head]:
         rows = self._all(_HEAD + "WHERE origin = ?", origin)
@@ -502,7 +507,8 @@ class Store:
         self.path = Path(path)
         self._clock = clock
         self._on_finding = on_finding
-        _make_dir(self.path)
+        with naming(self.path):
+            _make_dir(self.path)
         self.blobs: Blobs = DirBlobs(self.path / "blobs")
         self._signer = _store_signer(self.path, name)
         self._entries: Entries = SqliteEntries(self.path / "store.db")
@@ -645,19 +651,23 @@ class Store:
         _check_entries(entries)
         signed = self._open(origin, host.host_vkey, note)
         note = _host_note(origin, host.host_vkey, note)
-        finding: Optional[Finding] = None
         try:
             with self._entries.transaction():
                 receipt, finding = self._append(host, signed, note, entries)
+                # With the entries, or not at all: nobody would find it again in them.
+                new = finding is not None and self._entries.add_finding(finding)
         except Refused as error:
-            if isinstance(error, BadRoot):
+            finding, bad = error.finding, isinstance(error, BadRoot)
+            if finding is not None or bad:
                 with self._entries.transaction():
-                    self._entries.drop_staged(origin)
-            if error.finding is not None:
-                self._report(error.finding)
+                    if bad:
+                        self._entries.drop_staged(origin)
+                    new = finding is not None and self._entries.add_finding(finding)
+                if finding is not None and new:
+                    self._on_finding(finding)
             raise
-        if finding is not None:
-            self._report(finding)
+        if finding is not None and new:
+            self._on_finding(finding)
         return receipt
 
     def head(self, origin: str) -> Optional[Head]:
@@ -810,12 +820,6 @@ class Store:
             _public(vkey)
         return Host(prefix, host_vkey, upload_vkey, self._now())
 
-    def _report(self, finding: Finding) -> None:
-        with self._entries.transaction():
-            new = self._entries.add_finding(finding)
-        if new:
-            self._on_finding(finding)
-
     def _now(self) -> int:
         return int(self._clock())
 
@@ -928,24 +932,16 @@ def _store_signer(path: Path, name: str) -> tlog.Signer:
 
 
 def _make_dir(path: Path) -> None:
-    """Make a directory that others cannot enter; durable on return."""
-    try:
+    """Make a directory that others cannot enter; durable on return, whoever made it."""
+    with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o750)
-    except FileExistsError:
-        return
-    sync_directory(path.parent)
+    with contextlib.suppress(PermissionError):  # a parent that is not ours to look into
+        files.sync_directory(path.parent)
 
 
-def _write_durable(temporary: Path, path: Path, data: bytes) -> None:
-    """Put a whole file in place, or nothing; durable on return."""
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+def _has(path: Path, data: bytes) -> bool:
+    """Say whether a file can be read and has that content."""
     try:
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-        os.rename(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    sync_directory(path.parent)
+        return path.read_bytes() == data
+    except OSError:
+        return False

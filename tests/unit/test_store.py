@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,8 +20,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from recuse import checkpoint as tlog
+from recuse import files
 from recuse import store as storing
 from recuse.errors import CollectorError, CryptoError
+from recuse.sqlitefile import Unusable
 from recuse.store import Finding, Store
 
 PREFIX = "example.com/recuse/host/h1"
@@ -119,6 +122,41 @@ def test_store_blob_heals_a_damaged_file(store: Store, host: FakeHost) -> None:
     (store.path / "blobs" / "sha256" / name[:2] / name).write_bytes(b"")
     store.put_blob(host.origin, name, b"data")
     assert store.blob(name) == b"data"
+
+
+def test_store_blob_replaces_one_that_cannot_be_read(
+    store: Store, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = digest(b"data")
+    store.put_blob(host.origin, name, b"data")
+    (store.path / "blobs" / "sha256" / name[:2] / name).write_bytes(b"")
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        store.put_blob(host.origin, name, b"data")
+    assert store.blob(name) == b"data"
+
+
+def test_store_blob_makes_its_directory_durable_if_that_failed_before(
+    store: Store, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, synced = digest(b"data"), []
+    real = files.sync_directory
+
+    def fail_once(path: Path) -> None:
+        synced.append(path.name)
+        if len(synced) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        real(path)
+
+    monkeypatch.setattr(files, "sync_directory", fail_once)
+    with pytest.raises(Unusable, match="Input/output error"):
+        store.put_blob(host.origin, name, b"data")
+    store.put_blob(host.origin, name, b"data")
+    assert synced == ["sha256", "sha256", name[:2]]
 
 
 @pytest.mark.parametrize(
@@ -405,6 +443,24 @@ def test_new_epoch_that_names_the_old_is_let_in_and_told(
     assert [h.epoch for h in store.heads(PREFIX)] == [1, 2]
 
 
+def test_finding_is_stored_with_the_entries_or_neither_is(
+    store: Store, host: FakeHost, findings: List[Finding], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = begun(store, host)
+    new.start(host.origin)
+
+    def full(finding: Finding) -> bool:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._entries, "add_finding", full)
+        with pytest.raises(Unusable, match="store.db: database or disk is full"):
+            store.append(new.origin, new.note(), new.entries)
+    assert store.head(new.origin) is None and findings == []
+    store.append(new.origin, new.note(), new.entries)
+    assert [one.kind for one in findings] == [one.kind for one in store.findings()] == ["epoch"]
+
+
 def test_new_epoch_is_let_in_when_staged(store: Store, host: FakeHost) -> None:
     again = begun(store, host)
     again.start(host.origin)
@@ -541,6 +597,39 @@ def test_store_of_a_later_schema_is_not_touched(store: Store) -> None:
     database.close()
     with pytest.raises(CollectorError):
         Store(store.path)
+
+
+class FullAt:
+    """A connection whose disk is full at a statement; SQLite may end the transaction for that."""
+
+    def __init__(self, real: sqlite3.Connection, words: str, ends: bool) -> None:
+        self._real, self._words, self._ends = real, words, ends
+
+    def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
+        if not sql.startswith(self._words):
+            return self._real.execute(sql, *values)
+        if self._ends:
+            self._real.execute("ROLLBACK")
+        raise sqlite3.OperationalError("database or disk is full")
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._real, name)
+
+
+@pytest.mark.parametrize(
+    ("words", "ends"), [("COMMIT", False), ("COMMIT", True), ("UPDATE", False), ("UPDATE", True)]
+)
+def test_transaction_that_fails_is_told_of_and_is_in_nobodys_way(
+    store: Store, monkeypatch: pytest.MonkeyPatch, words: str, ends: bool
+) -> None:
+    host = FakeHost()
+    with monkeypatch.context() as patch:
+        patch.setattr(store._entries, "_db", FullAt(store._entries._db, words, ends))
+        with pytest.raises(Unusable, match="store.db: database or disk is full") as caught:
+            store.enrol_local(PREFIX, host.vkey, host.upload.vkey)
+        assert caught.value.hint == f"see to the disk it is on: df {store.path / 'store.db'}"
+    store.enrol_local(PREFIX, host.vkey, host.upload.vkey)
+    assert [one.prefix for one in store.hosts()] == [PREFIX]
 
 
 def test_two_writers_do_not_fork_a_tree(store: Store, host: FakeHost) -> None:
