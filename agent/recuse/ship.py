@@ -20,6 +20,7 @@ requests: only the newest checkpoint exists here, and only it can prove them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -28,6 +29,7 @@ import random
 import re
 import signal
 import socket
+import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +61,7 @@ from recuse.config import Paths
 from recuse.errors import CollectorError, CryptoError, NotFound, RecuseError
 from recuse.ledger import LedgerReader
 from recuse.postman import Postman
+from recuse.sqlitefile import naming
 
 BATCH_BYTES = 512 << 10
 """Bytes of entries in one request: half of what a stock nginx lets through."""
@@ -119,6 +122,7 @@ class Ship:
         self._older: Dict[str, Tuple[object, str]] = {}  # seen as it is: what stays here of it
         self._checked: Set[str] = set()
         self._new_receipts = 0
+        self._untold = ""  # why state.json is not what it should be
         self._state = "starting"
         self._since_s = int(clock())
         self._origin = ""
@@ -130,9 +134,6 @@ class Ship:
 
     async def run(self) -> None:
         """Ship until stop()."""
-        for path in (self._paths.receipts, self._blob_receipts):
-            path.mkdir(parents=True, exist_ok=True)
-            path.chmod(0o755)
         socket_path = str(self._paths.control_socket)
         watching = control.watch(socket_path, self.wake, self.reload, _log)
         posting = self._postman.run()
@@ -203,10 +204,13 @@ class Ship:
         """Ship all there is; say whether nothing is left to be tried again."""
         note: Optional[bytes] = None
         try:
+            self._drop_receipts()
             note = self._note()
             if note is None:
                 return True
             signed = tlog.Checkpoint.parse(tlog.Note.parse(note).text)
+            for path in (self._paths.receipts, self._blob_receipts):
+                _make_readable(path)
             central = await self._connect(signed.origin)
             self._origin = signed.origin
             late = await self._send_blobs(central, signed.origin)
@@ -215,18 +219,17 @@ class Ship:
             if late is not None:
                 raise late
         except Unavailable as error:
-            self._tell("waiting", error.message)
+            self._tell("waiting", _words(error))
         except NotAccepted as error:
-            self._tell("refused", error.message)
+            self._tell("refused", _words(error))
         except (RecuseError, OSError, ValueError) as error:
-            self._tell("failed", str(error))
+            self._tell("failed", _words(error))
         else:
             if self._state not in ("rollback", "fork"):
                 self._tell("ok", "central storage has everything")
                 self._postman.wake()
             return True
         finally:
-            self._drop_receipts()
             await self._poke()
         return False
 
@@ -353,11 +356,9 @@ class Ship:
         self._skipped &= kept
         for name in _names(self._blob_receipts):
             if name not in kept:
-                try:
+                with contextlib.suppress(OSError):  # the next round tries again
                     (self._blob_receipts / name).unlink()
-                except FileNotFoundError:
-                    continue
-                self._checked.discard(name)
+                    self._checked.discard(name)
 
     # -- entries
 
@@ -411,7 +412,7 @@ class Ship:
                 self._leave(path, await self._send_one_older(central, path, note, signed))
             except Unavailable:
                 raise
-            except (RecuseError, OSError) as error:
+            except RecuseError as error:
                 self._leave(path, str(error))
 
     async def _send_one_older(
@@ -579,15 +580,24 @@ class Ship:
             "skipped": sorted(self._skipped)[:100],
             "older": {name: why for name, (_, why) in sorted(self._older.items()) if why},
         }
+        fault = ""
         try:
             told = json.dumps(state_json).encode() + b"\n"
             files.replace(self._paths.ship_state / "state.json", told)
         except OSError as error:
-            _log.error("state.json cannot be written, proceeding: %s", error.strerror)
+            fault = _words(error)
+        if fault and not self._untold:
+            _log.error("how things stand cannot be kept, proceeding: %s", fault)
+        elif self._untold and not fault:
+            _log.info("how things stand is kept again")
+        self._untold = fault
 
     def _backlog(self) -> Backlog:
-        have, count, size, oldest = set(_names(self._blob_receipts)), 0, 0, self._clock()
-        for name in _names(self._out):
+        count, size, oldest = 0, 0, self._clock()
+        have, names = set(), []
+        with contextlib.suppress(OSError):  # what cannot be listed is what the round has to tell
+            have, names = set(_names(self._blob_receipts)), _names(self._out)
+        for name in names:
             if name in have or _HEX.match(name) is None:
                 continue
             try:
@@ -625,6 +635,21 @@ class Ship:
         except RecuseError as error:
             self._new_receipts = 1
             _log.debug("agent is not told of receipts, again later: %s", error.message)
+
+
+def _words(error: Exception) -> str:
+    """Say what is wrong with what, and what to do next."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; {files.next_step(error.filename)}"
+    hint = getattr(error, "hint", None)
+    return f"{error}; {hint}" if hint else str(error)
+
+
+def _make_readable(path: Path) -> None:
+    """Make a directory that is for everybody to read, whatever the umask."""
+    path.mkdir(parents=True, exist_ok=True)
+    if stat.S_IMODE(path.stat().st_mode) != 0o755:
+        path.chmod(0o755)
 
 
 def _batches(ledger: LedgerReader, start: int, end: int) -> Iterator[List[bytes]]:
@@ -748,13 +773,14 @@ def enroll(url: str, token: str, paths: Paths, ca: Optional[Path] = None) -> Enr
     Raises: CollectorError, CryptoError, ConfigError
     """
     prefix = host_prefix(paths)
-    _own_directory(paths.state, 0o755, None)
-    _own_directory(paths.ship_state, 0o750, "recuse-ship")
-    host = keys.load_or_create(paths.host_key, prefix)
-    upload = keys.load_or_create(paths.upload_key, prefix)
-    owner = paths.ship_state.stat()
-    if os.geteuid() == 0:
-        os.chown(paths.upload_key, owner.st_uid, owner.st_gid)
+    with naming(paths.ship_state):
+        _own_directory(paths.state, 0o755, None)
+        _own_directory(paths.ship_state, 0o750, "recuse-ship")
+        host = keys.load_or_create(paths.host_key, prefix)
+        upload = keys.load_or_create(paths.upload_key, prefix)
+        owner = paths.ship_state.stat()
+        if os.geteuid() == 0:
+            os.chown(paths.upload_key, owner.st_uid, owner.st_gid)
     request = {
         "token": token,
         "host": prefix,
@@ -778,8 +804,10 @@ def enroll(url: str, token: str, paths: Paths, ca: Optional[Path] = None) -> Enr
         collector = tlog.Verifier.parse(vkey)
     except (ValueError, KeyError, AttributeError, TypeError, CryptoError) as error:
         raise CollectorError(f"{url} answers no collector's key") from error
-    paths.etc.mkdir(mode=0o755, parents=True, exist_ok=True)
-    files.replace(paths.collector_pub, f"{collector.vkey}\n".encode())
+    with naming(paths.collector_pub):
+        paths.etc.mkdir(mode=0o755, parents=True, exist_ok=True)
+        files.replace(paths.collector_pub, f"{collector.vkey}\n".encode())
+        files.sync_directory(paths.etc)
     return Enrolled(prefix, collector.vkey, storing.fingerprint(collector.vkey))
 
 
@@ -797,13 +825,12 @@ def host_prefix(paths: Paths) -> str:
 
 
 def _own_directory(path: Path, mode: int, user: Optional[str]) -> None:
-    """Make a directory as the packages would, if it is not there yet."""
+    """Make a directory as the packages would, as far as that is not done yet."""
     import pwd
 
-    if path.is_dir():
-        return
-    path.mkdir(mode=mode, parents=True)
-    if user is not None and os.geteuid() == 0:
+    if not path.is_dir():
+        path.mkdir(mode=mode, parents=True)
+    if user is not None and os.geteuid() == 0 and path.stat().st_uid == 0:
         try:
             found = pwd.getpwnam(user)
         except KeyError:

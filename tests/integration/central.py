@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import ssl
+import stat
 import time
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
@@ -349,6 +350,13 @@ def scenario(run: Callable[[], Awaitable[None]]) -> None:
         await until(lambda: sockets() <= before)
 
     asyncio.run(story())
+
+
+class OwnedByRoot:
+    """What stat(2) says of a directory that root has just made."""
+
+    st_uid = st_gid = 0
+    st_mode = stat.S_IFDIR | 0o750
 
 
 def client_ssl(cert: Path) -> ssl.SSLContext:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
+import pwd
 import shutil
 import stat
 import subprocess
@@ -20,6 +22,7 @@ from central import (
     Agent,
     Central,
     Host,
+    OwnedByRoot,
     check_same,
     in_thread,
     running,
@@ -637,6 +640,88 @@ def test_dir_mode_that_cannot_be_written_is_tried_again(host: Host) -> None:
     scenario(story)
 
 
+def test_state_that_cannot_be_kept_is_told_once_and_when_it_is_over(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "recuse-ship")
+
+    def told() -> List[str]:
+        return [one.message for one in caplog.records if "how things stand" in one.message]
+
+    async def story() -> None:
+        host.configure("dir:/var/lib/recuse-central")
+        in_the_way = host.paths.ship_state / ".state.json.new"
+        in_the_way.mkdir()
+        made = ship.Ship(host.paths)
+        for _ in range(3):
+            host.add(1)
+            assert await made.round()
+        assert len(told()) == 1 and "state.json" in told()[0] and "see to" in told()[0]
+        in_the_way.rmdir()
+        for _ in range(2):
+            assert await made.round()
+        assert len(told()) == 2 and host.state()["state"] == "ok"
+        await made.disconnect()
+
+    scenario(story)
+
+
+def test_receipt_that_cannot_be_removed_is_in_nobodys_way(host: Host) -> None:
+    async def story() -> None:
+        host.configure("dir:/var/lib/recuse-central")
+        (host.paths.receipts / "blob" / ("a" * 64)).mkdir(parents=True)
+        host.add(1)
+        made = ship.Ship(host.paths)
+        assert await made.round()
+        assert host.attested() is not None and host.state()["state"] == "ok"
+        await made.disconnect()
+
+    scenario(story)
+
+
+def test_receipts_that_cannot_be_kept_are_asked_for_again(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        host.configure("dir:/var/lib/recuse-central")
+        host.add(1)
+        name = host.add_blob(b"blob")
+        host.paths.receipts.write_bytes(b"no directory")
+        made = ship.Ship(host.paths)
+        for _ in range(2):
+            assert not await made.round()
+        assert host.state()["state"] == "failed"
+        assert str(host.paths.receipts) in host.state()["message"]
+        host.paths.receipts.unlink()
+        assert await made.round()
+        assert host.receipts() == {name} and host.attested() is not None
+        await made.disconnect()
+        assert len(caplog.records) == 1
+
+    scenario(story)
+
+
+def test_receipt_of_an_earlier_epoch_that_cannot_be_kept_is_asked_for_again(host: Host) -> None:
+    async def story() -> None:
+        host.configure("dir:/var/lib/recuse-central")
+        host.add(3)
+        before = host.origin
+        host.ledger.close()
+        host.paths.ledger.rename(host.paths.ledger.with_name("ledger.1"))
+        host.paths.ledger.mkdir()
+        host.begin_epoch(before)
+        in_the_way = host.paths.receipts / ".checkpoint.1.new"
+        in_the_way.mkdir(parents=True)
+        made = ship.Ship(host.paths)
+        assert not await made.round()
+        in_the_way.rmdir()
+        assert await made.round()
+        assert (host.paths.receipts / "checkpoint.1").exists() and host.state()["older"] == {}
+        await made.disconnect()
+
+    scenario(story)
+
+
 def test_nothing_to_ship_yet_is_no_fault(host: Host) -> None:
     async def story() -> None:
         host.close()
@@ -687,6 +772,28 @@ def test_enroll_without_a_ledger_takes_the_configured_name(
         await central.stop()
 
     scenario(story)
+
+
+def test_enroll_gives_the_service_its_directory_if_that_failed_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: List[Path] = []
+
+    def chown(path: Path, uid: int, gid: int) -> None:
+        given.append(path)
+        if len(given) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", chown)
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: pwd.getpwuid(os.getuid()))
+    monkeypatch.setattr(Path, "stat", lambda path: OwnedByRoot())
+    directory = tmp_path / "recuse-ship"
+    directory.mkdir()
+    with pytest.raises(OSError, match="Input/output error"):
+        ship._own_directory(directory, 0o750, "recuse-ship")
+    ship._own_directory(directory, 0o750, "recuse-ship")
+    assert given == [directory] * 2
 
 
 @pytest.mark.parametrize("fault", ["token", "ca", "away", "garbage"])
