@@ -33,7 +33,6 @@ import functools
 import ipaddress
 import json
 import logging
-import os
 import re
 import signal
 import socket
@@ -49,10 +48,15 @@ from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from recuse import __version__, httpsig, stderrlog, strictjson
+from recuse import __version__, files, httpsig, stderrlog, strictjson
 from recuse import store as storing
 from recuse.checkpoint import Verifier, pack_bundle, unpack_bundle
 from recuse.config import CollectorConfig
@@ -60,6 +64,7 @@ from recuse.errors import AccessDenied, CollectorError, CryptoError, LedgerError
 from recuse.mail import item_id
 from recuse.mailroom import Mailroom
 from recuse.mailstore import SqliteMailbox
+from recuse.sqlitefile import Unusable, naming
 from recuse.store import Finding, Store
 
 REQUEST_SECONDS = 60
@@ -122,6 +127,7 @@ class Service:
         self._request_seconds = request_seconds
         self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="store")
         self._refused: Tuple[str, int] = ("", 0)
+        self._unusable = False  # the store, when it was last asked to keep something
         self._mailroom = mailroom
         self._wait_seconds = wait_seconds
         self._waiting: Dict[str, List[asyncio.Event]] = {}  # by host
@@ -164,7 +170,7 @@ class Service:
         origin = await self._authenticate(request)
         body = await self._body(request)
         digest = request.match_info["digest"]
-        stored = await self._call(self._store.store_blob, origin, digest, body)
+        stored = await self._keep(self._store.store_blob, origin, digest, body)
         return web.Response(
             status=201 if stored.new else 200, body=stored.receipt, content_type=_TEXT
         )
@@ -172,14 +178,14 @@ class Service:
     async def _append(self, request: web.Request) -> web.Response:
         origin = await self._authenticate(request)
         note, entries = httpsig.unpack_append(await self._body(request))
-        receipt = await self._call(self._store.append, origin, note, entries)
+        receipt = await self._keep(self._store.append, origin, note, entries)
         return web.Response(body=receipt, content_type=_TEXT)
 
     async def _stage(self, request: web.Request) -> web.Response:
         origin = await self._authenticate(request)
         entries = unpack_bundle(await self._body(request))
         start = int(request.match_info["start"])
-        wanted = await self._call(self._store.stage, origin, start, entries)
+        wanted = await self._keep(self._store.stage, origin, start, entries)
         return web.Response(text=f"{wanted}\n", content_type=httpsig.SIZE_TYPE)
 
     async def _checkpoint(self, request: web.Request) -> web.Response:
@@ -200,7 +206,7 @@ class Service:
         self._verify(request, parsed, Verifier.parse(upload_vkey).public)
         if self._org is not None and not prefix.startswith(f"{self._org}/recuse/host/"):
             raise storing.BadToken(f"host {prefix} is not of the organisation {self._org}")
-        await self._call(self._store.enrol, token, prefix, host_vkey, upload_vkey)
+        await self._keep(self._store.enrol, token, prefix, host_vkey, upload_vkey)
         _log.warning("host %s is enrolled, from %s", prefix, request.remote)
         return web.json_response({"collector": self._store.vkey})
 
@@ -229,15 +235,15 @@ class Service:
     async def _post(self, request: web.Request) -> web.Response:
         room, sender = await self._approver(request)
         prefix = await self._call(room.host, request.match_info["host"])
-        return await self._keep(room, prefix, sender, await self._body(request))
+        return await self._deliver(room, prefix, sender, await self._body(request))
 
     async def _send(self, request: web.Request) -> web.Response:
         room, sender = await self._host(request)
         prefix = await self._call(room.host, request.match_info["host"])
-        return await self._keep(room, prefix, sender, await self._body(request))
+        return await self._deliver(room, prefix, sender, await self._body(request))
 
-    async def _keep(self, room: Mailroom, prefix: str, sender: str, body: bytes) -> web.Response:
-        new = await self._call(room.put, prefix, sender, body, int(self._clock()))
+    async def _deliver(self, room: Mailroom, prefix: str, sender: str, body: bytes) -> web.Response:
+        new = await self._keep(room.put, prefix, sender, body, int(self._clock()))
         self._tell(prefix)
         if new:
             _log.info("%s sent %s to %s", sender, item_id(body), prefix)
@@ -261,7 +267,7 @@ class Service:
         room, prefix = await self._host(request)
         ok, words = _read_outcome(await self._body(request))
         item = request.match_info["item"]
-        await self._call(room.settle, prefix, item, ok, words, int(self._clock()))
+        await self._keep(room.settle, prefix, item, ok, words, int(self._clock()))
         self._tell(prefix)
         return web.Response(status=204)
 
@@ -374,6 +380,11 @@ class Service:
         except storing.Conflict as error:
             self._log_refusal(request, 409, error)
             return web.Response(status=409, text=f"{error.size}\n", content_type=httpsig.SIZE_TYPE)
+        except Unusable as error:
+            if not self._unusable:
+                self._unusable = True
+                _log.error("%s; hosts are told to come again until it can; %s", error, error.hint)
+            return self._problem(503, "the store cannot be used now")
         except RecuseError as error:
             status = next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
             self._log_refusal(request, status, error)
@@ -410,6 +421,14 @@ class Service:
     async def _call(self, function: Callable[..., _T], *args: Any) -> _T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, functools.partial(function, *args))
+
+    async def _keep(self, function: Callable[..., _T], *args: Any) -> _T:
+        """Call what stores something."""
+        done = await self._call(function, *args)
+        if self._unusable:
+            self._unusable = False
+            _log.info("the store can be used again")
+        return done
 
     async def _finish(self, app: web.Application) -> None:
         await asyncio.get_running_loop().run_in_executor(None, self._threads.shutdown)
@@ -531,20 +550,26 @@ def load_certificate(context: ssl.SSLContext, cert: Path, key: Path) -> None:
 
 
 def make_certificate(
-    cert: Path, key: Path, names: Sequence[str], now: datetime, days: int = 3650
+    cert: Path,
+    key: Path,
+    names: Sequence[str],
+    now: datetime,
+    days: int = 3650,
+    owner: Tuple[int, int] = (-1, -1),
 ) -> bool:
     """Make a self-signed certificate for these names and addresses; False if there is one.
 
     Hosts are given the certificate itself as `ca`: it is trusted for what it is, signs nothing and
-    ends only with its key, so it may live long.
+    ends only with its key, so it may live long. The key is the one that is there, or a new one for
+    `owner`, a uid and a gid.
 
     Raises: CollectorError
     """
-    if cert.exists() or key.exists():
+    if cert.exists():
         return False
     if not names:
         raise CollectorError("a certificate needs a name", "recuse-collector init --name HOST")
-    private = ec.generate_private_key(ec.SECP256R1())
+    private = _private_key(key, owner)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
     usage = x509.KeyUsage(
         digital_signature=True,
@@ -572,13 +597,33 @@ def make_certificate(
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(private.public_key()), False)
         .sign(private, hashes.SHA256())
     )
-    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    try:
-        _create(key, pem, 0o600)
-        _create(cert, built.public_bytes(Encoding.PEM), 0o644)
-    except OSError as error:
-        raise CollectorError(f"certificate {cert} cannot be made: {error.strerror}") from error
+    _put(cert, built.public_bytes(Encoding.PEM), 0o644)
     return True
+
+
+def _private_key(path: Path, owner: Tuple[int, int]) -> ec.EllipticCurvePrivateKey:
+    """Take the key that is there, perhaps since a certificate could not be made, or make one."""
+    try:
+        found = load_pem_private_key(path.read_bytes(), None)
+    except FileNotFoundError:
+        made = ec.generate_private_key(ec.SECP256R1())
+        pem = made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        _put(path, pem, 0o600, owner)
+        return made
+    except (OSError, ValueError, TypeError) as error:
+        raise CollectorError(f"key {path} cannot be used: {error}") from error
+    if not isinstance(found, ec.EllipticCurvePrivateKey):
+        raise CollectorError(
+            f"key {path} has no certificate, and is none that one is made for",
+            "put its certificate where tls.cert points",
+        )
+    return found
+
+
+def _put(path: Path, data: bytes, mode: int, owner: Tuple[int, int] = (-1, -1)) -> None:
+    with naming(path):
+        files.replace(path, data, mode, owner=owner[0], group=owner[1])
+        files.sync_directory(path.parent)
 
 
 def _general_name(name: str) -> x509.GeneralName:
@@ -586,14 +631,6 @@ def _general_name(name: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
         return x509.DNSName(name)
-
-
-def _create(path: Path, data: bytes, mode: int) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with open(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(fd)
 
 
 async def serve(
@@ -620,9 +657,12 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     loop.add_signal_handler(signal.SIGHUP, reload)
-    removed = store.sweep()
-    if removed:
-        _log.info("removed %d unfinished uploads", removed)
+    try:
+        removed = store.sweep()
+        if removed:
+            _log.info("removed %d unfinished uploads", removed)
+    except Unusable as error:
+        _log.warning("unfinished uploads stay, proceeding: %s", error)
     if given:
         await server.start_socket(socket.socket(fileno=given[0]))
     else:

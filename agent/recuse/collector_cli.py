@@ -18,6 +18,7 @@ from recuse import __version__, collector
 from recuse import config as configuration
 from recuse.config import CollectorConfig, Paths
 from recuse.errors import CollectorError, FaultsFound, RecuseError
+from recuse.sqlitefile import naming
 from recuse.store import Store, fingerprint
 
 USER = "recuse-collector"
@@ -73,12 +74,11 @@ def _parser() -> argparse.ArgumentParser:
 def _init(arguments: argparse.Namespace, config: CollectorConfig) -> int:
     _make_for_service(config.store.path)
     names = arguments.name or [socket.getfqdn()]
+    service = config.store.path.stat()
+    owner = (service.st_uid, service.st_gid) if os.geteuid() == 0 else (-1, -1)
     made = collector.make_certificate(
-        config.tls.cert, config.tls.key, names, datetime.now(timezone.utc)
+        config.tls.cert, config.tls.key, names, datetime.now(timezone.utc), owner=owner
     )
-    if made and os.geteuid() == 0:
-        owner = config.store.path.stat()
-        os.chown(config.tls.key, owner.st_uid, owner.st_gid)
     store = _open(config, make=True)
     vkey = store.vkey
     store.close()
@@ -169,15 +169,16 @@ def _status(arguments: argparse.Namespace, config: CollectorConfig) -> int:
 
 def _make_for_service(path: Path) -> None:
     """Make the directory of the store, owned by the service's user if there is one."""
-    if path.is_dir():
-        return
-    path.mkdir(mode=0o750, parents=True)
-    if os.geteuid() == 0:
-        try:
-            user = pwd.getpwnam(USER)
-        except KeyError:
-            return
-        os.chown(path, user.pw_uid, user.pw_gid)
+    with naming(path):
+        if not path.is_dir():
+            path.mkdir(mode=0o750, parents=True)
+        empty = set(os.listdir(path)) <= {"lost+found"}
+        if os.geteuid() == 0 and path.stat().st_uid == 0 and empty:
+            try:
+                user = pwd.getpwnam(USER)
+            except KeyError:
+                return
+            os.chown(path, user.pw_uid, user.pw_gid)
 
 
 def _open(config: CollectorConfig, make: bool = False) -> Store:

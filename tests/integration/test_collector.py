@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import io
 import json
 import logging
 import os
+import pwd
 import signal
 import socket
 import ssl
@@ -21,11 +23,11 @@ from typing import Any, Awaitable, Callable, Dict, Iterator, List, Optional, Tup
 
 import aiohttp
 import pytest
-from central import PATIENCE_S, PREFIX, Central, client_ssl, scenario
+from central import PATIENCE_S, PREFIX, Central, OwnedByRoot, client_ssl, scenario
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from recuse import checkpoint as tlog
-from recuse import collector, collector_cli, httpsig
+from recuse import collector, collector_cli, files, httpsig
 from recuse import store as storing
 from recuse.errors import CollectorError
 
@@ -332,17 +334,39 @@ def test_a_fault_of_ours_is_500_and_logged(
     central: Central, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise IndexError("not thought of")
 
     async def story(client: Client) -> None:
         monkeypatch.setattr(central.store, "store_blob", fail)
         status, _, body = await client.put()
-        assert status == 500 and b"space" not in body
-        assert any(
-            "No space left" in record.exc_text for record in caplog.records if record.exc_text
-        )
+        assert status == 500 and b"thought" not in body
+        assert any("not thought of" in one.exc_text for one in caplog.records if one.exc_text)
         monkeypatch.undo()
         assert (await client.put())[0] == 201
+
+    talk(central, story)
+
+
+def test_a_full_disk_is_503_and_told_once_and_when_it_is_over(
+    central: Central, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "recuse-collector")
+
+    def full(*args: object, **options: object) -> None:
+        raise OSError(28, "No space left on device", str(args[0]))
+
+    async def story(client: Client) -> None:
+        monkeypatch.setattr(files, "replace", full)
+        for _ in range(3):
+            status, _, body = await client.put()
+            assert status == 503 and b"space" not in body and b"detail" in body
+        monkeypatch.undo()
+        for _ in range(2):
+            assert (await client.put())[0] in (200, 201)
+        told = [one.message for one in caplog.records if "store" in one.message]
+        assert len(told) == 2 and not any(one.exc_info for one in caplog.records)
+        assert str(central.store.path) in told[0] and "df " in told[0]
+        assert told[1] == "the store can be used again"
 
     talk(central, story)
 
@@ -478,6 +502,50 @@ def test_init_makes_everything_once(
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert "DNS:collector.example" in shown and "IP Address:192.0.2.1" in shown
+
+
+def test_init_makes_a_certificate_for_a_key_that_has_none(config: Path, tmp_path: Path) -> None:
+    run(config, "init", "--name", "localhost")
+    key = (tmp_path / "c.key").read_bytes()
+    (tmp_path / "c.crt").unlink()
+    assert run(config, "init", "--name", "localhost") == 0
+    assert (tmp_path / "c.key").read_bytes() == key
+    collector.tls_context(tmp_path / "c.crt", tmp_path / "c.key")
+
+
+@pytest.mark.parametrize("key", [b"no key", b""])
+def test_init_leaves_a_key_that_it_cannot_use(
+    config: Path, tmp_path: Path, key: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.key").write_bytes(key)
+    assert run(config, "init", "--name", "localhost") == 9
+    assert f"key {tmp_path}/c.key cannot be used" in capsys.readouterr().err
+    assert (tmp_path / "c.key").read_bytes() == key and not (tmp_path / "c.crt").exists()
+
+
+def test_init_gives_the_service_its_store_if_that_failed_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: List[Path] = []
+
+    def chown(path: Path, uid: int, gid: int) -> None:
+        given.append(path)
+        if len(given) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", chown)
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: pwd.getpwuid(os.getuid()))
+    monkeypatch.setattr(Path, "stat", lambda path: OwnedByRoot())
+    store = tmp_path / "store"
+    store.mkdir()
+    with pytest.raises(CollectorError, match=f"{store}: Input/output error"):
+        collector_cli._make_for_service(store)
+    collector_cli._make_for_service(store)
+    assert given == [store] * 2
+    (store / "store.db").touch()
+    collector_cli._make_for_service(store)
+    assert given == [store] * 2
 
 
 @pytest.mark.parametrize("command", ["token", "hosts", "status"])
