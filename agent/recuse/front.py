@@ -63,11 +63,6 @@ VERBS: Mapping[str, str] = {
     "finding": "coverage",
     "undelivered": "notify",
 }
-# What concerns requests and grants; the desk says who may what, by the same uid.
-ASKED_OF_DESK = frozenset({
-    "request", "grants", "approve", "reject", "revoke", "grant-import", "break-glass", "review",
-    "mail",
-})  # fmt: skip
 
 
 class Front:
@@ -214,8 +209,6 @@ class Front:
         if verb == "look":
             await agent.upkeep.look_at_wiring()
             return {"ok": True, "size": agent.book.size}
-        if verb in ASKED_OF_DESK:
-            return {"ok": True, **await self._desk(verb, request, uid, writer)}
         if verb == "settle":
             await self._findings.settle()
             return {"ok": True, "size": agent.book.size}
@@ -226,7 +219,9 @@ class Front:
             return {"ok": True, "size": agent.book.size, "blobs": len(agent.sealer.entered)}
         if verb == "undelivered":
             return {"ok": True, "seq": await self._enter_undelivered(request)}
-        return {"ok": True, "removed": await self._receipts.check()}
+        if verb == "receipt":
+            return {"ok": True, "removed": await self._receipts.check()}
+        return {"ok": True, **await self._desk(verb, request, uid, writer)}
 
     def _claimable(self) -> Dict[str, Any]:
         """Say what users may claim for a session; the rules that ask for it are not told."""
@@ -258,7 +253,7 @@ class Front:
     async def _desk(
         self, verb: str, request: Mapping[str, Any], uid: int, writer: asyncio.StreamWriter
     ) -> Dict[str, Any]:
-        """Take what concerns grants to the desk, with the kernel's word on who asks."""
+        """Take the rest, which is about grants, to the desk: who may what there, it says itself."""
         desk, letterbox = self._agent.desk, self._letterbox
         caller = await desk.caller(uid, self.peer_pid(writer))
         if verb == "grants":

@@ -61,8 +61,6 @@ from .upkeep import Notifier, Upkeep
 STRAGGLER_SECONDS = 8.0
 """Whom the agent before us did not answer records by then: it looks up its shell first."""
 FLOOR_STEP = 256  # entries; what is read of the ledger are bundles of as many
-
-
 CARRIED = frozenset({"login", "logout", "open", "exempt", "refused", "segment", "close"})
 MAX_CARRIED = 20000  # entries of a ledger that was given up, the newest
 CARRIED_AT_ONCE = 256
