@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import shutil
 import signal
 import sys
-import time
 import traceback
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Sequence, TypeVar
+from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Sequence
 
 from recuse import (
     __version__,
     amounts,
-    audit,
     bundle,
     cast,
-    catalog,
     checkup,
     cli_grant,
+    cli_host,
     cli_live,
     cli_notify,
     cli_own,
     cli_policy,
     cli_report,
+    cli_verify,
     config,
-    hostsetup,
-    keys,
     player,
     records,
     wiring,
 )
-from recuse.approval import ApprovalPolicy
-from recuse.approvaltoml import parse_approval
 from recuse.cast import printable
-from recuse.checkpoint import Verifier
 from recuse.console import (
     Call,
     Console,
@@ -54,24 +47,10 @@ from recuse.console import (
     table,
     word,
 )
-from recuse.control import ask
-from recuse.errors import (
-    AccessDenied,
-    ConfigError,
-    CryptoError,
-    DoctorFound,
-    FaultsFound,
-    NotFound,
-    PolicyError,
-    RecuseError,
-)
-from recuse.policytoml import parse_policy
-from recuse.sshsig import MAX_REVOKED_BYTES, AllowedSigners, RevokedKeys, SignersError
+from recuse.errors import AccessDenied, ConfigError, NotFound, PolicyError, RecuseError
 
 INTERRUPTED = 130
-TELL_SECONDS = 2.0  # a host whose agent hangs can be disabled without long waits
 _MISSING = ("failed", "lost", "partial")
-_T = TypeVar("_T")
 
 
 def _speed(text: str) -> float:
@@ -140,76 +119,13 @@ def make_parser() -> Parser:
     one.add_argument("--approvers", metavar="FILE", help="of --bundle: whose signatures count")
     archive(one)
 
-    one = add("verify", verify, "check signatures, order and content; name every fault")
-    one.add_argument("id", metavar="ID", nargs="?", help="only faults of this session")
-    one.add_argument(
-        "--mine", action="store_true", help="the caller's own entries, which the agent proves"
-    )
-    one.add_argument(
-        "--key",
-        "--host-key",
-        action="append",
-        default=[],
-        metavar="VKEY",
-        help="host's public key, a file or a vkey; may be repeated",
-    )
-    one.add_argument(
-        "--collector-key",
-        action="append",
-        default=[],
-        metavar="VKEY",
-        help="collector's public key",
-    )
-    one.add_argument(
-        "--blobs",
-        choices=audit.BLOB_MODES,
-        default="require",
-        help="an absent segment is a fault (require), is fine (present); or look at none (skip)",
-    )
-    one.add_argument("--min-size", type=int, default=0, metavar="N", help="entries there must be")
-    one.add_argument(
-        "--approvers", metavar="FILE", help="whose signatures count for grants; an allowed-signers"
-    )
-    one.add_argument(
-        "--approval-policy", metavar="DIR", action="append", default=[],
-        help="approval.d that was in force, beside its policy.d; the newest last",
-    )  # fmt: skip
-    one.add_argument("--revoked", metavar="FILE", help="keys that do not: a list of keys, or a KRL")
-    archive(one)
-    as_json(one)
-
+    cli_verify.add_commands(add, commands)
     cli_live.add_commands(add, commands)
     cli_notify.add_commands(add, commands)
     cli_policy.add_commands(add, commands)
     cli_report.add_commands(add, commands)
     cli_grant.add_commands(add, commands)
-
-    one = add("doctor", doctor, "look for whatever would break logins or recording")
-    one.add_argument(
-        "--coverage", action="store_true", help="count logins that others saw, and compare"
-    )
-    one.add_argument("--since", metavar="TIME", type=moment, help="of --coverage; default: 1d")
-    one.add_argument(
-        "--settle",
-        metavar="TIME",
-        type=seconds,
-        default=None,
-        help="of --coverage: younger logins are under way; default: 30",
-    )
-    as_json(one)
-    for name, words in (
-        ("enable", "make logins go through recuse"),
-        ("disable", "take recuse out of logins"),
-    ):
-        one = add(name, enable if name == "enable" else disable, words)
-        one.add_argument("-n", "--dry-run", action="store_true", help="only say what would change")
-
-    one = add("enroll", enroll, "introduce this host to its collector")
-    one.add_argument("--url", metavar="URL", help="default: [central] url")
-    one.add_argument(
-        "--token", required=True, metavar="TOKEN", help="one-time token; - reads it from stdin"
-    )
-    one.add_argument("--ca", metavar="FILE", help="authorities of its certificate, PEM")
+    cli_host.add_commands(add, commands)
     return parser
 
 
@@ -611,262 +527,6 @@ def _write_file(path: str, blocks: Iterable[bytes]) -> None:
                 f.write(block)
     except OSError as e:
         raise RecuseError("%s: %s" % (printable(path), (e.strerror or str(e)).lower())) from None
-
-
-# Verification
-
-
-class _Watched:
-    """A source that tells how far it was read, and looks for segments in central storage too."""
-
-    def __init__(self, source: Any, found: catalog.Catalog, tell: Callable[[int], None]) -> None:
-        self._source = source
-        self._catalog = found
-        self._tell = tell
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
-
-    @property
-    def is_central(self) -> bool:
-        return bool(self._source.is_central or self._catalog.stores)
-
-    def entries(self) -> Iterator[Any]:
-        for count, entry in enumerate(self._source.entries()):
-            if count % 256 == 0:
-                self._tell(count)
-            yield entry
-
-    def blob(self, name: str) -> Optional[bytes]:
-        found: Optional[bytes] = self._source.blob(name)
-        return self._catalog.blob(name) if found is None else found
-
-
-def _key(given: str) -> Verifier:
-    """Read a vkey from a file, or as it stands."""
-    if os.path.exists(given) or "+" not in given:
-        return keys.read_vkey(given)
-    return Verifier.parse(given)
-
-
-def _file_of_keys(path: Optional[str], parse: Callable[[bytes, str], _T]) -> Optional[_T]:
-    """Read a file of approvers or of revoked keys. Raises: NotFound, CryptoError"""
-    if path is None:
-        return None
-    try:
-        with open(path, "rb") as file:
-            return parse(file.read(MAX_REVOKED_BYTES + 1), path)
-    except FileNotFoundError:
-        raise NotFound("%s does not exist" % printable(path)) from None
-    except OSError as e:
-        raise RecuseError("%s: %s" % (printable(path), (e.strerror or str(e)).lower())) from None
-    except SignersError as error:
-        faults = "; ".join(map(str, error.faults[:3]))
-        raise CryptoError(f"{error.message}: {faults}" if faults else error.message) from None
-
-
-def _approval_policy(directory: str) -> ApprovalPolicy:
-    """Read an approval policy, and the policy beside it, whose reasons and roles it names.
-
-    Raises: NotFound, PolicyError
-    """
-    if not os.path.isdir(directory):
-        raise NotFound("%s is no directory" % printable(directory))
-    beside = os.path.join(directory, os.pardir, "policy.d")
-    policy = parse_policy(config.read_policy_dir(beside))
-    return parse_approval(config.read_policy_dir(directory), policy)
-
-
-def _trusted(call: Call, sources: Sequence[audit.Source]) -> dict[str, audit.Trusted]:
-    """Find the keys to check each host's ledger with: those given, else those of this host."""
-    args, paths = call.args, call.paths
-    hosts = {audit.split_epoch(k.name)[0]: k for k in map(_key, args.key)}
-    collectors = [_key(given) for given in args.collector_key]
-    if args.dir is None:
-        if not hosts:
-            found = keys.read_vkey(paths.host_pub)
-            hosts[audit.split_epoch(found.name)[0]] = found
-        if not collectors:
-            central = catalog.central_directory(paths)
-            near = [paths.collector_pub] + ([central / "store.pub"] if central else [])
-            collectors = [keys.read_vkey(path) for path in near if path.exists()]
-    elif not hosts:
-        for source in sources:
-            offered = getattr(source, "offered_vkey", None)
-            if offered:
-                found = Verifier.parse(offered)
-                hosts[audit.split_epoch(source.origin)[0]] = found
-        if hosts:
-            call.console.warn(
-                "keys were taken from %s itself, proceeding: this shows that nothing was damaged, "
-                "not who signed it; give --key" % printable(args.dir)
-            )
-    approvers = _file_of_keys(args.approvers, AllowedSigners.parse)
-    revoked = _file_of_keys(args.revoked, RevokedKeys.parse)
-    policies = tuple(map(_approval_policy, args.approval_policy))
-    if args.approvers is None and args.dir is None and paths.approvers.exists():
-        approvers = _file_of_keys(str(paths.approvers), AllowedSigners.parse)
-    trusted = {}
-    for prefix in audit.group_by_host(sources):
-        if prefix not in hosts:
-            raise CryptoError(
-                "no trusted key for host %s" % printable(prefix),
-                "give its host.pub, from a place you trust: --key FILE",
-            )
-        trusted[prefix] = audit.Trusted(
-            hosts[prefix], tuple(collectors), args.min_size, approvers, revoked, policies
-        )
-    return trusted
-
-
-def verify(call: Call) -> int:
-    args, console = call.args, call.console
-    if args.mine:
-        return cli_own.verify(call)
-    found = call.catalog()
-    name = found.session(args.id).session if args.id else None
-    trusted = _trusted(call, found.sources)
-    watched = console.err.isatty()
-
-    def tell(count: int) -> None:
-        if watched:
-            console.err.write("\r\x1b[Kverifying: %d entries" % count)
-            console.err.flush()
-
-    sources: list[Any] = [_Watched(source, found, tell) for source in found.sources]
-    try:
-        reports = audit.verify_all(
-            sources,
-            trusted,
-            blobs=args.blobs,
-            now_ns=time.time_ns() if args.dir is None else None,
-        )
-    finally:
-        if watched:
-            console.err.write("\r\x1b[K")
-    faults = 0
-    if args.json:
-        console.json({"ok": all(r.ok for r in reports), "ledgers": [r.to_json() for r in reports]})
-    for report in reports:
-        listed = report.faults if name is None else report.of_session(name)
-        faults += len(listed)
-        if args.json:
-            continue
-        if name is None:
-            for line in report.lines():
-                console.print(printable(line))
-            continue
-        for fault in listed:
-            console.print("fault: %s" % printable(str(fault)))
-    if name is not None and not faults and not args.json:
-        console.print("session %s verified" % name)
-    if faults:
-        words = "verification found %d fault%s" % (faults, "" if faults == 1 else "s")
-        raise FaultsFound(words, _bare_ledger(call, reports))
-    return 0
-
-
-def _bare_ledger(call: Call, reports: Sequence[audit.Report]) -> Optional[str]:
-    """Give a hint if all that is wrong is that no segment lies beside the ledgers."""
-    found = {fault.code for report in reports for fault in report.faults}
-    if found != {"blob-missing"} or any(report.blobs_checked for report in reports):
-        return None
-    if call.args.dir is None:
-        central = catalog.central_directory(call.paths)
-        return "central storage %s is not there" % central if central else None
-    if call.args.collector_key:
-        return "no segment is here; --blobs present verifies the ledger without them"
-    return "no segment is here; --collector-key believes receipts, --blobs present does without"
-
-
-# This host
-
-
-def doctor(call: Call) -> int:
-    if call.args.coverage:
-        return cli_report.cover(call)
-    if call.args.since is not None or call.args.settle is not None:
-        raise UsageError("--since and --settle are for --coverage")
-    checks = checkup.look(call.machine())
-    if call.args.json:
-        call.console.print(checkup.to_json(checks))
-    else:
-        marks = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}
-        for check in checks:
-            call.console.print(
-                "%s  %-14s %s" % (marks[check.state], check.name, printable(check.words))
-            )
-            if check.hint and check.state != "ok":
-                call.console.print("%22s%s" % ("-> ", printable(check.hint)))
-    bad = [check.name for check in checks if check.state == "fail"]
-    if bad:
-        raise DoctorFound("%d of %d checks failed: %s" % (len(bad), len(checks), ", ".join(bad)))
-    return 0
-
-
-def _report_change(call: Call, change: hostsetup.Change, already: str) -> int:
-    would = "would do" if call.args.dry_run else "done"
-    for line in change.done:
-        call.console.print("%s: %s" % (would, line))
-    if call.args.dry_run and change.diff:
-        call.console.out.write(change.diff)
-    if not change.done:
-        call.console.print(already)
-    for line in change.warnings:
-        call.console.warn(printable(line))
-    return 0
-
-
-def _tell_agent(call: Call) -> None:
-    """Have the agent enter how logins are wired now; if it is away, it looks when it starts."""
-    with contextlib.suppress(RecuseError):
-        ask({"verb": "look"}, str(call.paths.control_socket), TELL_SECONDS)
-
-
-def enable(call: Call) -> int:
-    change = hostsetup.enable(call.machine(), call.args.dry_run)
-    if change.done and not call.args.dry_run:
-        _tell_agent(call)
-    _report_change(call, change, "logins go through recuse already")
-    if change.done and not call.args.dry_run:
-        call.console.hint("sessions that are open now are not recorded; new ones are")
-    return 0
-
-
-def disable(call: Call) -> int:
-    try:
-        change = hostsetup.disable(call.machine(), call.args.dry_run)
-    except DoctorFound:  # some of it may be out
-        _tell_agent(call)
-        raise
-    if change.done and not call.args.dry_run:
-        _tell_agent(call)
-    return _report_change(call, change, "logins do not go through recuse")
-
-
-def enroll(call: Call) -> int:
-    token = call.args.token
-    if token == "-":
-        token = sys.stdin.readline().strip()
-    # Only hosts have what this needs; an auditor's machine does without.
-    from recuse import ship
-
-    url = call.args.url or config.load(call.paths.config).central.url
-    if not url.startswith("https://"):
-        raise UsageError(
-            "central storage is %s: there is no collector to enrol with" % printable(url),
-            "give --url https://HOST:8443, and set it as url in [central] of recuse.toml",
-        )
-    if os.geteuid() != 0:
-        raise AccessDenied("only root can enrol this host", "run it with sudo")
-    ca = Path(call.args.ca) if call.args.ca else config.load(call.paths.config).central.ca
-    told = ship.enroll(url, token, call.paths, ca)
-    call.console.print("%s is enrolled with %s" % (told.prefix, printable(url)))
-    call.console.print("collector key %s" % told.fingerprint)
-    call.console.hint("compare that with what recuse-collector shows there")
-    if config.load(call.paths.config).central.url != url:
-        call.console.hint('set url = "%s" in [central] of recuse.toml' % printable(url))
-    return 0
 
 
 # Entry

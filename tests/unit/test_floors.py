@@ -112,8 +112,8 @@ PARTS = {
     "collector": {"mailroom"},
     "notify": {"channel"},
     "cli": {
-        "console", "cli_grant", "cli_live", "cli_mail", "cli_notify", "cli_own", "cli_policy",
-        "cli_whatif", "cli_report",
+        "console", "cli_grant", "cli_host", "cli_live", "cli_mail", "cli_notify", "cli_own",
+        "cli_policy", "cli_report", "cli_verify", "cli_whatif",
     },
 }
 PURE_BANNED_IMPORTS = {
