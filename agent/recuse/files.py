@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+from pathlib import Path
 from typing import Optional
 
 
@@ -48,6 +50,32 @@ def create(path: str | os.PathLike[str], data: bytes, mode: int = 0o644) -> None
         raise OSError(error.errno, error.strerror, target) from error
     finally:
         _discard(temporary)
+
+
+class Kept:
+    """A file that a service keeps, and goes on without: that it cannot is said once."""
+
+    def __init__(self, path: Path, log: logging.Logger, mode: int = 0o644) -> None:
+        self.path = path
+        self._log = log
+        self._mode = mode
+        self._failing = False
+
+    def put(self, data: bytes) -> None:
+        """Replace it, if that can be."""
+        try:
+            replace(self.path, data, self._mode)
+        except OSError as error:
+            if not self._failing:
+                self._failing = True
+                self._log.error(
+                    "%s cannot be written, proceeding: %s; %s",
+                    self.path, error.strerror, next_step(self.path),
+                )  # fmt: skip
+            return
+        if self._failing:
+            self._failing = False
+            self._log.info("%s is written again", self.path)
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:

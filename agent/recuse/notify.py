@@ -284,7 +284,7 @@ class Worker:
         self._first_delay_s = first_delay_s
         self._org = host.host.org
         self._way = way if way is not None else open_way(channel, self._org)
-        self._path = paths.notify_state / f"{name}.json"
+        self._file = files.Kept(paths.notify_state / f"{name}.json", _log, 0o600)
         self._wake = asyncio.Event()
         self._sending = asyncio.Lock()
         self._unsaved = 0
@@ -473,12 +473,12 @@ class Worker:
     def _load(self) -> State:
         """Read where the channel was; a new one begins at the end of the ledger."""
         try:
-            found: object = json.loads(self._path.read_bytes())
+            found: object = json.loads(self._file.path.read_bytes())
             state = State.from_json(found)
         except FileNotFoundError:
             state = State(self._source.end())
         except (OSError, ValueError, KeyError, TypeError) as error:
-            _log.error("%s is damaged, proceeding with what comes: %s", self._path, error)
+            _log.error("%s is damaged, proceeding with what comes: %s", self._file.path, error)
             state = State(self._source.end())
         else:
             if state.gone not in (None, self.fingerprint):
@@ -490,11 +490,7 @@ class Worker:
 
     def _save(self) -> None:
         self._unsaved = 0
-        try:
-            data = json.dumps(self.state.to_json()).encode() + b"\n"
-            files.replace(self._path, data, 0o600)
-        except OSError as error:
-            _log.error("%s cannot be written, proceeding: %s", self._path, error.strerror)
+        self._file.put(json.dumps(self.state.to_json()).encode() + b"\n")
 
     # -- telling how it stands
 

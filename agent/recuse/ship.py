@@ -122,7 +122,7 @@ class Ship:
         self._older: Dict[str, Tuple[object, str]] = {}  # seen as it is: what stays here of it
         self._checked: Set[str] = set()
         self._new_receipts = 0
-        self._untold = ""  # why state.json is not what it should be
+        self._state_file = files.Kept(paths.ship_state / "state.json", _log)
         self._state = "starting"
         self._since_s = int(clock())
         self._origin = ""
@@ -580,17 +580,7 @@ class Ship:
             "skipped": sorted(self._skipped)[:100],
             "older": {name: why for name, (_, why) in sorted(self._older.items()) if why},
         }
-        fault = ""
-        try:
-            told = json.dumps(state_json).encode() + b"\n"
-            files.replace(self._paths.ship_state / "state.json", told)
-        except OSError as error:
-            fault = _words(error)
-        if fault and not self._untold:
-            _log.error("how things stand cannot be kept, proceeding: %s", fault)
-        elif self._untold and not fault:
-            _log.info("how things stand is kept again")
-        self._untold = fault
+        self._state_file.put(json.dumps(state_json).encode() + b"\n")
 
     def _backlog(self) -> Backlog:
         count, size, oldest = 0, 0, self._clock()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import os
+import pwd
 import shutil
 import ssl
 import stat
@@ -15,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, Optional, Set
 
+import pytest
 from aiohttp import web
 
 from recuse import checkpoint as tlog
@@ -357,6 +360,25 @@ class OwnedByRoot:
 
     st_uid = st_gid = 0
     st_mode = stat.S_IFDIR | 0o750
+
+
+def root_that_cannot_give(monkeypatch: pytest.MonkeyPatch) -> List[Path]:
+    """Be root, who has just made what there is and cannot give the first of it to another user.
+
+    Gives what was tried.
+    """
+    given: List[Path] = []
+
+    def chown(path: Path, uid: int, gid: int) -> None:
+        given.append(path)
+        if len(given) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", chown)
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: pwd.getpwuid(os.getuid()))
+    monkeypatch.setattr(Path, "stat", lambda path: OwnedByRoot())
+    return given
 
 
 def client_ssl(cert: Path) -> ssl.SSLContext:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import io
 import json
 import logging
 import os
-import pwd
 import signal
 import socket
 import ssl
@@ -23,7 +21,7 @@ from typing import Any, Awaitable, Callable, Dict, Iterator, List, Optional, Tup
 
 import aiohttp
 import pytest
-from central import PATIENCE_S, PREFIX, Central, OwnedByRoot, client_ssl, scenario
+from central import PATIENCE_S, PREFIX, Central, client_ssl, root_that_cannot_give, scenario
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from recuse import checkpoint as tlog
@@ -526,17 +524,7 @@ def test_init_leaves_a_key_that_it_cannot_use(
 def test_init_gives_the_service_its_store_if_that_failed_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: List[Path] = []
-
-    def chown(path: Path, uid: int, gid: int) -> None:
-        given.append(path)
-        if len(given) == 1:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(os, "chown", chown)
-    monkeypatch.setattr(pwd, "getpwnam", lambda name: pwd.getpwuid(os.getuid()))
-    monkeypatch.setattr(Path, "stat", lambda path: OwnedByRoot())
+    given = root_that_cannot_give(monkeypatch)
     store = tmp_path / "store"
     store.mkdir()
     with pytest.raises(CollectorError, match=f"{store}: Input/output error"):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import logging
 import os
-import pwd
 import shutil
 import stat
 import subprocess
@@ -22,9 +20,9 @@ from central import (
     Agent,
     Central,
     Host,
-    OwnedByRoot,
     check_same,
     in_thread,
+    root_that_cannot_give,
     running,
     scenario,
     settled,
@@ -646,7 +644,7 @@ def test_state_that_cannot_be_kept_is_told_once_and_when_it_is_over(
     caplog.set_level(logging.INFO, "recuse-ship")
 
     def told() -> List[str]:
-        return [one.message for one in caplog.records if "how things stand" in one.message]
+        return [one.message for one in caplog.records if "state.json" in one.message]
 
     async def story() -> None:
         host.configure("dir:/var/lib/recuse-central")
@@ -656,7 +654,7 @@ def test_state_that_cannot_be_kept_is_told_once_and_when_it_is_over(
         for _ in range(3):
             host.add(1)
             assert await made.round()
-        assert len(told()) == 1 and "state.json" in told()[0] and "see to" in told()[0]
+        assert len(told()) == 1 and "see to the disk" in told()[0]
         in_the_way.rmdir()
         for _ in range(2):
             assert await made.round()
@@ -777,17 +775,7 @@ def test_enroll_without_a_ledger_takes_the_configured_name(
 def test_enroll_gives_the_service_its_directory_if_that_failed_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: List[Path] = []
-
-    def chown(path: Path, uid: int, gid: int) -> None:
-        given.append(path)
-        if len(given) == 1:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(os, "chown", chown)
-    monkeypatch.setattr(pwd, "getpwnam", lambda name: pwd.getpwuid(os.getuid()))
-    monkeypatch.setattr(Path, "stat", lambda path: OwnedByRoot())
+    given = root_that_cannot_give(monkeypatch)
     directory = tmp_path / "recuse-ship"
     directory.mkdir()
     with pytest.raises(OSError, match="Input/output error"):

@@ -329,6 +329,10 @@ PROOF = {
         "integration/test_ship.py::test_a_moody_collector_gets_everything_in_the_end",
         "integration/test_ship.py::test_hurry_cuts_a_delay_short",
     ),
+    "the disk of the collector": (
+        "integration/test_disk.py::test_disk_that_fails_at_any_call",
+        "integration/test_collector.py::test_a_full_disk_is_503_and_told_once_and_when_it_is_over",
+    ),
     "a receiver of notices": (
         "integration/test_notify.py::test_receiver_that_fails_gets_all_in_order_later",
         "integration/test_notify.py::test_receiver_that_hangs_keeps_nobody_else_waiting",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from pathlib import Path
@@ -93,6 +94,24 @@ def test_replace_goes_on_where_a_write_takes_a_part(
     monkeypatch.setattr(files.os, "write", lambda fd, data: real(fd, data[:3]))
     files.replace(tmp_path / "file", b"0123456789")
     assert (tmp_path / "file").read_bytes() == b"0123456789"
+
+
+def test_kept_file_that_cannot_be_written_is_told_of_once_and_when_it_is_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    kept = files.Kept(tmp_path / "there" / "file", logging.getLogger("test"))
+    for _ in range(2):
+        kept.put(b"1")
+    (tmp_path / "there").mkdir()
+    for _ in range(2):
+        kept.put(b"2")
+    assert [one.getMessage() for one in caplog.records] == [
+        f"{kept.path} cannot be written, proceeding: No such file or directory;"
+        f" see to the disk it is on: df {kept.path}",
+        f"{kept.path} is written again",
+    ]
+    assert kept.path.read_bytes() == b"2"
 
 
 def test_sync_directory_names_what_cannot_be_synced(
