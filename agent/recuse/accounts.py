@@ -22,12 +22,9 @@ SLOW_FOR_NS = 600_000_000_000  # after it was last seen to be slow
 DEADLINE_SECONDS = 1.5  # recuse-shell and pam_recuse wait for 2 s
 MAX_RECENT = 64  # logins whose sessions are still to come
 MAX_THREADS = 16  # so many may hang in a service that does not answer at all
-
 RECENT_NS = 1_000_000_000  # that long what a login found holds for its session
 
 Found = Tuple[Optional[Account], Optional[Tuple[str, ...]]]
-
-
 Stamp = Tuple[Tuple[int, int], ...]
 
 

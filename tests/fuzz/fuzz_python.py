@@ -42,7 +42,6 @@ with atheris.instrument_imports(include=["recuse"]):
     from recuse.errors import RecuseError
 
 
-
 def _of_vectors(name: str) -> Iterator[bytes]:
     for path in sorted((ROOT / "tests/vectors/sshsig").glob("*.txt")):
         for line in path.read_text().splitlines():

@@ -141,6 +141,7 @@ for user in {" ".join(MORE_USERS)}; do
 done
 """
 
+
 @dataclass(frozen=True)
 class Case:
     """One way to try, as its file describes it."""

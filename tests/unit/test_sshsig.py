@@ -184,7 +184,6 @@ def test_holders_of_a_key_whatever_it_is_wrapped_in(keys: Keys) -> None:
         AllowedSigners.parse(twice.encode(), "approvers")
 
 
-
 def test_refusals_by_reason(keys: Keys) -> None:
     key, other = keys.get("mine"), keys.get("other")
     line = signers_line(ALICE, sshkeys.public(key))
