@@ -11,8 +11,20 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections import deque
 from dataclasses import dataclass
-from typing import Awaitable, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import (
+    Awaitable,
+    Callable,
+    Deque,
+    Dict,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
 from . import wire
 from .accounts import LookupTimeout
@@ -26,6 +38,7 @@ PATIENCE_SECONDS = 10.0  # for a peer that has connected and says nothing
 SETTLE_SECONDS = 5.0  # for requests under way, when the agent leaves
 SPEAK_SECONDS = 1.0  # for what was accepted then, and has not spoken yet
 REST_SECONDS = 0.1  # before the next look, when nobody can be accepted
+MAX_UNDER_WAY = 64  # requests of one user that are served at a time
 MAX_BACKLOG = 128  # connections accepted in one turn of the loop
 ASK_SECONDS = wire.CONFIRM_MS / 1000 + PATIENCE_SECONDS  # the shell says no before
 
@@ -44,6 +57,42 @@ class Leaving(Exception):
     """The agent leaves while a user is asked: the next one asks again."""
 
 
+class Turns:
+    """So many requests of each user are served at a time; the others of theirs wait their turn.
+
+    Else whoever begins sessions by the thousand would have everybody else wait for all of them.
+    """
+
+    def __init__(self) -> None:
+        self._under_way: Dict[int, int] = {}
+        self._waiting: Dict[int, Deque[Callable[[], bool]]] = {}
+
+    def take(self, user: int, begin: Callable[[], bool]) -> None:
+        """Call `begin` when it is this user's turn; it says whether it has taken that."""
+        if self._under_way.get(user, 0) < MAX_UNDER_WAY:
+            if begin():
+                self._under_way[user] = self._under_way.get(user, 0) + 1
+        else:
+            self._waiting.setdefault(user, deque()).append(begin)
+
+    def give_back(self, user: int) -> None:
+        """Let the next one of this user begin."""
+        self._under_way[user] -= 1
+        if not self._under_way[user]:
+            del self._under_way[user]
+        waiting = self._waiting.get(user)
+        while waiting and self._under_way.get(user, 0) < MAX_UNDER_WAY:
+            self.take(user, waiting.popleft())
+        if not waiting:
+            self._waiting.pop(user, None)
+
+    def drain(self) -> List[Callable[[], bool]]:
+        """Forget those who wait, and give what they wait for."""
+        left = [begin for waiting in self._waiting.values() for begin in waiting]
+        self._waiting.clear()
+        return left
+
+
 @dataclass(eq=False)
 class Connection:
     """One process of the host module; at most one request is under way."""
@@ -52,6 +101,7 @@ class Connection:
     peer: Peer
     pidfd: int
     busy: bool = False
+    turn: Optional[int] = None  # of whom, while it is served
     relay: Optional[LiveSession] = None  # set once it relays: then the connection stays
     timer: Optional[asyncio.TimerHandle] = None
     asked: Optional["asyncio.Future[bool]"] = None  # while its user is asked to agree
@@ -79,6 +129,8 @@ class Door:
         """Called when somebody did not wait for the answer."""
         self._connections: Set[Connection] = set()
         self._tasks: Set["asyncio.Task[None]"] = set()
+        self._turns = Turns()
+        self._closing = False
         self._settled: Optional[asyncio.Event] = None
         self._resting: Optional[asyncio.TimerHandle] = None
         self._complained = False
@@ -202,13 +254,41 @@ class Door:
             return
         connection.busy = True
         self._stop_timer(connection)
+        user = self._user_of(connection.peer)
+        if user is None:
+            self._begin(connection, message, fds)
+        else:
+            self._turns.take(user, lambda: self._begin(connection, message, fds, user))
+
+    def _user_of(self, peer: Peer) -> Optional[int]:
+        """Say whose turn a request takes: of root's programs, theirs who logged in."""
+        return self._kernel.identity_of(peer).auid if peer.ruid == 0 else peer.ruid
+
+    def _begin(
+        self, connection: Connection, message: wire.Message, fds: List[int],
+        user: Optional[int] = None,
+    ) -> bool:  # fmt: skip
+        """Serve a request, but for one whose turn comes when nobody waits for it any more."""
+        if self._closing or _has_hung_up(connection.sock):
+            close_all(fds)
+            self.hang_up(connection)
+            self.on_late()
+            return False
+        connection.turn = user
         task = asyncio.get_running_loop().create_task(self._serve(connection, message, fds))
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(lambda task: self._done(task, connection))
+        return True
 
-    def _done(self, task: "asyncio.Task[None]") -> None:
+    def _done(self, task: "asyncio.Task[None]", connection: Connection) -> None:
         self._tasks.discard(task)
+        self._end_turn(connection)
         self._look_whether_settled()
+
+    def _end_turn(self, connection: Connection) -> None:
+        user, connection.turn = connection.turn, None
+        if user is not None:
+            self._turns.give_back(user)
 
     def _permit(self, connection: Connection, packet: bytes, fds: Sequence[int]) -> wire.Message:
         message = wire.decode(packet)
@@ -258,6 +338,7 @@ class Door:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):  # then it hangs up next
             connection.sock.send(wire.encode(question))
+        self._end_turn(connection)  # a person may take long
         connection.asked = loop.create_future()
         connection.timer = loop.call_later(ASK_SECONDS, self.hang_up, connection)
         loop.add_reader(connection.sock.fileno(), self._readable, connection)
@@ -334,6 +415,9 @@ class Door:
 
     async def close(self) -> None:
         """Hang up on everybody; relays keep their sessions, and systemd our end of them."""
+        self._closing = True
+        for begin in self._turns.drain():
+            begin()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -350,6 +434,15 @@ def _received(ancillary: Sequence[Tuple[int, int, bytes]]) -> List[int]:
             numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
             fds.extend(numbers)
     return fds
+
+
+def _has_hung_up(sock: socket.socket) -> bool:
+    try:
+        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def close_all(fds: List[int]) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
+from dataclasses import replace
 from typing import Any, List
 
 from recuse import wire
-from recuse.door import Connection, Door
+from recuse.door import MAX_UNDER_WAY, Connection, Door
 from recuse.host import Kernel, Peer
 
 PEER = Peer(pid=4242, uid=0, gid=0, start=1)
@@ -83,3 +85,42 @@ def test_who_cannot_be_accepted_keeps_nobody_busy() -> None:
             assert len(told) == 1
 
     asyncio.run(run())
+
+
+def test_requests_of_one_user_hold_up_nobody_else() -> None:
+    """So many are served at a time; who waits and gives up is not served any more."""
+
+    async def run() -> None:
+        served: List[int] = []
+        late: List[bool] = []
+        gate = asyncio.Event()
+
+        async def serve(connection: Connection, message: wire.Message, fds: List[int]) -> None:
+            served.append(connection.peer.ruid)
+            await gate.wait()
+            door.answer(connection, wire.Answer(wire.Verdict.ALLOW))
+
+        async def until(count: int) -> None:
+            while len(served) < count:
+                await asyncio.sleep(0)
+
+        door = Door(Kernel(), None, 1, serve, lambda live: None)  # type: ignore[arg-type]
+        door.on_late = lambda: late.append(True)
+        clients: List[socket.socket] = []
+        with contextlib.ExitStack() as stack:
+            for ruid in (*[1000] * (MAX_UNDER_WAY + 10), 1001):
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                ours.setblocking(False)
+                clients.append(stack.enter_context(theirs))
+                theirs.send(wire.encode(wire.Login(b"su", b"root", b"", b"", b"")))
+                door.take_in(Connection(ours, replace(PEER, ruid=ruid), -1))
+            await until(MAX_UNDER_WAY + 1)
+            assert (served.count(1000), served.count(1001)) == (MAX_UNDER_WAY, 1)
+            for gone in clients[MAX_UNDER_WAY : MAX_UNDER_WAY + 2]:
+                gone.close()
+            gate.set()
+            await until(MAX_UNDER_WAY + 9)
+            await door.close()
+            assert (served.count(1000), len(late)) == (MAX_UNDER_WAY + 8, 2)
+
+    asyncio.run(asyncio.wait_for(run(), 30))
