@@ -565,6 +565,40 @@ is_open(const struct recuse_flow *f)
     return f->sink >= 0;
 }
 
+static bool
+ends_line(const cc_t keys[NCCS], uint8_t c)
+{
+    return c == '\n' || (c != 0 && (c == keys[VEOL] || c == keys[VEOL2]));
+}
+
+/*
+ * Take what was typed before the terminal is raw.  It stands there in lines,
+ * and as an end of file is nothing but the end of a line without a line feed,
+ * only a read in that mode can tell it: to a raw one it is a NUL.
+ */
+static void
+take_typed_ahead(struct recuse_relay *r)
+{
+    struct recuse_flow *f = &r->flows[INPUT];
+
+    if (!(r->modes.c_lflag & ICANON) || !in_foreground(r))
+        return;
+    while (sizeof f->buffer - f->filled > 1
+           && !(recuse_poll_now(f->source, POLLIN) & POLLHUP)) {
+        uint8_t *line = f->buffer + f->filled;
+        ssize_t n = recuse_read_some(f->source, f->source_kind, line,
+                                     sizeof f->buffer - f->filled - 1);
+
+        if (n < 0)
+            break;
+        if (n == 0 || !ends_line(r->modes.c_cc, line[n - 1]))
+            line[n++] = r->modes.c_cc[VEOF];
+        f->filled += (size_t) n;
+    }
+    keep_flow(r, f, false);
+    send_flow(r, f);
+}
+
 /* --------------------------------------------------------------- signals */
 
 /* Follow the size of the outer terminal. */
@@ -1098,6 +1132,7 @@ recuse_relay_run(struct recuse_relay *r, pid_t child)
     if (r->unfiltered)
         note_unfiltered(r);
     if (r->terminal) {
+        take_typed_ahead(r);
         enter_raw(r);
         follow_size(r);
     }

@@ -244,6 +244,26 @@ def test_input_of_programs_that_echo_themselves_is_in_what_they_show(
     assert b"echo one$((1 + 1))" in host.recorded("o")
 
 
+@pytest.mark.parametrize("ahead", [b"one\n\x04", b"\x04", b"one\x04\x04", b"a\0\x04\x04"])
+def test_end_of_file_may_be_typed_ahead(host: Host, terminal: Terminal, ahead: bytes) -> None:
+    """As by `ssh -tt host command` with an input that is there at once."""
+    terminal.type(ahead)
+    with host.agent(flags=wire.ANSWER_INPUT):
+        terminal.start(host.command("cat >/dev/null"))
+        assert terminal.end() == 0
+    assert typed(host) == ahead
+
+
+def test_line_typed_half_ahead_is_one_line(host: Host, terminal: Terminal) -> None:
+    terminal.type(b"one\ntw")
+    with host.agent(flags=wire.ANSWER_INPUT):
+        terminal.start(host.command("echo up; read x; read y; stty -echo; echo =$x=$y="))
+        terminal.wait_for(b"up\r\n")
+        terminal.type(b"o\n")
+        terminal.wait_for(b"=one=two=")
+        assert terminal.end() == 0
+
+
 def test_terminal_has_modes_and_size_of_the_outer_one(host: Host, terminal: Terminal) -> None:
     terminal.resize(33, 99)
     modes = termios.tcgetattr(terminal.slave)
