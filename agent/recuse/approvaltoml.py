@@ -13,7 +13,7 @@ from recuse.approval import (
     ApprovalPolicy,
     BreakGlass,
 )
-from recuse.errors import Fault, PolicyError
+from recuse.errors import Fault, PolicyError, count_faults
 from recuse.matchers import Matcher
 from recuse.matchertoml import MATCHERS
 from recuse.policy import Policy
@@ -94,7 +94,7 @@ class _Parser:
         if self._faults:
             order = {file.path: position for position, file in enumerate(self._files)}
             faults = sorted(self._faults, key=lambda fault: (order[fault.path], fault.line or 0))
-            count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+            count = count_faults(len(faults))
             raise PolicyError(f"{count} in the approval policy", faults=tuple(faults))
         self._allowances.sort(key=lambda one: one.name)
         return ApprovalPolicy(

@@ -40,7 +40,7 @@ from .checkpoint import (
     open_note,
     tree_root,
 )
-from .errors import CryptoError, LedgerError, RecuseError
+from .errors import CryptoError, LedgerError, RecuseError, count_faults
 from .grantaudit import GrantAudit
 from .records import OUTCOMES, Entry, Row, SessionRow, View, format_time, parse
 from .sshsig import AllowedSigners, RevokedKeys
@@ -205,7 +205,7 @@ class Report:
         found.extend(f"  finding: {one}" for one in self.findings)
         found.extend(f"  warning: {one}" for one in self.warnings)
         found.extend(f"  fault: {one}" for one in self.faults)
-        found.append("  verified" if self.ok else f"  {len(self.faults)} faults")
+        found.append("  verified" if self.ok else "  " + count_faults(len(self.faults)))
         return found
 
 

@@ -67,9 +67,14 @@ class Catalog:
         if isinstance(row, records.LoginRow):
             if len(row.sessions) == 1:
                 return self.view.sessions[row.sessions[0]]
+            if not row.sessions:
+                raise NotFound(
+                    "%s is a login without a session" % row.login,
+                    "see: recuse show %s" % row.login,
+                )
             raise NotFound(
                 "%s is a login with %d sessions" % (row.login, len(row.sessions)),
-                "its sessions: %s" % (", ".join(row.sessions) or "none"),
+                "its sessions: %s" % ", ".join(row.sessions),
             )
         return row
 

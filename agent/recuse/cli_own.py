@@ -9,7 +9,7 @@ from recuse import proved
 from recuse.cast import printable
 from recuse.checkpoint import Verifier
 from recuse.console import Call, UsageError, local, table, word
-from recuse.errors import CryptoError, FaultsFound, NotFound
+from recuse.errors import CryptoError, FaultsFound, NotFound, count_faults
 from recuse.keys import read_vkey
 
 
@@ -61,7 +61,7 @@ def verify(call: Call) -> int:
         if not is_given:
             console.hint("the host's key is as the agent told it; --key checks with one you keep")
     if checked.faults:
-        raise FaultsFound("verification found %d faults" % len(checked.faults))
+        raise FaultsFound("verification found " + count_faults(len(checked.faults)))
     return 0
 
 

@@ -12,7 +12,7 @@ from recuse.approvaltoml import parse_approval
 from recuse.cast import printable
 from recuse.checkpoint import Verifier
 from recuse.console import Add, Call, archive, as_json
-from recuse.errors import CryptoError, FaultsFound, NotFound, RecuseError
+from recuse.errors import CryptoError, FaultsFound, NotFound, RecuseError, count_faults
 from recuse.policytoml import parse_policy
 from recuse.sshsig import MAX_REVOKED_BYTES, AllowedSigners, RevokedKeys, SignersError
 
@@ -205,7 +205,7 @@ def verify(call: Call) -> int:
     if name is not None and not faults and not args.json:
         console.print("session %s verified" % name)
     if faults:
-        words = "verification found %d fault%s" % (faults, "" if faults == 1 else "s")
+        words = "verification found " + count_faults(faults)
         raise FaultsFound(words, _bare_ledger(call, reports))
     return 0
 

@@ -26,7 +26,7 @@ from typing import (
     Union,
 )
 
-from recuse.errors import ConfigError, Fault, PolicyError
+from recuse.errors import ConfigError, Fault, PolicyError, count_faults
 from recuse.tomlfile import Key, TomlFile, did_you_mean, parse_duration, parse_size
 
 AnyPath = Union[str, "os.PathLike[str]"]
@@ -422,7 +422,7 @@ def _load(kind: Type[_T], path: AnyPath) -> _T:
     config = _read_table(kind, file, (), file.data, _homes(kind))
     if found:
         found.sort(key=lambda fault: fault.line or 0)
-        count = "1 fault" if len(found) == 1 else f"{len(found)} faults"
+        count = count_faults(len(found))
         raise ConfigError(f"{count} in {name}", faults=found)
     return config
 

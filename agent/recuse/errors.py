@@ -23,6 +23,11 @@ class Fault:
         return f"{where}: {self.message}"
 
 
+def count_faults(number: int) -> str:
+    """Say it in words."""
+    return "1 fault" if number == 1 else f"{number} faults"
+
+
 class RecuseError(Exception):
     """Anything recuse reports to people rather than crashes with."""
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
-from .errors import ConfigError, Fault
+from .errors import ConfigError, Fault, count_faults
 from .tomlfile import Key, TomlFile, did_you_mean
 
 DEFAULT_NAME = "default"
@@ -301,7 +301,7 @@ def read_notices(files: Sequence[Tuple[str, bytes]]) -> Notices:
         for position, value in enumerate(tables):
             _read_table(file, ("notice", position), value, own)
     if faults:
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        count = count_faults(len(faults))
         raise ConfigError(f"{count} in templates of notices", faults=faults)
     return Notices(own)
 

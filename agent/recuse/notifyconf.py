@@ -30,7 +30,7 @@ from recuse.config import (  # the machinery of recuse.toml
     _texts,
     _Untrusted,
 )
-from recuse.errors import ConfigError, Fault
+from recuse.errors import ConfigError, Fault, count_faults
 from recuse.records import OUTCOMES
 from recuse.tomlfile import Key, TomlFile, did_you_mean, parse_duration
 
@@ -150,7 +150,7 @@ def load(path: AnyPath) -> NotifyConfig:
     routes = _read_routes(file, channels)
     if faults:
         faults.sort(key=lambda fault: fault.line or 0)
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        count = count_faults(len(faults))
         raise ConfigError(f"{count} in {name}", faults=faults)
     return NotifyConfig(channels, routes)
 

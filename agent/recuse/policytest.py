@@ -10,7 +10,7 @@ from datetime import date, datetime, timezone
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from recuse.asks import FAILURES, Answer
-from recuse.errors import Fault, PolicyError
+from recuse.errors import Fault, PolicyError, count_faults
 from recuse.facts import Facts, facts_from_json
 from recuse.policy import EFFECTS, LEVELS, Decision, Policy, decide, explain
 from recuse.tomlfile import Key, TomlFile, did_you_mean
@@ -115,7 +115,7 @@ def parse_cases(files: Sequence[Tuple[str, bytes]]) -> List[Case]:
         cases += _File(file).cases()
     if faults:
         faults.sort(key=lambda fault: (fault.path, fault.line or 0))
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        count = count_faults(len(faults))
         raise PolicyError(f"{count} in the expectations", faults=tuple(faults))
     return cases
 

@@ -16,7 +16,7 @@ from typing import (
 )
 
 from recuse.asks import Ask, read_ask
-from recuse.errors import Fault, PolicyError
+from recuse.errors import Fault, PolicyError, count_faults
 from recuse.matchers import Asked, ClaimedPurpose, ClaimedTags, Matcher, Role, Tags
 from recuse.matchertoml import MATCHERS, Values, accounts, check_tag, if_unknown, toml_date
 from recuse.policy import EFFECTS, LEVELS, STRENGTH, Assignment, Policy, Rule, Terms
@@ -98,7 +98,7 @@ class _Parser:
         if self._faults:
             order = {file.path: position for position, file in enumerate(self._files)}
             faults = sorted(self._faults, key=lambda fault: (order[fault.path], fault.line or 0))
-            count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+            count = count_faults(len(faults))
             raise PolicyError(f"{count} in the policy", faults=tuple(faults))
         self._rules.sort(key=lambda rule: (STRENGTH[rule.effect], rule.name))
         return tuple(self._rules)

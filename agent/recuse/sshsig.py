@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from recuse import strictjson
-from recuse.errors import CryptoError, Fault
+from recuse.errors import CryptoError, Fault, count_faults
 
 MAX_SIGNATURE_BYTES = 16384  # armoured; a certificate with an RSA key of 8,192 bits is below
 MAX_SIGNERS_BYTES = 1 << 20
@@ -529,7 +529,7 @@ class AllowedSigners:
             else:
                 lines.append(line)
         if faults:
-            count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+            count = count_faults(len(faults))
             raise SignersError(f"{count} in {path}, so nobody in it counts", faults)
         return cls(path, hashlib.sha256(source).hexdigest(), tuple(lines))
 
@@ -773,7 +773,7 @@ class RevokedKeys:
             except ValueError:
                 faults.append(Fault(path, number, "not a public key"))
         if faults:
-            count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+            count = count_faults(len(faults))
             raise SignersError(f"{count} in {path}, so no key is known to be good", faults)
         return cls(hashlib.sha256(source).hexdigest(), frozenset(keys))
 

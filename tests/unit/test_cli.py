@@ -343,6 +343,8 @@ def test_ambiguous_and_unknown_ids(recuse: Any) -> None:
     ran = recuse("show", "s-\x1b[2J")
     assert ran.code == 6 and "no session s-\\x1b[2J" in ran.err
     assert recuse("show", "").code == 6
+    ran = recuse("play", "l-ffff")
+    assert (ran.code, ran.out) == (6, "") and "is a login without a session\n" in ran.err
 
 
 # Export and play
@@ -816,7 +818,9 @@ def test_everything_works_on_a_store_too(recuse: Any, made: Made, tmp_path: Path
 
 
 def test_verify_remembers_how_long_the_ledger_was(recuse: Any, made: Made) -> None:
-    assert recuse("verify", "--min-size", str(made.ledger.size + 1)).code == 10
+    cut = recuse("verify", "--min-size", str(made.ledger.size + 1))
+    assert cut.code == 10 and cut.out.endswith("  1 fault\n")
+    assert cut.err == "recuse: error: verification found 1 fault\n"
 
 
 # Policy
