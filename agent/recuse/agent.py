@@ -1061,7 +1061,10 @@ class Agent:
 
         def adopt() -> None:
             self._adopting = None
-            self.spawn(adopt_orphans(self))
+            if self.adopting.locked():
+                self._adopt_soon()
+            else:
+                self.spawn(adopt_orphans(self))
 
         if self._adopting is None:
             self._adopting = asyncio.get_running_loop().call_later(TIDY_SECONDS, adopt)
@@ -1094,7 +1097,7 @@ class Agent:
             except NotEntered:
                 continue
             self.upkeep.look_at_space()
-            await adopt_orphans(self)
+            self._adopt_soon()
 
     # -- stopping --------------------------------------------------------------------
 

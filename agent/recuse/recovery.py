@@ -647,7 +647,12 @@ async def serve(
         listener.close()
 
 
-async def _adopt_stragglers(agent: Agent) -> None:
+async def _adopt_all(agent: Agent) -> None:
+    """Take in what was recorded without us, and what is begun so until we are known to answer.
+
+    Beside answering: there may be thousands, and meanwhile everybody would add to them.
+    """
+    await adopt_orphans(agent)
     await asyncio.sleep(STRAGGLER_SECONDS)
     await adopt_orphans(agent)
 
@@ -657,7 +662,6 @@ async def _serve(agent: Agent, inherited: Inherited, stop: asyncio.Event) -> Non
     loop.add_signal_handler(signal.SIGHUP, lambda: agent.spawn(agent.upkeep.reload()))
     await Recovery(agent, inherited.stored).run()
     keep_floor(agent)
-    await adopt_orphans(agent)
     receipts = Receipts(agent)
     await receipts.check()
     agent.book.watchers.append(lambda _: keep_floor(agent, FLOOR_STEP))
@@ -666,7 +670,7 @@ async def _serve(agent: Agent, inherited: Inherited, stop: asyncio.Event) -> Non
         agent.door.listen(listener)
     for listener in inherited.control:
         await front.listen(listener.dup())  # asyncio closes what it listened on
-    work = agent.beat(), agent.upkeep.feed_watchdog(), _adopt_stragglers(agent)
+    work = agent.beat(), agent.upkeep.feed_watchdog(), _adopt_all(agent)
     background = [loop.create_task(one) for one in work]
     ends = [loop.create_task(stop.wait()), loop.create_task(agent.set_back.wait())]
     agent.notifier.notify("READY=1")

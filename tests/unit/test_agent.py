@@ -2479,8 +2479,13 @@ def test_orphans_that_cannot_be_looked_for_stop_no_heartbeat(
         )
         with monkeypatch.context() as patch:
             patch.setattr(os, "listdir", fail)
+            patch.setattr("recuse.agent.TIDY_SECONDS", 0)
             beating = asyncio.ensure_future(world.agent.beat())
-            await world.until(lambda: world.kinds().count("heartbeat") >= 2)
+            failed = _message_id("spool-failed")
+            await world.until(lambda: any(one["MESSAGE_ID"] == failed for one in world.events))
+            beaten = world.kinds().count("heartbeat")
+            async with world.agent.adopting:  # as when there are thousands
+                await world.until(lambda: world.kinds().count("heartbeat") >= beaten + 2)
             beating.cancel()
             await asyncio.gather(beating, return_exceptions=True)
         assert world.event("spool-failed")["RECUSE_FAULT"].endswith("orphan: Permission denied")

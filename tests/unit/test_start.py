@@ -205,6 +205,26 @@ def test_reload_ends_when_what_was_read_is_in_force(
     assert main(["--reload", f"--root={paths.root}"]) == 8
 
 
+def test_answers_do_not_wait_for_what_was_recorded_without_us(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be thousands: then nobody would ever be answered, nor systemd."""
+    adopting: list[Agent] = []
+
+    async def adopt(agent: Agent) -> int:
+        adopting.append(agent)
+        await asyncio.Event().wait()
+        return 0
+
+    monkeypatch.setattr(recovery, "adopt_orphans", adopt)
+
+    async def scene(world: World) -> None:
+        await world.until(lambda: adopting == [world.agent])
+        await world.session(await world.login("alice"), "alice")
+
+    run(paths, scene, ServedWorld)
+
+
 def test_what_is_recorded_after_the_start_for_want_of_an_answer_before_is_taken_in(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
