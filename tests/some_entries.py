@@ -12,13 +12,14 @@ SECOND = 10**9
 HOST = records.Host("example.org/recuse/host/h1/1", "h1.example.org", "m1", "b1", "Debian", "1")
 
 
-def facts(user: str = "dave", command: str = "mysql -p geheim") -> Facts:
-    return Facts(
-        user=user, uid=1003, groups=(user,), service="sshd", host="h1",
-        host_tags=frozenset({"pci"}), source="192.0.2.7", claimed_source=None, ruser=None,
-        tty=True, command=command, login_shell=False, tags=frozenset(),
-        claimed_tags=frozenset(), outer=None,
+def some_facts(**more: Any) -> Facts:
+    """Give what is known when alice logs in, but for what is said otherwise."""
+    known = dict(
+        user="alice", uid=1000, groups=(), service="sshd", host="h1", host_tags=frozenset(),
+        source=None, claimed_source=None, ruser=None, tty=None, command=None, login_shell=None,
+        tags=frozenset(), claimed_tags=frozenset(), outer=None,
     )  # fmt: skip
+    return Facts(**{**known, **more})
 
 
 def entry(
@@ -36,7 +37,11 @@ def entry(
     decision = Decision(
         verdict="exempt", rule=rule, effect="exempt", reason="patient data",
         owner="privacy@example.org", expires="2099-12-31", message=None, policy="ab" * 32,
-        matched=(rule,), facts=facts(user),
+        matched=(rule,),
+        facts=some_facts(
+            user=user, uid=1003, groups=(user,), host_tags=frozenset({"pci"}), source="192.0.2.7",
+            tty=True, command="mysql -p geheim", login_shell=False,
+        ),
     )  # fmt: skip
     builders: Any = {"exempt": records.exempt_entry, "open": records.open_entry}
     if kind == "close":

@@ -23,7 +23,8 @@ from recuse.archive import open_archive
 from recuse.audit import AuditFault, Report, Trusted, verify, verify_all
 from recuse.errors import CryptoError
 from recuse.ledger import Ledger
-from recuse.policy import Decision, Facts
+from recuse.policy import Decision
+from some_entries import some_facts
 
 NOW = 1_763_860_004_000_000_000
 SECOND = 10**9
@@ -37,11 +38,7 @@ def key(seed: int, name: str = ORIGIN) -> cp.Signer:
 KEY, STORE = key(1), key(2, "store.example.org")
 TRUSTED = Trusted(KEY.verifier, (STORE.verifier,))
 HOST = rec.Host(ORIGIN, "h1", "m" * 32, "boot-1", "Debian GNU/Linux 12", "0.1.0")
-FACTS = Facts(
-    user="alice", uid=1000, groups=(), service="sshd", host="h1", host_tags=frozenset(),
-    source="192.0.2.7", claimed_source=None, ruser=None, tty=True, command=None,
-    login_shell=True, tags=frozenset(), claimed_tags=frozenset(), outer=None,
-)  # fmt: skip
+FACTS = some_facts(source="192.0.2.7", tty=True, login_shell=True)
 RECORD = Decision("record", None, "record", None, None, None, None, "d" * 64, (), FACTS)
 EXEMPT = replace(
     RECORD, verdict="exempt", effect="exempt", rule="payroll", reason="works-council",

@@ -22,8 +22,9 @@ from recuse import keys, records
 from recuse.approval import Asked
 from recuse.cli import main
 from recuse.ledger import Ledger
-from recuse.policy import Decision, Facts
+from recuse.policy import Decision
 from recuse.spool import Cut, Spool
+from some_entries import some_facts
 
 ORIGIN = "example.org/recuse/host/h/1"
 HOST = records.Host(ORIGIN, "h", "m", "b", "Debian", "0.1")
@@ -31,10 +32,7 @@ NOW = datetime(2026, 3, 4, 12, 0, tzinfo=timezone.utc)
 NOW_NS = round(NOW.timestamp()) * 10**9
 RECORDED, EXEMPT, GRANT = "s-aaaaaaaaaaaaaaaa", "s-bbbbbbbbbbbbbbbb", "g-cccccccccccccccc"
 ALLOWED = {"sha256sum", "ssh-keygen", "age", "zcat", "python3"}
-FACTS = Facts(
-    "alice", 1000, (), "sshd", "h", frozenset(), None, None, None, True, None, True, frozenset(),
-    frozenset(), None,
-)  # fmt: skip
+FACTS = some_facts(host="h", tty=True, login_shell=True)
 RECORD = Decision("record", None, "record", None, None, None, None, "d" * 64, (), FACTS)
 BY_GRANT = Decision(
     "exempt", None, "grant", "maintenance", "bob", None, None, "d" * 64, (), FACTS, GRANT,

@@ -29,6 +29,7 @@ from recuse.errors import NotFound
 from recuse.ledger import Ledger
 from recuse.policy import Decision, Facts
 from recuse.spool import Spool
+from some_entries import some_facts
 
 AGENT = Path(cli.__file__).resolve().parents[1]
 ORIGIN = "example.org/recuse/host/web1/1"
@@ -40,22 +41,8 @@ LIVE, FORWARD, EMPTY = "s-dddddddddddddddd", "l-ffffffffffffffff", "s-eeeeeeeeee
 
 
 def facts(user: str) -> Facts:
-    return Facts(
-        user=user,
-        uid=1000,
-        groups=("staff",),
-        service="sshd",
-        host="web1",
-        host_tags=frozenset(),
-        source="192.0.2.7",
-        claimed_source=None,
-        ruser=None,
-        tty=True,
-        command=None,
-        login_shell=True,
-        tags=frozenset(),
-        claimed_tags=frozenset(),
-        outer=None,
+    return some_facts(
+        user=user, groups=("staff",), host="web1", source="192.0.2.7", tty=True, login_shell=True
     )
 
 

@@ -27,7 +27,8 @@ from recuse.coverage import (
     reconcile,
     wtmp_traces,
 )
-from recuse.policy import UNKNOWN_SOURCE, Decision, Facts
+from recuse.policy import UNKNOWN_SOURCE, Decision
+from some_entries import some_facts
 
 SECOND = 10**9
 DAY = 86400 * SECOND
@@ -35,11 +36,7 @@ NOW = 1_763_860_004 * SECOND
 BOOT = "0c5e7f0a-1111-2222-3333-444455556666"
 FLAT = BOOT.replace("-", "")
 HOST = records.Host("org/recuse/host/h1/1", "h1", "m" * 32, BOOT, "Debian", "0.1.0")
-FACTS = Facts(
-    user="alice", uid=1000, groups=(), service="sshd", host="h1", host_tags=frozenset(),
-    source=None, claimed_source=None, ruser=None, tty=None, command=None, login_shell=None,
-    tags=frozenset(), claimed_tags=frozenset(), outer=None,
-)  # fmt: skip
+FACTS = some_facts()
 RECORD = Decision("record", None, "record", None, None, None, None, "d" * 64, (), FACTS)
 ENABLED = {"disabled": False, "nsswitch": True, "pam": True}
 

@@ -21,8 +21,9 @@ from recuse import records as rec
 from recuse.approval import Asked
 from recuse.errors import CryptoError
 from recuse.grantaudit import GrantAudit
-from recuse.policy import Decision, Facts
+from recuse.policy import Decision
 from recuse.sshsig import AllowedSigners
+from some_entries import some_facts
 from sshkeys import NAMESPACE, SecurityKey, signers_line
 
 HOST = rec.Host("example.org/recuse/host/h/1", "h", "m", "b", "Debian", "0.1")
@@ -247,10 +248,7 @@ def test_is_from(source: Optional[str], network: str, inside: bool) -> None:
 # The audit
 
 
-FACTS = Facts(
-    "alice", 1000, (), "sshd", "h", frozenset(), None, None, None, True, None, True, frozenset(),
-    frozenset(), None,
-)  # fmt: skip
+FACTS = some_facts(host="h", tty=True, login_shell=True)
 
 
 @dataclass

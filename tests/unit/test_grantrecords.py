@@ -16,7 +16,8 @@ from recuse import grantrecords as gr
 from recuse import records as rec
 from recuse.approval import Asked
 from recuse.errors import LedgerError
-from recuse.policy import Decision, Facts
+from recuse.policy import Decision
+from some_entries import some_facts
 
 HOST = rec.Host("o/recuse/host/h/1", "h", "m", "b", "Debian", "0.1")
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=timezone.utc)
@@ -40,10 +41,7 @@ def approval(principal: str = "bob@example.org", **more: Any) -> gr.Approval:
     return gr.Approval(**{"method": "signature", **values})
 
 
-FACTS = Facts(
-    "alice", 1000, (), "sshd", "h", frozenset(), None, None, None, True, None, True, frozenset(),
-    frozenset(), None,
-)  # fmt: skip
+FACTS = some_facts(host="h", tty=True, login_shell=True)
 
 
 def decision(grant: Optional[str] = G) -> Decision:

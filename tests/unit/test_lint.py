@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recuse.facts import Facts
 from recuse.lint import CODES, Finding, _covers, lint
 from recuse.policy import Policy, decide
 from recuse.policytoml import parse_policy
 from recuse.whatif import Exempted
+from some_entries import some_facts
 
 TODAY = date(2026, 3, 2)
 NOW = datetime(2026, 3, 2, 12, tzinfo=timezone.utc)
@@ -178,11 +178,7 @@ def test_covered_rules_match_nothing_that_the_wide_one_does_not(
     covers = _covers(rules["w"], rules["r"])
     for user in "abcd":
         for has in ((), ("a",), ("b", "c"), ("a", "b", "c")):
-            facts = Facts(
-                user=user, uid=1, groups=has, service="sshd", host="h", host_tags=frozenset(),
-                source=None, claimed_source=None, ruser=None, tty=True, command=None,
-                login_shell=True, tags=frozenset(), claimed_tags=frozenset(), outer=None,
-            )  # fmt: skip
+            facts = some_facts(user=user, uid=1, groups=has, host="h", tty=True, login_shell=True)
             matched = decide(facts, both, NOW).matched
             assert not covers or "r" not in matched or "w" in matched
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from recuse import cli_report, optout, records
 from recuse.optout import OTHERS, Options, Optouts, Rule, Sample, bars, pseudonym, report
-from recuse.policy import Decision, Facts
+from recuse.policy import Decision
+from some_entries import some_facts
 
 DAY = 86400 * 10**9
 NOW = 1_763_860_004_123_456_789  # 2025-11-23, a little after one o'clock
@@ -24,11 +25,7 @@ LOGIN = records.Login(
 SESSION = records.Session(
     "s-" + "a" * 16, LOGIN, "shell", "pts/3", None, False, "/bin/bash", 900, NOW, 1
 )
-FACTS = Facts(
-    user="alice", uid=1000, groups=(), service="sshd", host="h1", host_tags=frozenset(),
-    source=None, claimed_source=None, ruser=None, tty=None, command=None, login_shell=None,
-    tags=frozenset(), claimed_tags=frozenset(), outer=None,
-)  # fmt: skip
+FACTS = some_facts()
 KEY = b"k" * 32
 
 

@@ -35,28 +35,17 @@ from recuse.policy import (
     facts_to_json,
 )
 from recuse.policytoml import RULE_KEYS, parse_policy
+from some_entries import some_facts
 
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=timezone.utc)  # a Wednesday
 REPOSITORY = Path(__file__).parents[2]
 GROUNDS = 'reason = "because"\nowner = "owner@example.org"\nexpires = 2031-12-31\n'
 
-ALICE = Facts(
-    user="alice",
-    uid=1000,
-    groups=("staff", "legal"),
-    service="sshd",
-    host="Web1.example.org",
-    host_tags=frozenset({"production", "pci"}),
-    source="192.0.2.7",
-    claimed_source="203.0.113.9",
-    ruser=None,
-    tty=True,
-    command=None,
-    login_shell=True,
-    tags=frozenset(),
-    claimed_tags=frozenset(),
-    outer=None,
-)
+ALICE = some_facts(
+    groups=("staff", "legal"), host="Web1.example.org",
+    host_tags=frozenset({"production", "pci"}), source="192.0.2.7", claimed_source="203.0.113.9",
+    tty=True, login_shell=True,
+)  # fmt: skip
 
 
 def facts(**changes: Any) -> Facts:
@@ -1542,11 +1531,9 @@ def test_a_rule_more_of_the_same_effect_never_keeps_less(
         assert LEVELS.index(after.level) >= min(LEVELS.index(before.level), 2)
 
 
-NOTHING = Facts(
-    user="", uid=2**32 - 1, groups=None, service="", host="", host_tags=frozenset(),
-    source=UNKNOWN_SOURCE, claimed_source=None, ruser=None, tty=None, command=None,
-    login_shell=None, tags=frozenset(), claimed_tags=frozenset(), outer=None,
-)  # fmt: skip
+NOTHING = some_facts(
+    user="", uid=2**32 - 1, groups=None, service="", host="", source=UNKNOWN_SOURCE
+)
 ASKED: FrozenSet[str] = frozenset(
     ["users", "groups", "services", "hosts", "sources", "tty", "login_shell", "commands"]
 )

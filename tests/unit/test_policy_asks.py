@@ -14,15 +14,15 @@ from recuse.errors import PolicyError
 from recuse.facts import Facts
 from recuse.policy import Grant, Policy, decide, explain, questions, unsettled
 from recuse.policytoml import parse_policy
+from some_entries import some_facts
 
 NOW = datetime(2026, 3, 2, 10, tzinfo=timezone.utc)
 GROUNDS = 'reason = "because"\nowner = "o@example.org"\nexpires = 2031-12-31\n'
 YES, NO = Answer(True), Answer(False)
 FAILED, LATE = Answer(None, "failed", why="exit status 3"), Answer(None, "timeout")
-DAVE = Facts(
-    user="dave", uid=1003, groups=("staff",), service="sshd", host="web1",
-    host_tags=frozenset(), source="192.0.2.7", claimed_source=None, ruser=None, tty=True,
-    command=None, login_shell=True, tags=frozenset(), claimed_tags=frozenset(), outer=None,
+DAVE = some_facts(
+    user="dave", uid=1003, groups=("staff",), host="web1", source="192.0.2.7", tty=True,
+    login_shell=True,
 )  # fmt: skip
 LOGIN = dataclasses.replace(DAVE, tty=None, login_shell=None)
 

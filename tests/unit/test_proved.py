@@ -10,17 +10,14 @@ import pytest
 from recuse import keys, records
 from recuse.checkpoint import Verifier
 from recuse.ledger import Ledger
-from recuse.policy import Decision, Facts
+from recuse.policy import Decision
 from recuse.proved import check
+from some_entries import some_facts
 
 NOW = 1_763_860_004_123_456_789
 ORIGIN = "org/recuse/host/h1/1"
 HOST = records.Host(ORIGIN, "h1", "m" * 32, "boot", "Debian", "0.1.0")
-FACTS = Facts(
-    user="ann", uid=1000, groups=(), service="sshd", host="h1", host_tags=frozenset(),
-    source=None, claimed_source=None, ruser=None, tty=None, command=None, login_shell=None,
-    tags=frozenset(), claimed_tags=frozenset(), outer=None,
-)  # fmt: skip
+FACTS = some_facts(user="ann")
 RECORD = Decision("record", None, "record", None, None, None, None, "d" * 64, (), FACTS)
 Handed = List[Dict[str, Any]]
 

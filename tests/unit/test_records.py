@@ -12,29 +12,18 @@ from hypothesis import strategies as st
 from recuse import pauserecords
 from recuse import records as rec
 from recuse.errors import LedgerError
-from recuse.policy import Decision, Facts
+from recuse.policy import Decision
+from some_entries import some_facts
 
 NOW = 1_763_860_004_123_456_789
 HOST = rec.Host(
     "example.org/recuse/host/h1/1", "h1", "m" * 32, "boot-1", "Debian GNU/Linux 12", "0.1.0"
 )
-FACTS = Facts(
-    user="alice",
-    uid=1000,
-    groups=("staff", "adm"),
-    service="sshd",
-    host="h1",
-    host_tags=frozenset({"prod"}),
-    source="192.0.2.7",
-    claimed_source="laptop.example",
-    ruser=None,
-    tty=True,
-    command=None,
-    login_shell=True,
-    tags=frozenset(),
+FACTS = some_facts(
+    groups=("staff", "adm"), host_tags=frozenset({"prod"}), source="192.0.2.7",
+    claimed_source="laptop.example", tty=True, login_shell=True,
     claimed_tags=frozenset({"b", "a"}),
-    outer=None,
-)
+)  # fmt: skip
 DECISION = Decision(
     verdict="exempt",
     rule="payroll",

@@ -10,15 +10,12 @@ import pytest
 
 from recuse import wire
 from recuse.notices import Notices
-from recuse.policy import Decision, Facts
+from recuse.policy import Decision
 from recuse.reasons import Reason, Texts
 from recuse.wording import declined, notice, question, refusal
+from some_entries import some_facts
 
-FACTS = Facts(
-    user="ann", uid=1000, groups=(), service="sshd", host="web1", host_tags=frozenset(),
-    source=None, claimed_source=None, ruser=None, tty=True, command=None, login_shell=True,
-    tags=frozenset(), claimed_tags=frozenset(), outer=None,
-)  # fmt: skip
+FACTS = some_facts(user="ann", host="web1", tty=True, login_shell=True)
 RECORD = Decision("record", "everybody", "record", None, None, None, None, "d" * 64, (), FACTS)
 EXEMPT = replace(
     RECORD, verdict="exempt", rule="council", effect="exempt", reason="it is confidential",
