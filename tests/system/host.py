@@ -281,6 +281,15 @@ class Host:
     def read(self, name: str) -> str:
         return self.path(name).read_text(errors="surrogateescape")
 
+    def processes(self, name: str) -> Iterator[int]:
+        """Give those of that name inside, by their numbers on this machine, the newest first."""
+        inside = os.readlink(f"/proc/{self._leader}/ns/pid")
+        for pid in sorted((int(n) for n in os.listdir("/proc") if n.isdigit()), reverse=True):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text().strip() == name:
+                    if os.readlink(f"/proc/{pid}/ns/pid") == inside:
+                        yield pid
+
     def copy_out(self, name: str, to: Path) -> Path:
         """Copy a file or tree out of the host, modes and times kept; return where it is."""
         # cp runs here, so that no attribute (append-only) comes along.

@@ -37,6 +37,7 @@ def test_kills_at_random_moments_lose_nothing() -> None:
         storm = Storm(host, random.Random(SEED))
         for _ in range(ROUNDS // AT_ONCE):
             storm.play(AT_ONCE)
+        storm.strike()
         storm.check()
 
 
