@@ -54,6 +54,8 @@ class SqliteFile:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
                 self._make_tables(schema, version, hint)
+                # SQLite does so for its log, too, and does not look at how that went.
+                files.sync_directory(path.parent)
             except BaseException:
                 self._db.close()
                 raise
