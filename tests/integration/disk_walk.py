@@ -64,7 +64,8 @@ class Disk:
 
     def __init__(self) -> None:
         self._library = ctypes.CDLL(os.environ["LD_PRELOAD"])
-        self._library.disk_hit.restype = ctypes.c_char_p
+        for one in (self._library.disk_hit, self._library.disk_notes):
+            one.restype = ctypes.c_char_p
 
     def fail(self, below: Path, first: int, fault: Fault) -> None:
         self._library.disk_fail(bytes(below), first, fault.calls, fault.code, int(fault.half))
@@ -72,9 +73,44 @@ class Disk:
     def heal(self) -> None:
         self._library.disk_heal()
 
+    def leave(self) -> None:
+        self._library.disk_leave()
+
     @property
     def hit(self) -> str:
         return str(self._library.disk_hit().decode())
+
+    def at_risk(self) -> Tuple[Set[Path], Set[Path]]:
+        """Say what a loss of power may take: the names of files, and the content of files.
+
+        What a sync has failed for is not there by a later one: it has to be written again.
+        """
+        content: Dict[Path, bool] = {}  # and whether a sync would help
+        names: Set[Path] = set()
+        for line in self._library.disk_notes().decode().splitlines():
+            what, well, one, other = line.split("\t")
+            path, to = Path(one), Path(other)
+            if what == "sync" and well == "1":
+                names = {name for name in names if name.parent != path}
+                if content.get(path):
+                    del content[path]
+            elif what == "sync" and path in content:
+                content[path] = False
+            elif well == "0":
+                continue
+            elif what == "write":
+                content[path] = True
+            elif what == "make":
+                names.add(path)
+            elif what in ("rename", "link"):
+                names.add(to)
+                content.pop(to, None)
+                if path in content:
+                    content[to] = content[path]
+            if what in ("rename", "unlink"):
+                content.pop(path, None)
+                names.discard(path)
+        return names, set(content)
 
 
 class Told(logging.Handler):
@@ -124,12 +160,21 @@ class Play:
         self.disk.fail(below, self.first, self.fault)
 
     def check_acknowledged(self, store: Path) -> None:
-        """See that whatever has or had a receipt is in a store, as a kill would leave that."""
+        """See that whatever has or had a receipt is in a store that was killed, or lost power."""
         attested = self.host.attested()
         receipts = {name for name in self.host.receipts() if not name.startswith(".")} | self.freed
         if not (store / "store.db").exists():
             assert not receipts and attested is None
             return
+        blobs = {store / "blobs/sha256" / name[:2] / name for name in receipts}
+        tables = {one for one in store.glob("store.db*") if attested and one.suffix != ".db-shm"}
+        tables = {one for one in tables if one.stat().st_size}
+        needed = (blobs | tables).union(*(path.parents for path in blobs | tables))
+        names, content = self.disk.at_risk()
+        assert not names & needed, names & needed
+        # What SQLite failed to write lies where it will write again, before what counts or behind.
+        content &= blobs if self.disk.hit else blobs | tables
+        assert not content, content
         left = self.root / "left"
         shutil.copytree(store, left)
         found = Store(left)
@@ -330,7 +375,7 @@ def walk(scene: str, kind: str, directory: Path, disk: Disk, told: Told) -> int:
         except Exception as error:
             print(f"{kind} at {disk.hit}: {type(error).__name__} {error}"[:500])
         finally:
-            disk.heal()
+            disk.leave()
             play.host.close()
             shutil.rmtree(root)
         if not disk.hit:

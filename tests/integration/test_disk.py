@@ -1,7 +1,7 @@
 """The disk of central storage, or of recuse-ship, fails at every call in turn, SQLite's too.
 
-Whatever has a receipt is there, whatever came half is not, what is done again succeeds, and what is
-wrong is said once.
+Whatever has a receipt is there, and would be if the power failed; whatever came half is not; what
+is done again succeeds, and what is wrong is said once.
 """
 
 from __future__ import annotations
