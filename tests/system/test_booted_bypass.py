@@ -25,6 +25,7 @@ What shows something is one of
     none of service NAME       that nothing is entered for a service: it is left alone
     end interrupted STATUS...  a session's end: flagged so, or with one of these statuses
     finding USER | no finding  what recuse-coverage finds
+    journal USER WORDS         a line in the journal that a process of that user wrote
 
 The case's own word is ACTED-<its name>: what it does and ought to be accounted for. Whatever is
 expected, that word is in a recording if a client saw it, unless the case is `stubbed` or
@@ -335,6 +336,10 @@ def check_shown(
         flag, *statuses = rest.split()
         (row,) = rows
         assert flag in row.flags or str(row.exit_status) in statuses, row
+    elif kind == "journal":
+        user, _, words = rest.partition(" ")
+        uid = host.run("id", "-u", user, check=True).stdout.strip()
+        host.wait_journal(f"_UID={uid}", f"MESSAGE={words}", after=cursor)
     elif kind == "text":
         assert is_recorded(ledger, sessions, rest), how
     elif how.startswith("none of service "):
