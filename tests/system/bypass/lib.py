@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 SHELL = "/usr/lib/recuse/recuse-shell"
@@ -67,3 +68,21 @@ def outer() -> str:
     """Name the terminal that the recorder has from sshd."""
     words = ["ps", "-o", "tty=", "-p", str(relay())]
     return "/dev/" + subprocess.check_output(words, text=True).strip()
+
+
+def new_terminals() -> Iterator[int]:
+    """Open each new terminal of the user as soon as it is there, once it is said that we watch."""
+    in_attrib, in_create = 0x4, 0x100
+    events = libc.inotify_init1(0)
+    assert libc.inotify_add_watch(events, b"/dev/pts", in_attrib | in_create) >= 0
+    seen = set(os.listdir("/dev/pts"))
+    print("watching", flush=True)
+    with open(os.devnull, "r+") as null:
+        os.dup2(null.fileno(), 1)
+    while os.read(events, 4096):
+        for number in set(os.listdir("/dev/pts")) - seen:
+            with contextlib.suppress(OSError):
+                if os.stat("/dev/pts/" + number).st_uid == os.getuid():
+                    fd = os.open("/dev/pts/" + number, os.O_RDWR | os.O_NOCTTY)
+                    seen.add(number)
+                    yield fd
