@@ -572,6 +572,7 @@ class Kernel:
     def holders(self, asked: Sequence[Held]) -> List[Tuple[str, ...]]:
         """Name the processes that have terminals open; one look at all processes serves all.
 
+        Or could open them: as /dev/tty, its controlling terminal is open to a process for good.
         Slow: run it in a thread.
         """
         found: List[List[str]] = [[] for _ in asked]
@@ -586,7 +587,9 @@ class Kernel:
                 if uids != by_uid.keys():
                     uids.add(self._uids(pid)[0])
                 mine = [n for uid in uids for n in by_uid.get(uid, ())]
-                open_here = {_rdev(path) for path in self._descriptors(pid)} if mine else set()
+                if not mine:
+                    continue
+                open_here = {self.stat(pid).tty, *map(_rdev, self._descriptors(pid))}
                 for number in mine:
                     one = asked[number]
                     if one.rdev not in open_here or pid in one.except_pids:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pty
 import select
@@ -307,6 +308,20 @@ def test_holders_names_who_else_has_a_terminal_open(kernel: Kernel) -> None:
     assert kernel.holders([]) == []
     process.kill()
     process.wait()
+    os.close(master)
+    os.close(slave)
+
+
+def test_holders_names_who_could_open_the_terminal_as_their_own(kernel: Kernel) -> None:
+    master, slave = pty.openpty()
+    rdev = os.fstat(slave).st_rdev
+    process = subprocess.Popen(
+        ["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(slave, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    asked = Held(rdev, os.getuid(), frozenset({os.getpid()}))
+    assert kernel.holders([asked]) == [(f"{process.pid}:cat",)]
+    process.communicate()
     os.close(master)
     os.close(slave)
 
