@@ -805,16 +805,14 @@ class Agent:
 
         Raises: GrantError if the grant that it rests on is none any more
         """
-        build: Any = records.exempt_entry if live.label == "exempt" else records.open_entry
         use = Use(decision.grant, live.grant_use) if decision.grant is not None else None
 
         def with_use(*arguments: Any) -> bytes:
             """Look at the grant once more at the very moment of entering."""
             assert use is not None
-            entry: bytes = build(*arguments, grant_use=self.desk.use_entry(use))
-            return entry
+            return live.start_entry(*arguments, grant_use=self.desk.use_entry(use))
 
-        start = build if use is None else with_use
+        start = live.start_entry if use is None else with_use
         await self._enter_live(live, start, live.session, decision)
         if use is not None:
             self.desk.started(live, use)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from .host import Terminal
-from .records import Gap, Grounds, Login, Session, Source
+from .records import Gap, Grounds, Login, Session, Source, exempt_entry, open_entry
 from .spool import Recording
 
 MAX_LINES = 1000  # of what is gone, before the file is written anew
@@ -91,6 +91,11 @@ class LiveSession:
     @property
     def id(self) -> str:
         return self.session.id
+
+    @property
+    def start_entry(self) -> Callable[..., bytes]:
+        """Give what builds the entry that it starts with."""
+        return exempt_entry if self.label == "exempt" else open_entry
 
     def shows(self, tty: int) -> bool:
         """Say whether what is done on a terminal inside this session is seen in its recording."""

@@ -271,10 +271,9 @@ class Recovery:
             if isinstance(live, LiveLogin):
                 await self.agent.book.enter(records.login_entry, login, decision)
             else:
-                build = records.exempt_entry if live.label == "exempt" else records.open_entry
                 notes = (*live.session.notes, "continued")
                 live.session = dataclasses.replace(live.session, notes=notes)
-                await self.agent.book.enter(build, live.session, decision)
+                await self.agent.book.enter(live.start_entry, live.session, decision)
                 if live.pause is not None:
                     await self.agent.book.enter(
                         pauserecords.pause_entry, live.session, live.grounds, live.pause["reason"],
