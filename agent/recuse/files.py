@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional
 
 
 def replace(
@@ -18,18 +18,20 @@ def replace(
     temporary: Optional[str] = None,
     owner: int = -1,
     group: int = -1,
+    prepare: Callable[[int], None] = lambda fd: None,
 ) -> None:
     """Replace a whole file that has one writer, or leave it as it was.
 
     Durable is its content; its name is by sync_directory(). What may as well be as it was before
-    need not be. `temporary` is where it is written first, on the same file system.
+    need not be. `temporary` is where it is written first, on the same file system; `prepare` gets
+    the descriptor of that.
 
     Raises: OSError, which names the file
     """
     target = os.fspath(path)
     temporary = temporary or _beside(target, "new")
     try:
-        _write(temporary, data, mode, durable, owner, group)
+        _write(temporary, data, mode, durable, owner, group, prepare)
         os.rename(temporary, target)
     except OSError as error:
         _discard(temporary)
@@ -44,7 +46,7 @@ def create(path: str | os.PathLike[str], data: bytes, mode: int = 0o644) -> None
     target = os.fspath(path)
     temporary = _beside(target, f"{os.urandom(6).hex()}.new")
     try:
-        _write(temporary, data, mode, True, -1, -1)
+        _write(temporary, data, mode)
         os.link(temporary, target)
     except OSError as error:
         raise OSError(error.errno, error.strerror, target) from error
@@ -98,7 +100,15 @@ def _beside(path: str, suffix: str) -> str:
     return os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{suffix}")
 
 
-def _write(path: str, data: bytes, mode: int, durable: bool, owner: int, group: int) -> None:
+def _write(
+    path: str,
+    data: bytes,
+    mode: int,
+    durable: bool = True,
+    owner: int = -1,
+    group: int = -1,
+    prepare: Callable[[int], None] = lambda fd: None,
+) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         fd = os.open(path, flags, mode)
@@ -109,6 +119,7 @@ def _write(path: str, data: bytes, mode: int, durable: bool, owner: int, group: 
         if (owner, group) != (-1, -1):
             os.fchown(fd, owner, group)
         os.fchmod(fd, mode)
+        prepare(fd)
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]

@@ -6,20 +6,20 @@ undone before any login shell changes. The name service first when disabling, fo
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fcntl
+import functools
 import glob
 import os
 import re
 import stat
-import tempfile
 from dataclasses import dataclass
 from typing import Callable, Mapping, Sequence
 
-from recuse import checkup
+from recuse import checkup, files
 from recuse.checkup import Check, Machine, Ran, files_with_module, nss_enabled, pam_enabled
 from recuse.errors import AccessDenied, DoctorFound
-from recuse.files import sync_directory
 from recuse.wiring import MODULE, NSSWITCH, PASSWD_LINE, passwd_services
 
 BACKUP = "/etc/nsswitch.conf.before-recuse"
@@ -65,24 +65,15 @@ def _replace(path: str, data: bytes) -> None:
     """Replace a file at once, keeping its mode, owner and security attributes; durable."""
     path = os.path.realpath(path)
     old = os.stat(path)
-    fd, temporary = tempfile.mkstemp(prefix=os.path.basename(path) + ".", dir=os.path.dirname(path))
-    try:
-        with os.fdopen(fd, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fchown(f.fileno(), old.st_uid, old.st_gid)
-            os.fchmod(f.fileno(), stat.S_IMODE(old.st_mode))
-            for name in os.listxattr(path):
-                try:
-                    os.setxattr(f.fileno(), name, os.getxattr(path, name))
-                except OSError:
-                    pass  # a label that the kernel sets itself
-            os.fsync(f.fileno())
-        os.rename(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    sync_directory(os.path.dirname(path))
+
+    def label(fd: int) -> None:
+        for name in os.listxattr(path):
+            with contextlib.suppress(OSError):  # the kernel sets it itself
+                os.setxattr(fd, name, os.getxattr(path, name))
+
+    mode = stat.S_IMODE(old.st_mode)
+    files.replace(path, data, mode, owner=old.st_uid, group=old.st_gid, prepare=label)
+    files.sync_directory(os.path.dirname(path))
 
 
 def _snapshot(machine: Machine) -> dict[str, bytes]:
@@ -94,20 +85,18 @@ def _snapshot(machine: Machine) -> dict[str, bytes]:
     return found
 
 
-def _restore(snapshot: Mapping[str, bytes]) -> None:
-    for path, data in snapshot.items():
-        try:
-            with open(path, "rb") as f:
-                same = f.read() == data
-        except OSError:
-            same = False
-        if same:
-            continue
-        if os.path.exists(path):
-            _replace(path, data)
-        else:
-            with open(path, "wb") as f:
-                f.write(data)
+def _restore(path: str, data: bytes) -> None:
+    try:
+        with open(path, "rb") as f:
+            same = f.read() == data
+    except OSError:
+        same = False
+    if same:
+        return
+    if os.path.exists(path):
+        _replace(path, data)
+    else:
+        files.replace(path, data)
 
 
 def _pam_auth_update(machine: Machine, *options: str) -> Ran:
@@ -191,24 +180,54 @@ def _enable(machine: Machine, dry_run: bool) -> Change:
                     "undo local changes of /etc/pam.d/common-*, or run: pam-auth-update --force",
                 )
         if new != old:
-            with open(machine.path(BACKUP), "wb") as f:
-                f.write(old)
-                os.fchmod(f.fileno(), 0o644)
-                os.fsync(f.fileno())
+            files.replace(machine.path(BACKUP), old)
             _replace(machine.path(NSSWITCH), new)
         broken = checkup.wiring_faults(machine)
         if broken:
             raise DoctorFound("enabling did not work: %s" % broken[0].words, broken[0].hint)
-    except BaseException:
+    except BaseException as error:
         # Also on ^C: half a change is worse than none.
-        if machine.read(NSSWITCH) != old:
-            _replace(machine.path(NSSWITCH), old)
-        _remove(machine.path(BACKUP))
-        if needs_pam:
-            _pam_auth_update(machine, "--disable", "recuse")
-            _restore(snapshot)
+        troubles = _put_back(machine, old, snapshot if needs_pam else {})
+        if troubles:
+            raise DoctorFound(
+                "not enabled: %s; left half done: %s" % (_said(error), "; ".join(troubles)),
+                "when the disk takes it again, run: recuse disable",
+            ) from error
+        if isinstance(error, OSError):
+            raise DoctorFound(
+                "not enabled, and all is as it was: %s" % _said(error),
+                files.next_step(error.filename or machine.path(NSSWITCH)),
+            ) from error
         raise
     return Change(tuple(planned), diff, warnings)
+
+
+def _put_back(machine: Machine, nsswitch: bytes, pam: Mapping[str, bytes]) -> list[str]:
+    """Undo half a change, and all of it that can be; say what cannot."""
+    steps: list[Callable[[], object]] = []
+    if machine.read(NSSWITCH) != nsswitch:
+        steps.append(lambda: _replace(machine.path(NSSWITCH), nsswitch))
+    steps.append(lambda: _remove(machine.path(BACKUP)))
+    if pam:
+        steps.append(lambda: _pam_auth_update(machine, "--disable", "recuse"))
+        steps += [functools.partial(_restore, path, data) for path, data in pam.items()]
+    return _try_all(steps)
+
+
+def _try_all(steps: Sequence[Callable[[], object]]) -> list[str]:
+    troubles = []
+    for step in steps:
+        try:
+            step()
+        except OSError as error:
+            troubles.append(_said(error))
+    return troubles
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return "%s: %s" % (os.fsdecode(error.filename), error.strerror)
+    return str(error) or type(error).__name__
 
 
 def _refuse(checks: Sequence[Check]) -> None:
@@ -255,12 +274,10 @@ def _disable(machine: Machine, dry_run: bool) -> Change:
         done.append("pam-auth-update --package --disable recuse")
     if not dry_run:
         if new != old:
-            try:
-                _replace(machine.path(NSSWITCH), new)
-            except OSError as e:
-                troubles.append("%s: %s" % (NSSWITCH, e))
+            troubles += _try_all([lambda: _replace(machine.path(NSSWITCH), new)])
         if "recuse" not in (passwd_services(machine.read(NSSWITCH) or b"") or []):
-            _remove(machine.path(BACKUP))
+            left = _try_all([lambda: _remove(machine.path(BACKUP))])
+            warnings += ["%s stays: %s" % (BACKUP, reason) for reason in left]
         if in_pam:
             ran = _pam_auth_update(machine, "--disable", "recuse")
             for name in [n for n in files_with_module(machine) if n in shared]:
@@ -269,10 +286,8 @@ def _disable(machine: Machine, dry_run: bool) -> Change:
                     "pam-auth-update left /etc/pam.d/%s as it was (%s), "
                     "its line was taken out" % (name, reason)
                 )
-                try:
-                    _strip_module(machine.path("/etc/pam.d/" + name))
-                except OSError as e:
-                    troubles.append("/etc/pam.d/%s: %s" % (name, e))
+                path = machine.path("/etc/pam.d/" + name)
+                troubles += _try_all([functools.partial(_strip_module, path)])
         for name in files_with_module(machine):
             if name not in shared:
                 warnings.append(
@@ -280,7 +295,10 @@ def _disable(machine: Machine, dry_run: bool) -> Change:
                     "package goes" % (name, MODULE)
                 )
     if troubles:
-        raise DoctorFound("recuse could not be disabled: %s" % "; ".join(troubles))
+        raise DoctorFound(
+            "recuse could not be disabled: %s" % "; ".join(troubles),
+            "see to the disk that /etc is on: df /etc; then run it again",
+        )
     return Change(tuple(done), diff, tuple(warnings))
 
 

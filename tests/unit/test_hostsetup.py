@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
+import os
 import stat
 from typing import Callable
 
@@ -10,6 +13,7 @@ import test_checkup
 from hypothesis import given
 from hypothesis import strategies as st
 from test_checkup import BREAKING, COMMON, NSSWITCH, OURS, FakeHost, no_agent
+from test_faults import SHORT, Disk, failing
 
 from recuse import checkup, hostsetup
 from recuse.checkup import Check, Machine
@@ -143,6 +147,44 @@ def test_failure_after_the_last_change_is_rolled_back(
         hostsetup.enable(host.machine())
     assert calls[1] != NSSWITCH
     assert host.tree() == before
+
+
+@pytest.mark.parametrize(
+    ("code", "length"),
+    [(errno.EIO, 1), (errno.ENOSPC, 1 << 30), (SHORT, 1)],
+    ids=["error", "full", "short"],
+)
+def test_disk_that_fails_at_any_call_leaves_every_file_whole(
+    host: FakeHost, code: int, length: int
+) -> None:
+    plain = host.tree()
+    hostsetup.enable(host.machine())
+    wired = host.tree()
+    hostsetup.disable(host.machine())
+
+    def check_whole() -> None:
+        now = host.tree()
+        assert all(now[name] in (plain[name], wired[name]) for name in plain)
+        assert {name for name in now if not name.endswith(".new")} <= wired.keys()
+
+    for number in itertools.count(1):
+        calls = []
+        for change in (hostsetup.enable, hostsetup.disable):
+            disk = Disk(number, length, code)
+            with failing(disk):
+                try:
+                    change(host.machine())
+                except DoctorFound as error:
+                    assert os.strerror(code).lower() in error.message.lower() and error.hint
+                    if change is hostsetup.enable and "half" not in error.message:
+                        assert host.tree() == plain
+            check_whole()
+            change(host.machine())
+            assert host.tree() == (wired if change is hostsetup.enable else plain)
+            calls += disk.failed
+        if not calls:
+            break
+    assert number > (2 if code == SHORT else 10)
 
 
 def test_disable_undoes_half_states(host: FakeHost) -> None:
