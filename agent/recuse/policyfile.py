@@ -6,13 +6,15 @@ Part of the agent.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import shutil
 from pathlib import Path
+from typing import Optional
 
+from . import files
 from .approval import ApprovalPolicy
 from .approvaltoml import parse_approval
-from .config import Paths, read_policy_dir
+from .config import Paths, read_policy_dir, read_trusted
 from .errors import ConfigError, Fault, PolicyError, RecuseError
 from .journal import Journal
 from .notices import Notices, read_notices
@@ -85,30 +87,31 @@ def boot_policy(paths: Paths, journal: Journal) -> Policy:
     else:
         keep_policy(paths)
         return policy
-    if _last(paths).is_dir():
-        with contextlib.suppress(PolicyError):
-            last = parse_policy(read_policy_dir(_last(paths)))
-            journal.write("policy-bad", fault=fault, proceeding="the last good policy")
-            return last
+    last = _read_last(paths)
+    if last is not None:
+        journal.write("policy-bad", fault=fault, proceeding="the last good policy")
+        return last
     journal.write("policy-bad", fault=fault, proceeding="recording everybody")
     return parse_policy([])
 
 
 def keep_policy(paths: Paths) -> None:
     """Copy the policy, which was good, for a start that finds it broken."""
-    new, old = _last(paths).with_name("policy.new"), _last(paths).with_name("policy.old")
+    # The copy is a convenience; what is in force is in memory.
+    with contextlib.suppress(OSError, PolicyError, ValueError):
+        found = read_policy_dir(paths.policy_dir)
+        kept = {os.path.basename(name): content.decode() for name, content in found}
+        data = json.dumps(kept, indent=1).encode() + b"\n"
+        if not _last(paths).exists() or _last(paths).read_bytes() != data:
+            files.replace(_last(paths), data, 0o600)
+
+
+def _read_last(paths: Paths) -> Optional[Policy]:
     try:
-        for directory in (new, old):
-            shutil.rmtree(directory, ignore_errors=True)
-        new.mkdir(mode=0o700)
-        for name, content in read_policy_dir(paths.policy_dir):
-            (new / os.path.basename(name)).write_bytes(content)
-        if _last(paths).exists():
-            os.rename(_last(paths), old)
-        os.rename(new, _last(paths))
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, PolicyError):
-        pass  # the copy is a convenience; what is in force is in memory
+        kept = json.loads(read_trusted(_last(paths)))
+        return parse_policy([(str(_last(paths) / name), kept[name].encode()) for name in kept])
+    except (OSError, ValueError, TypeError, AttributeError, RecuseError):
+        return None
 
 
 def _last(paths: Paths) -> Path:

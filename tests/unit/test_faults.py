@@ -30,7 +30,9 @@ from recuse.book import NotEntered
 from recuse.checkpoint import Checkpoint
 from recuse.config import Paths
 from recuse.errors import RecuseError
+from recuse.journal import Journal
 from recuse.orphan import adopt_orphans
+from recuse.policyfile import boot_policy, keep_policy
 from recuse.wire import Verdict
 
 __all__ = ["paths"]
@@ -278,6 +280,24 @@ def test_disk_that_fails_at_any_call(
             break
     assert not wrong, "\n".join(wrong)
     assert disk.calls > (15 if code == SHORT else 50)
+
+
+def test_last_good_policy_is_whole_whichever_call_fails(paths: Paths) -> None:
+    file = paths.policy_dir / "10-first.toml"
+    rule = '[[rule]]\nname = "{}"\neffect = "deny"\nreason = "none"\nusers = ["x"]\n'
+    for number in itertools.count(1):
+        file.write_text(rule.format("before"))
+        keep_policy(paths)
+        file.write_text(rule.format("after"))
+        disk = Disk(number, 1, errno.EIO)
+        with failing(disk):
+            keep_policy(paths)
+        file.write_text("[[rule]\n")
+        found = boot_policy(paths, Journal(lambda data: None))
+        assert {one.name for one in found.rules} & {"before", "after"}, disk.failed
+        if not disk.failed:
+            break
+    assert number > 5 and "after" in {one.name for one in found.rules}
 
 
 def test_half_a_number_is_not_taken_for_a_whole_one(
