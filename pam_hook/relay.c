@@ -45,6 +45,9 @@
 /* A program that has written so much is not done yet. */
 #define FLOOD_READ          1024
 
+/* Where that much comes at once without a terminal, it is a transfer. */
+#define TRANSFER_READ       16384
+
 #define INPUT   RECUSE_INPUT
 #define OUTPUT  RECUSE_OUTPUT
 #define ERROR   RECUSE_ERROR
@@ -515,6 +518,28 @@ read_flow(struct recuse_flow *f, size_t room, bool from_pty)
     return more > 0 ? n + more : n;     /* its end is met again */
 }
 
+/* Make a pipe hold as much as we do, unless that is beyond what its user may
+ * have in pipes (pipe(7)). */
+static void
+widen_pipe(int fd)
+{
+    int size = fcntl(fd, F_GETPIPE_SZ);
+
+    if (size >= 0 && size < (int) RECUSE_RELAY_BUFFER)
+        fcntl(fd, F_SETPIPE_SZ, (int) RECUSE_RELAY_BUFFER);
+}
+
+/* With us there is one more to take turns with: let them be fewer turns. */
+static void
+widen_flow(struct recuse_flow *f)
+{
+    if (f->is_wide)
+        return;
+    f->is_wide = true;
+    widen_pipe(f->source);
+    widen_pipe(f->sink);
+}
+
 static void
 fill_flow(struct recuse_relay *r, struct recuse_flow *f)
 {
@@ -542,6 +567,8 @@ fill_flow(struct recuse_relay *r, struct recuse_flow *f)
         return;
     }
     f->filled += (size_t) n;
+    if (n >= TRANSFER_READ && !r->terminal)
+        widen_flow(f);
     keep_flow(r, f, false);
     send_flow(r, f);
     if (r->ended && r->terminal && (from_pty || f == &r->flows[ERROR])) {

@@ -29,7 +29,7 @@
  * session must not go on without it (EX_IOERR of sysexits.h). */
 #define RECUSE_EXIT_FAULT   74
 
-#define RECUSE_RELAY_BUFFER 65536u
+#define RECUSE_RELAY_BUFFER 262144u
 
 /* One stream on its way from source to sink; -1: closed.  Of the buffer,
  * [sent, kept) is recorded and may go out; [kept, filled) is the beginning of
@@ -38,6 +38,7 @@ struct recuse_flow {
     int source, sink;
     enum recuse_end source_kind, sink_kind;
     bool recorded;
+    bool is_wide;               /* its pipes have been made larger */
     size_t sent, kept, filled;
     bool is_half_closed;        /* the child shut down one direction only */
     uint64_t hold_ns;           /* CLOCK_MONOTONIC: how long to wait for it */

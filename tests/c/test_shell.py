@@ -1003,6 +1003,24 @@ def flags_of(pid: int, pipe: os.stat_result) -> List[int]:
     ]
 
 
+@pytest.mark.usefixtures("any_pipes")
+@pytest.mark.parametrize("size, wide", [(4096, False), (1 << 20, True)], ids=["little", "much"])
+def test_pipes_are_larger_for_a_transfer(host: Host, size: int, wide: bool) -> None:
+    get_size = 1032  # fcntl.F_GETPIPE_SZ has a name since Python 3.10
+    with host.making_pipes():
+        read_end, write_end = os.pipe()
+    before = fcntl.fcntl(read_end, get_size)
+    with host.agent():
+        process = host.start(host.command(f"head -c {size} /dev/zero; read x"), stdout=write_end)
+        left = size
+        while left:
+            left -= len(os.read(read_end, left))
+        assert (fcntl.fcntl(read_end, get_size) > before) is wide
+        process.communicate(b"\n", timeout=PATIENCE)
+    os.close(read_end)
+    os.close(write_end)
+
+
 def test_pipes_from_a_terminal_leave_no_way_to_it(host: Host, terminal: Terminal) -> None:
     out = host.root / "out"
     with host.agent(), out.open("wb") as stdout:
