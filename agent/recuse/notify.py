@@ -16,6 +16,7 @@ had to give up.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import hashlib
 import json
@@ -475,7 +476,7 @@ class Worker:
         try:
             found: object = json.loads(self._file.path.read_bytes())
             state = State.from_json(found)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             state = State(self._source.end())
         except (OSError, ValueError, KeyError, TypeError) as error:
             _log.error("%s is damaged, proceeding with what comes: %s", self._file.path, error)
@@ -595,7 +596,8 @@ class Service:
 
     async def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Tell until stop(); load() comes first."""
-        self._paths.notify_state.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # each channel tells that it cannot write there
+            self._paths.notify_state.mkdir(parents=True, exist_ok=True)
         watching = asyncio.ensure_future(
             control.watch(str(self._paths.control_socket), self.wake, self.reload, _log)
         )

@@ -8,7 +8,7 @@ any point costs at most some repetition.
 Files, in the state directory: upload.key; receipts/checkpoint, the newest checkpoint of this host
 that central storage attests, whatever the ledger here says; receipts/checkpoint.EPOCH, the last
 one of an earlier epoch; receipts/blob/HEX, one for each blob that is still in the spool;
-state.json, how things stand, for `recuse status` and the doctor.
+state.json, how things stand, for whoever asks.
 
 What a host had not sent when it began another epoch lies beside, as ledger.EPOCH, and goes first if
 central storage can still take it; what contradicts it stays here, and is reported.

@@ -206,6 +206,23 @@ def test_receiver_that_fails_gets_all_in_order_later(
     with_hook(tmp_path, story)
 
 
+def test_state_that_cannot_be_kept_is_told_once_and_notices_arrive(
+    host: Notified, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(hook: Hook) -> None:
+        host.configure_channels(soc=host.webhook(hook))
+        host.paths.notify_state.write_bytes(b"no directory")
+        async with host.notifying() as service:
+            wanted = host.enter(3)
+            service.wake()
+            await until(lambda: len(hook.got) == 3)
+        assert ids(hook) == wanted
+        told = [one.message for one in caplog.records if "cannot be written" in one.message]
+        assert len(told) == 1 and str(host.paths.notify_state / "soc.json") in told[0]
+
+    with_hook(tmp_path, story)
+
+
 def test_receiver_that_hangs_up_after_it_took_a_notice_can_tell_the_repetition(
     host: Notified, tmp_path: Path
 ) -> None:
