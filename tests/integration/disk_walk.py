@@ -53,9 +53,9 @@ class Fault:
 
 FAULTS = {
     "error": Fault(errno.EIO, 1),
-    "full": Fault(errno.ENOSPC, LASTING, half=True, step=4),
-    "read-only": Fault(errno.EROFS, LASTING, step=4),
-    "short": Fault(0, 1, half=True, step=4),
+    "full": Fault(errno.ENOSPC, LASTING, half=True, step=6),
+    "read-only": Fault(errno.EROFS, LASTING, step=6),
+    "short": Fault(0, 1, half=True, step=6),
 }
 
 
