@@ -80,8 +80,9 @@ fuzz: ## fuzz the parsers, each for FUZZ_SECONDS (60)
 	done
 
 .PHONY: faults
-faults: deb ## kill parts of recuse at random moments, FAULT_ROUNDS (1000) times (as root)
-	PYTHONDONTWRITEBYTECODE=1 $(python) tests/tools/faults --rounds $${FAULT_ROUNDS:-1000}
+faults: deb ## kill parts of recuse FAULT_ROUNDS (1000) times, lose power FAULT_CUTS (100) (as root)
+	PYTHONDONTWRITEBYTECODE=1 $(python) tests/tools/faults --rounds $${FAULT_ROUNDS:-1000} \
+	    --cuts $${FAULT_CUTS:-100}
 
 .PHONY: bench
 bench: setup deb ## measure against the peers, write docs/benchmarks.md (as root, half an hour)

@@ -1,16 +1,15 @@
-"""A small disk of a host's own, for what recuse keeps: to be filled, broken and copied."""
+"""A small disk of a host's own, for what recuse keeps: to be filled, broken and cut off."""
 
 from __future__ import annotations
 
 import contextlib
-import filecmp
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from host import Host, HostError
+from host import Host
+from writelog import WriteLog
 
 UNITS = (
     "recuse-agent.socket recuse-control.socket recuse-agent.service recuse-ship.service "
@@ -26,15 +25,17 @@ class Disk:
     def __init__(self, host: Host, image: Path) -> None:
         self.host = host
         self.image = image
+        self.log: WriteLog | None = None
         self.device = ""
 
     @classmethod
-    def make(cls, host: Host, image: Path, megabytes: int) -> Disk:
+    def make(cls, host: Host, image: Path, megabytes: int, logged: bool = False) -> Disk:
         """Make a disk with all that recuse has on the host until now, and mount it."""
         with open(image, "wb") as file:
             file.truncate(megabytes << 20)
         subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", str(image)], check=True)
         disk = cls(host, image)
+        disk.log = WriteLog(image) if logged else None
         host.run(f"systemctl stop {UNITS}", check=True)
         disk._attach()
         host.run(f"cp -a --parents {' '.join(PLACES)} {AT}", check=True)
@@ -49,10 +50,11 @@ class Disk:
         self._bind()
 
     def _attach(self) -> None:
-        found = subprocess.run(
-            ["losetup", "--find", "--show", str(self.image)],
-            check=True, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        with self.log.served() if self.log else contextlib.nullcontext():
+            found = subprocess.run(
+                ["losetup", "--find", "--show", str(self.image)],
+                check=True, stdout=subprocess.PIPE, text=True,
+            )  # fmt: skip
         loop = found.stdout.strip()
         self.device = Path(loop).name
         number = os.stat(loop).st_rdev
@@ -79,27 +81,25 @@ class Disk:
         """Let the kernel find an error of the file system: it is read-only from then on."""
         Path("/sys/fs/ext4", self.device, "trigger_fs_error").write_text("a test")
 
+    def become(self, image: Path) -> None:
+        """Have the file system of another image, from the next mount on."""
+        if self.log is not None:
+            self.log.close()
+            self.log = None
+        self.image = image
+
     def check(self) -> None:
         """Repair the file system while it is not mounted."""
         done = subprocess.run(["e2fsck", "-f", "-p", str(self.image)], stdout=subprocess.DEVNULL)
         assert done.returncode <= 1, done  # 1: errors were corrected
 
-    def copy(self, to: Path) -> None:
-        """Copy what the power would leave on it now: nothing is flushed for that.
-
-        Raises: HostError if the disk is never quiet for the time of a copy.
-        """
-        for _ in range(200):
-            shutil.copyfile(self.image, to)
-            if filecmp.cmp(self.image, to, shallow=False):
-                return
-        raise HostError("the disk is written all the time")
-
 
 @contextlib.contextmanager
-def disk_of(host: Host, image: Path, megabytes: int = 192) -> Iterator[Disk]:
-    """Give a host a disk for the time of the block."""
-    disk = Disk.make(host, image, megabytes)
+def disk_of(
+    host: Host, image: Path, megabytes: int = 192, *, logged: bool = False
+) -> Iterator[Disk]:
+    """Give a host a disk for the time of the block, one that remembers its writes if `logged`."""
+    disk = Disk.make(host, image, megabytes, logged)
     try:
         yield disk
     finally:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Dict, List, Set
 
 from accounts import rows, verify
@@ -93,7 +94,7 @@ class Storm:
             self.rounds += AT_ONCE
             if victim != "shell":  # one that was killed may be on its way up
                 self.host.run("systemctl", "start", f"recuse-{victim}.service", check=True)
-            with Trap(self.host, *MOMENTS[moment]) as trap:
+            with closing(Trap(self.host, *MOMENTS[moment])) as trap:
                 self._all([
                     threading.Thread(target=self._spring, args=(trap, moment, victim)),
                     *(threading.Thread(target=self._short, args=(one,)) for one in numbers),

@@ -5,12 +5,10 @@ What the rounds do is in storm.py; `make faults` plays a thousand of them.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
 import secrets
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +17,14 @@ import pytest
 from accounts import enable, event, export, rows, verify, watching
 from collecting import enrol
 from disk import AT, disk_of
-from host import Host, HostError
-from storm import Storm, shown_in
+from host import Host
+from power import lose_power
+from storm import Storm
 
 SEED = int(os.environ.get("RECUSE_FAULT_SEED", "0")) or secrets.randbelow(1 << 32)
 ROUNDS = 24
 AT_ONCE = 8
+CUTS = 5
 AGENT = "recuse-agent.service"
 DEADLINE_SECONDS = 2.0  # RECUSE_DEADLINE_MS of wire.h
 
@@ -160,77 +160,10 @@ def test_read_only_disk_locks_nobody_out_and_is_accounted_for(own: Host, tmp_pat
 # -- power ----------------------------------------------------------------------------
 
 
-class Typist:
-    """A session that prints a numbered line twenty times a second, and when each was shown."""
-
-    def __init__(self, host: Host, name: str) -> None:
-        self.name = name
-        self.shown: list[tuple[float, str]] = []
-        self.more = threading.Condition()
-        loop = f"i=0; while :; do i=$((i+1)); echo {name}-$i-; sleep 0.05; done"
-        self.terminal = host.login("alice", loop)
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
-
-    def _read(self) -> None:
-        with contextlib.suppress(HostError, OSError, ValueError):
-            while True:
-                line = self.terminal.expect(rf"{self.name}-\d+-\r\n", 60).group()
-                with self.more:
-                    self.shown.append((time.monotonic(), line.decode().strip()))
-                    self.more.notify()
-
-    def wait(self, lines: int) -> None:
-        """Wait until so many more lines were shown."""
-        with self.more:
-            wanted = len(self.shown) + lines
-            assert self.more.wait_for(lambda: len(self.shown) >= wanted, 60)
-
-    def close(self) -> None:
-        self.terminal.process.kill()
-        self._thread.join()
-        self.terminal.close()
-
-
 def test_power_loss_costs_a_second_at_most(tmp_path: Path) -> None:
-    """The image is copied as it lies there, and a copy counts if nothing was written meanwhile.
-
-    No session may end as `failed`: the disk has room for all of them, small as it is, if no more of
-    it is held in reserve than is configured. The host had held 20 MiB before.
-    """
-    chance = random.Random(SEED)
     print(f"RECUSE_FAULT_SEED={SEED}")
     with Host() as host:
-        host.write("/etc/recuse/recuse.toml", '[spool]\nmin_free = "1 MiB"\nreserve = "1 MiB"\n')
-        enable(host)
-        with disk_of(host, tmp_path / "image", 24) as disk:
-            typists = [Typist(host, f"typist{n}") for n in range(4)]
-            taken: list[tuple[float, Path]] = []
-            for number in range(5):
-                typists[0].wait(chance.randrange(40, 80))
-                moment = time.monotonic()
-                disk.copy(tmp_path / f"copy{number}")
-                taken.append((moment, tmp_path / f"copy{number}"))
-            for typist in typists:
-                typist.close()
-            disk.unmount()
-            for moment, copy in taken:
-                disk.image = copy
-                disk.mount()
-                assert host.ssh("alice", "exit 3").returncode == 3
-                verify(host)
-                found = rows(host)
-                ended = {row["session"]: row["outcome"] for row in found if row["kind"] != "none"}
-                assert set(ended.values()) <= {"recorded", "partial", "lost"}, found
-                kept = b"".join(shown_in(host, set(ended))).decode()
-                for typist in typists:
-                    safe = [line for at, line in typist.shown if at < moment - 1.0]
-                    missing = [line for line in safe if f"{line}\r\n" not in kept]
-                    assert not missing, (copy.name, typist.name, missing)
-                    assert safe
-                disk.unmount()
-            disk.image = tmp_path / "image"
-            disk.mount()
+        lose_power(host, tmp_path, random.Random(SEED), CUTS)
 
 
 # -- an agent that stands still --------------------------------------------------------

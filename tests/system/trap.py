@@ -8,7 +8,6 @@ import select
 import signal
 import struct
 import time
-from types import TracebackType
 
 from host import Host, HostError
 
@@ -41,15 +40,7 @@ class Trap:
                 events = events[_HEAD.size + _HEAD.unpack_from(events)[3] :]
         self._heard = 0
 
-    def __enter__(self) -> Trap:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         os.close(self._fd)
 
 

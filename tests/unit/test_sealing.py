@@ -6,7 +6,7 @@ import asyncio
 import gzip
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Mapping, Optional
 
 import pytest
 
@@ -79,6 +79,20 @@ class World:
         os.close(relay)
         self.sealer.follow(recording)
         return recording
+
+    def tick(self, times: int, lines: Mapping[str, int]) -> List[Recording]:
+        """Begin recordings of so many lines each, and follow them for so many ticks."""
+
+        async def go() -> List[Recording]:
+            ticks = asyncio.Semaphore(0)
+            self.sealer.on_tick.append(ticks.release)
+            begun = [self.begin(session, count) for session, count in lines.items()]
+            for _ in range(times):
+                await ticks.acquire()
+            await self.sealer.stop()
+            return begun
+
+        return asyncio.run(go())
 
     def kept(self, session: str) -> bytes:
         out = Path(self.spool.out)
@@ -196,16 +210,7 @@ def test_a_tick_syncs_what_grew_and_cuts_what_is_due(
 
     monkeypatch.setattr(world.spool, "sync", sync)
 
-    async def go() -> None:
-        ticks = asyncio.Semaphore(0)
-        world.sealer.on_tick.append(ticks.release)
-        world.begin("s-small", 3)
-        world.begin("s-large", 500)
-        for _ in range(3):
-            await ticks.acquire()
-        await world.sealer.stop()
-
-    asyncio.run(go())
+    world.tick(3, {"s-small": 3, "s-large": 500})
     assert sorted(synced) == ["s-large", "s-small"]  # once each: nothing grew since
     entered = world.book.entered()
     assert set(entered) == {"s-large"}
@@ -237,15 +242,7 @@ def test_what_is_cut_is_durable_in_its_recording_before_it_is_entered(
     monkeypatch.setattr(world.spool, "sync", sync)
     monkeypatch.setattr(world.book, "enter", enter)
 
-    async def go() -> None:
-        ticks = asyncio.Semaphore(0)
-        world.sealer.on_tick.append(ticks.release)
-        world.begin("s-a", 50)
-        for _ in range(2):
-            await ticks.acquire()
-        await world.sealer.stop()
-
-    asyncio.run(go())
+    world.tick(2, {"s-a": 50})
     assert entered == [len(HEADER + LINE * 100)]
     assert world.said == []
 
@@ -260,15 +257,7 @@ def test_recording_that_cannot_be_synced_is_entered_once_all_the_same(
 
     monkeypatch.setattr(world.spool, "sync", sync)
 
-    async def go() -> None:
-        ticks = asyncio.Semaphore(0)
-        world.sealer.on_tick.append(ticks.release)
-        world.begin("s-a", 100)
-        for _ in range(3):
-            await ticks.acquire()
-        await world.sealer.stop()
-
-    asyncio.run(go())
+    world.tick(3, {"s-a": 100})
     assert world.said == ["Input/output error"]
     assert [segment.n for segment in world.book.entered()["s-a"]] == [0]
     assert world.kept("s-a") == HEADER + LINE * 100
@@ -280,16 +269,8 @@ def test_segments_that_failed_are_made_by_a_later_tick_though_nothing_more_came(
     monkeypatch.setattr(sealing, "TICK_SECONDS", 0.0)
     world.book.takes = 0
 
-    async def go() -> None:
-        ticks = asyncio.Semaphore(0)
-        world.sealer.on_tick.append(ticks.release)
-        recording = world.begin("s-a", 100)
-        for _ in range(4):
-            await ticks.acquire()
-        assert not recording.pending
-        await world.sealer.stop()
-
-    asyncio.run(go())
+    [recording] = world.tick(4, {"s-a": 100})
+    assert not recording.pending
     assert world.said == ["the disk is full"]
     assert world.kept("s-a") == HEADER + LINE * 100
 
