@@ -93,7 +93,10 @@ def sync_directory(path: str | os.PathLike[str]) -> None:
 
 def next_step(path: str | os.PathLike[str]) -> str:
     """Say what whoever is told that a file cannot be written may do about it."""
-    return f"see to the disk it is on: df {os.fspath(path)}"
+    place = os.path.abspath(path)
+    while not os.path.isdir(place) and place != "/":
+        place = os.path.dirname(place)  # df(1) wants something that is there
+    return f"see to the disk it is on: df {place}"
 
 
 def _beside(path: str, suffix: str) -> str:

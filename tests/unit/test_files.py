@@ -108,7 +108,7 @@ def test_kept_file_that_cannot_be_written_is_told_of_once_and_when_it_is_over(
         kept.put(b"2")
     assert [one.getMessage() for one in caplog.records] == [
         f"{kept.path} cannot be written, proceeding: No such file or directory;"
-        f" see to the disk it is on: df {kept.path}",
+        f" see to the disk it is on: df {tmp_path}",
         f"{kept.path} is written again",
     ]
     assert kept.path.read_bytes() == b"2"

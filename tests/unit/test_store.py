@@ -627,7 +627,7 @@ def test_transaction_that_fails_is_told_of_and_is_in_nobodys_way(
         patch.setattr(store._entries, "_db", FullAt(store._entries._db, words, ends))
         with pytest.raises(Unusable, match="store.db: database or disk is full") as caught:
             store.enrol_local(PREFIX, host.vkey, host.upload.vkey)
-        assert caught.value.hint == f"see to the disk it is on: df {store.path / 'store.db'}"
+        assert caught.value.hint == f"see to the disk it is on: df {store.path}"
     store.enrol_local(PREFIX, host.vkey, host.upload.vkey)
     assert [one.prefix for one in store.hosts()] == [PREFIX]
 
