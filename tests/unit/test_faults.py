@@ -330,6 +330,7 @@ PROOF = {
     "agent killed": (
         "system/test_booted_fault.py::test_kills_at_random_moments_lose_nothing",
         "system/test_booted_restart.py::test_agent_killed_and_restarted_under_twenty_sessions",
+        "unit/test_agent.py::test_session_whose_answer_was_lost_is_accounted_for_once",
     ),
     "an entry cannot be written": (
         "unit/test_faults.py::test_disk_that_fails_at_any_call",
@@ -340,7 +341,10 @@ PROOF = {
         "system/test_booted_fault.py::test_full_disk_costs_a_signed_gap_and_locks_nobody_out",
         "system/test_booted_fault.py::test_login_that_a_disk_without_any_room_lost_is_found",
     ),
-    "power lost": ("system/test_booted_fault.py::test_power_loss_costs_a_second_at_most",),
+    "power lost": (
+        "system/test_booted_fault.py::test_power_loss_costs_a_second_at_most",
+        "unit/test_agent.py::test_power_that_took_what_the_segments_have_lost_nothing",
+    ),
     "a recording cannot be written to": (
         "c/test_shell.py::test_full_disk_leaves_a_gap_that_says_what_is_missing",
         "c/test_shell.py::test_full_disk_ends_the_session_if_policy_says_so",
