@@ -18,7 +18,7 @@ import signal
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Set, Tuple
 
 from . import __version__, records, wire
 from .accounts import Accounts, Found
@@ -174,23 +174,30 @@ class Agent:
                 return Place(self.logins.get(session.session.login.id), session, lineage, tty)
         return Place(None, None, lineage, tty)
 
-    def _recording_on(self, peer: Peer, tty: int, fds: Sequence[int]) -> Optional[LiveSession]:
+    def _recording_on(self, peer: Peer, place: Place, fds: Sequence[int]) -> Optional[LiveSession]:
         """Find the live recording whose user sits at the terminal of a process.
 
         The number of a terminal does not tell: whoever mounts a devpts has the same ones again.
+        Who has left it, as `su -c` has its command do, still has it by descriptor.
         """
-        if not tty:
-            return None
-        for live in self.sessions.values():
-            if live.inner_tty == tty and live.label == "record" and not live.ended:
+        lives = self.sessions.values() if place.tty else self._enclosing(place) if fds else ()
+        for live in lives:
+            tty = live.inner_tty
+            if tty and tty == (place.tty or tty) and live.label == "record" and not live.ended:
                 if live.pidfd < 0 or self.kernel.exited(live.pidfd):
                     continue
-                if not self.kernel.is_led_by_child(peer.pid, live.pid):
+                if place.tty and not self.kernel.is_led_by_child(peer.pid, live.pid):
                     continue
                 if fds and not self.kernel.is_terminal(fds[0], tty, live.inner_dev):
                     continue
                 return live
         return None
+
+    def _enclosing(self, place: Place) -> Iterator[LiveSession]:
+        live = place.outer
+        while live is not None:
+            yield live
+            live = self.sessions.get(live.outer or "")
 
     def _facts(
         self,
@@ -304,7 +311,7 @@ class Agent:
         if outer is None or not outer.shows(place.tty):
             return None
         if outer.label == "nested":
-            outer = self._recording_on(peer, place.tty, ())
+            outer = self._recording_on(peer, place, ())
             if outer is None:
                 return None
         if outer.inner_tty and not self.kernel.writes_to(
@@ -434,7 +441,7 @@ class Agent:
             outer=None if place.outer is None else place.outer.verdict,
         )  # fmt: skip
         decision = await self._decide(facts, began_ns)
-        around = self._recording_on(peer, place.tty, fds)
+        around = self._recording_on(peer, place, fds)
         if decision.verdict == "record" and around is None:
             decision = self._look_for_grant(decision, identity)
         label = self._how(decision, around is not None)
@@ -451,7 +458,7 @@ class Agent:
             boot_id=self.boot_id,
             outer=None if place.outer is None else place.outer.id,
         )
-        if around is not None and label == "nested" and session.tty is not None:
+        if around is not None and label == "nested" and has_tty:
             live.shown_in = around.id
         self._count(owner)
         use: Optional[Use] = None

@@ -141,6 +141,25 @@ def test_su_in_a_recorded_session_is_a_login_of_its_own(host: Host) -> None:
     assert "/usr/bin/zsh" in export(host, outer["session"])
 
 
+def test_what_is_typed_during_a_command_by_su_is_left_to_the_shell(host: Host) -> None:
+    host.run("mkfifo", "-m", "666", "/tmp/gate", check=True)
+    with watching(host, sessions=2, logins=2) as seen, host.login("alice") as terminal:
+        terminal.expect(r"\$ $")
+        terminal.line("su - bob -c 'echo up; cat /tmp/gate'")
+        terminal.expect("Password: ")
+        terminal.line("pw-bob")
+        terminal.expect("up\r\n")
+        terminal.line("echo ty''ped")
+        terminal.expect("echo ty''ped\r\n")
+        host.run("echo go >/tmp/gate", check=True)
+        terminal.expect("\rtyped\r\n")
+        terminal.line("exit 0")
+        terminal.wait()
+    host.path("/tmp/gate").unlink()
+    inner = next(row for row in seen.sessions if row["user"] == "bob")
+    assert (inner["kind"], inner["outcome"]) == ("nested", "recorded")
+
+
 def test_sudo_in_a_recorded_session(host: Host) -> None:
     with watching(host, sessions=2, logins=2) as seen, host.login("alice") as terminal:
         terminal.expect(r"\$ $")

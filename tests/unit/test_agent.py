@@ -1480,10 +1480,39 @@ def test_what_is_shown_in_a_recording_is_partial_if_that_is_paused(paths: Paths,
     run(paths, scene)
 
 
+@pytest.mark.parametrize("below", [True, False])
+def test_shell_on_another_terminal_without_one_of_its_own_is_recorded(
+    paths: Paths, below: bool
+) -> None:
+    """Neither is the terminal that of the recording around, nor that of one elsewhere."""
+
+    async def scene(world: World) -> None:
+        relay, inner = await recorded_on_a_terminal(world)
+        shell = world.child(USERS["alice"], RECUSE, relay if below else None)
+        fds = [*pty.openpty(), *pty.openpty()]  # of the two, one may have the number of the first
+        slave = next(fd for fd in fds[1::2] if os.fstat(fd).st_rdev != inner) if below else fds[1]
+        master = fds[fds.index(slave) - 1]
+        if not below:
+            world.kernel.here.add(os.fstat(slave).st_rdev)
+        request = wire.SessionRequest(wire.SESSION_HAS_TTY, 0, 0, b"-bash")
+        answer = await world.ask(shell, request, [slave, master])
+        for fd in fds:
+            os.close(fd)
+        assert answer is not None and answer.verdict == Verdict.RECORD
+
+    run(paths, scene)
+
+
 @pytest.mark.parametrize(
-    ("has_tty", "outcome"), [(True, "recorded"), (False, "partial")], ids=["terminal", "elsewhere"]
+    ("has_tty", "controls", "outcome"),
+    [(True, True, "recorded"), (False, True, "partial"), (True, False, "recorded")],
+    ids=["terminal", "elsewhere", "terminal-left"],
 )
-def test_shell_inside_a_recording_is_nested(paths: Paths, has_tty: bool, outcome: str) -> None:
+def test_shell_inside_a_recording_is_nested(
+    paths: Paths, has_tty: bool, controls: bool, outcome: str
+) -> None:
+    """Also a command of `su -c`, which takes the controlling terminal from it."""
+
     async def scene(world: World) -> None:
         relay, inner = await recorded_on_a_terminal(world)
         su = world.child(parent=relay)
@@ -1493,7 +1522,7 @@ def test_shell_inside_a_recording_is_nested(paths: Paths, has_tty: bool, outcome
         assert login.get("outer") == world.last("open").get("session")
         assert login.get("source") == "192.0.2.7:40112"
         shell = world.child(0, RECUSE, su)
-        world.kernel.ttys[shell.pid] = inner
+        world.kernel.ttys[shell.pid] = inner if controls else 0
         flags = wire.SESSION_HAS_TTY if has_tty else 0
         fds: List[int] = []
         if has_tty:
