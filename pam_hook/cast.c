@@ -572,14 +572,16 @@ recuse_cast_room(struct recuse_cast *c, enum recuse_stream stream,
 }
 
 /*
- * Whether limits keep `len` bytes out.  Once they do, by the rate, they do so
- * until there is room for more than a moment; by the size, for good.
+ * Whether limits keep out what begins `len` bytes: those that make an event are
+ * asked for, so that a large read is no more than its events.  Once they do, by
+ * the rate, they do so until there is room for more than a moment; by the size,
+ * for good.
  */
 static bool
 is_beyond(struct recuse_cast *c, enum recuse_stream stream, size_t len,
           uint64_t now)
 {
-    uint64_t wanted = len;
+    uint64_t wanted = len < RECUSE_CAST_EVENT ? len : RECUSE_CAST_EVENT;
 
     if (c->limits.size_limit > 0 && c->written >= c->limits.size_limit)
         return c->is_over = true;
