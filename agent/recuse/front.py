@@ -177,7 +177,8 @@ class Front:
             verb = request["verb"]
             who = VERBS[verb]
         except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 has not
-            raise WireError("the request has text in it that is not UTF-8") from None
+            words = "the request has text in it that is not UTF-8"
+            raise WireError(words, "see: locale charmap") from None
         except (ValueError, KeyError, TypeError):
             raise WireError("not a request this agent knows") from None
         if uid != 0 and who != "all" and uid not in map(self._services.get, who.split()):

@@ -17,6 +17,8 @@ must_fail() {
     fi
 }
 denied='Permission denied|Operation not permitted'
+# What is said of a text that is to be shown to others, and of one that is none.
+no_text='characters in it that cannot be shown|text in it that is not UTF-8'
 
 # The recorder of this session: there is no other when cases run.
 relay() { pgrep -u recuse -x recuse-shell; }
