@@ -60,6 +60,10 @@ def test_agent_that_hangs_is_started_again_and_misses_nothing(own: Host) -> None
         goes_on.line("exit 5")
         exempt.line("exit 6")
         assert (goes_on.wait(), exempt.wait()) == (5, 6)
+        # An end of what was begun without the agent can be told before these.
+        closed = event("closed")
+        host.wait_journal(closed, RECUSE_USER="alice", RECUSE_EXIT_STATUS="5", after=cursor)
+        host.wait_journal(closed, RECUSE_USER="dave", after=cursor)
         host.wait_journal(event("logout"), count=4, after=cursor)
     found = {(row["user"], row["exit_status"]): row for row in rows(host)}
     outcomes = {user_status: row["outcome"] for user_status, row in found.items()}

@@ -53,8 +53,11 @@ def test_what_was_flushed_is_there_after_each_loss_of_power(tmp_path: Path) -> N
     finally:
         subprocess.run(["losetup", "--detach", found.stdout.strip()], check=True)
     log.close()
-    images = set()
-    for count in chance.sample(range(1, synced[-1][0]), 8):
+    images, last = set(), synced[-1][0]
+    flushes = [number for number, one in enumerate(log.events[:last]) if not one.data]
+    waiting = {flush: flush - before for before, flush in zip(flushes, flushes[1:])}
+    most = sorted(waiting, key=waiting.__getitem__)[-4:]
+    for count in [*most, *chance.sample(range(1, last), 4)]:
         for _ in range(2):
             log.cut(count, tmp_path / "left", chance, 0.5)
             images.add((tmp_path / "left").read_bytes())
