@@ -55,6 +55,14 @@ recuse_text_number(struct recuse_text *t, uint64_t n)
     recuse_text_add(t, digits + i, sizeof digits - i);
 }
 
+const char *
+recuse_describe(int e)
+{
+    const char *text = strerrordesc_np(-e);
+
+    return text ? text : "unknown error";
+}
+
 /* Seconds with six decimals, as "%.6f" would. */
 static void
 add_time(struct recuse_text *t, uint64_t time_us)

@@ -46,6 +46,8 @@ void recuse_text_number(struct recuse_text *t, uint64_t n);
 /* Add the inside of a JSON string, one U+FFFD for each run of bytes that are
  * no UTF-8. */
 void recuse_text_json(struct recuse_text *t, const void *data, size_t len);
+/* What an error (-errno) is called. */
+const char *recuse_describe(int e);
 
 struct recuse_gap {
     uint64_t bytes;

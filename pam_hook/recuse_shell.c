@@ -121,18 +121,10 @@ say(int fd, const char *first, const char *second, const char *third)
     put(fd, buffer, t.len);
 }
 
-static const char *
-describe(int e)
-{
-    const char *text = strerrordesc_np(-e);
-
-    return text ? text : "unknown error";
-}
-
 static int
 fail(const char *what, int e)
 {
-    say(STDERR_FILENO, "recuse: error: ", what, describe(e));
+    say(STDERR_FILENO, "recuse: error: ", what, recuse_describe(e));
     return EXIT_OS;
 }
 
@@ -422,7 +414,7 @@ exec_program(const struct caller *c, struct program *p)
     sigprocmask(SIG_SETMASK, &c->mask, NULL);
     execve(p->path, argv, env);
     e = errno;
-    say(STDERR_FILENO, p->path, ": ", describe(-e));
+    say(STDERR_FILENO, p->path, ": ", recuse_describe(-e));
     _exit(e == ENOENT || e == ENOTDIR ? 127 : 126);
 }
 
@@ -839,7 +831,7 @@ look_up(struct caller *c, struct program *p)
     size_t len = 0;
     int e = read_entry(c, entry, sizeof entry, &len);
     const char *wrong = e == -ETIMEDOUT ? "your account is not found in time"
-        : e ? describe(e) : take_entry(c, p, entry, len);
+        : e ? recuse_describe(e) : take_entry(c, p, entry, len);
 
     if (wrong && c->uid == 0) {
         set_path(p, LAST_SHELL, strlen(LAST_SHELL));
@@ -970,7 +962,7 @@ static void
 warn(const char *what, int e)
 {
     if (isatty(STDERR_FILENO))
-        say(STDERR_FILENO, "recuse: warning: ", what, describe(e));
+        say(STDERR_FILENO, "recuse: warning: ", what, recuse_describe(e));
 }
 
 /* The agent did not answer: do what the administrator chose for that. */

@@ -1070,13 +1070,13 @@ record_rest(struct recuse_relay *r)
 static void
 say_failed(const struct recuse_relay *r)
 {
-    const char *why = r->cast.fault ? strerrordesc_np(-r->cast.fault)
+    const char *why = r->cast.fault ? recuse_describe(r->cast.fault)
         : "more than its limit";
     char text[256];
     struct recuse_text t = { text, 0, sizeof text };
 
     recuse_text_string(&t, "\r\nrecuse: error: recording failed (");
-    recuse_text_string(&t, why ? why : "unknown error");
+    recuse_text_string(&t, why);
     recuse_text_string(&t, "), the session ends\r\n");
     if (r->terminal)
         recuse_write_some(r->tty_out, recuse_terminal_kind(r), text, t.len);
@@ -1113,12 +1113,11 @@ close_session(struct recuse_relay *r)
 static void
 note_unfiltered(struct recuse_relay *r)
 {
-    const char *why = strerrordesc_np(-r->unfiltered);
     char text[256];
     struct recuse_text t = { text, 0, sizeof text - 1 };
 
     recuse_text_string(&t, "recuse recorder unfiltered: ");
-    recuse_text_string(&t, why ? why : "unknown error");
+    recuse_text_string(&t, recuse_describe(r->unfiltered));
     text[t.len] = '\0';
     recuse_cast_note(&r->cast, 'm', text);
 }
