@@ -220,8 +220,8 @@ recuse_relay_prepare(struct recuse_relay *r)
             return e;
         /* The modes first, that what is typed ahead meets the right ones. */
         if (tcgetattr(r->tty_in, &r->modes) < 0
-            || tcsetattr(r->slave, TCSANOW, &r->modes) < 0
-            || ioctl(r->slave, TIOCSWINSZ, &r->size) < 0)
+            || tcsetattr(r->master, TCSANOW, &r->modes) < 0
+            || ioctl(r->master, TIOCSWINSZ, &r->size) < 0)
             return -errno;
         prepare_terminal(r);
         if (recuse_is_same_terminal(1, 2)) {
@@ -383,7 +383,7 @@ hide_input(struct recuse_relay *r)
 {
     struct termios modes;
 
-    if (tcgetattr(r->slave, &modes) < 0 || (modes.c_lflag & ECHO)) {
+    if (tcgetattr(r->master, &modes) < 0 || (modes.c_lflag & ECHO)) {
         r->is_hiding = false;
         return false;
     }
@@ -640,7 +640,7 @@ follow_size(struct recuse_relay *r)
     r->size = size;
     keep_flow(r, &r->flows[OUTPUT], true);
     recuse_cast_resize(&r->cast, size.ws_col, size.ws_row);
-    ioctl(r->slave, TIOCSWINSZ, &size);
+    ioctl(r->master, TIOCSWINSZ, &size);
 }
 
 /* The agent does it: we may not signal the user's processes. */
@@ -962,8 +962,8 @@ repaint(struct recuse_relay *r)
     recuse_cast_put(&r->cast, OUTPUT, (const uint8_t *) text, t.len, true);
     /* The kernel tells of sizes that changed alone: let it be the pixels. */
     other.ws_xpixel ^= 1;
-    ioctl(r->slave, TIOCSWINSZ, &other);
-    ioctl(r->slave, TIOCSWINSZ, &r->size);
+    ioctl(r->master, TIOCSWINSZ, &other);
+    ioctl(r->master, TIOCSWINSZ, &r->size);
 }
 
 static void

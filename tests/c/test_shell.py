@@ -159,6 +159,44 @@ def test_terminal_input_without_echo_is_hidden(host: Host, terminal: Terminal) -
     assert b"sec" not in host.recording.read_bytes()
 
 
+# As login(1) does, run by root from a shell: whoever had the terminal open has it no more.
+TAKE_ANEW = """
+import ctypes, getpass, os, signal
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+name = os.ttyname(0)
+for fd in range(3):
+    os.close(fd)
+fd = os.open(name, os.O_RDWR)
+ctypes.CDLL(None).vhangup()
+os.close(fd)
+for fd in range(3):
+    os.open(name, os.O_RDWR)
+print('up', *reversed(os.get_terminal_size(0)), flush=True)
+os.read(0, 100)
+print('now', *reversed(os.get_terminal_size(0)), flush=True)
+getpass.getpass('word: ')
+"""
+
+
+def test_terminal_that_is_hung_up_inside_is_followed_all_the_same(
+    host: Host, terminal: Terminal
+) -> None:
+    program = host.root / "take-anew"
+    program.write_text(TAKE_ANEW)
+    with host.agent(flags=wire.ANSWER_INPUT):
+        terminal.start(host.command(f"exec /usr/bin/python3 {program}"), uid=0)
+        terminal.wait_for(b"up 24 80\r\n")
+        terminal.resize(30, 100)
+        terminal.type(b"seen\n")
+        terminal.wait_for(b"now 30 100\r\n")
+        terminal.wait_for(b"word: ")
+        terminal.type(b"secret\n")
+        assert terminal.end() == 0
+    program.unlink()
+    assert (typed(host), hidden(host)) == (b"seen\n", 1)
+    assert b"secret" not in host.recording.read_bytes()
+
+
 def typed(host: Host) -> bytes:
     return host.recorded("i")
 
