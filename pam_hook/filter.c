@@ -8,9 +8,11 @@
 #define _GNU_SOURCE 1
 #include "filter.h"
 
+#include <asm/termbits.h>
 #include <errno.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
+#include <linux/net.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -49,7 +51,8 @@
 #define IS(value, yes, no) \
     BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), (yes), (no))
 #define END(what)       BPF_STMT(BPF_RET | BPF_K, (what))
-#define ALLOW(call)     IS(SYS_ ## call, 0, 1), END(SECCOMP_RET_ALLOW)
+#define PASS(value)     IS((value), 0, 1), END(SECCOMP_RET_ALLOW)
+#define ALLOW(call)     PASS(SYS_ ## call)
 #ifdef RECUSE_TEST_ROOT         /* a test is to notice */
 #define REFUSED         SECCOMP_RET_KILL_PROCESS
 #else
@@ -75,9 +78,15 @@ recuse_filter_calls(void)
 #endif
         ALLOW(read), ALLOW(write), ALLOW(ppoll),
         ALLOW(preadv2), ALLOW(pwritev2), ALLOW(clock_gettime),
-        ALLOW(recvfrom), ALLOW(sendto), ALLOW(recvmsg), ALLOW(sendmsg),
-        ALLOW(shutdown), ALLOW(close), ALLOW(close_range), ALLOW(fcntl),
-        ALLOW(fstat), ALLOW(newfstatat), ALLOW(gettimeofday),
+        ALLOW(recvfrom), ALLOW(sendto), ALLOW(shutdown), ALLOW(close),
+        ALLOW(close_range), ALLOW(fcntl), ALLOW(fstat), ALLOW(newfstatat),
+        ALLOW(gettimeofday),
+#ifdef SYS_socketcall   /* what the C library makes of these on s390x */
+        IS(SYS_socketcall, 0, 8),
+        AT_ARGUMENT(0),
+        PASS(SYS_SEND), PASS(SYS_RECV), PASS(SYS_SHUTDOWN),
+        END(REFUSED),
+#endif
         /* The child, and signals of our own. */
         ALLOW(wait4), ALLOW(waitid), ALLOW(signalfd4),
         ALLOW(rt_sigaction), ALLOW(rt_sigprocmask), ALLOW(rt_sigreturn),
@@ -93,15 +102,17 @@ recuse_filter_calls(void)
         IS(SYS_kill, 1, 0),
         IS(SYS_tgkill, 0, 4),
         AT_ARGUMENT(0),
-        IS(self, 0, 1),
-        END(SECCOMP_RET_ALLOW),
+        PASS(self),
         END(REFUSED),
-        /* Terminals, but typing into the outer one. */
-        IS(SYS_ioctl, 0, 4),
+        /* Modes and sizes of terminals, and who is in their foreground. */
+        IS(SYS_ioctl, 1, 0),
+        END(REFUSED),
         AT_ARGUMENT(1),
-        IS(TIOCSTI, 1, 0),
-        END(SECCOMP_RET_ALLOW),
-        END(REFUSED),
+        PASS(TCGETS), PASS(TCSETS),
+#ifdef TCGETS2          /* of later C libraries */
+        PASS(TCGETS2), PASS(TCSETS2),
+#endif
+        PASS(TIOCGWINSZ), PASS(TIOCSWINSZ), PASS(TIOCGPGRP),
         END(REFUSED),
     };
     struct sock_fprog program = { sizeof calls / sizeof calls[0], calls };

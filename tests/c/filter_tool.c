@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -45,6 +46,9 @@ main(int argc, char **argv)
     int fds[2], pty = open("/dev/ptmx", O_RDWR | O_NOCTTY);
     struct pollfd p = { .fd = 1, .events = POLLOUT };
     struct winsize size = { 24, 80, 0, 0 };
+    struct msghdr descriptors = { .msg_iovlen = 0 };
+    struct termios modes;
+    int pair[2], number = 0;
     sigset_t none;
     int e;
 
@@ -58,7 +62,8 @@ main(int argc, char **argv)
         return 0;
 #endif
     }
-    if (pipe(fds) < 0 || pty < 0 || signal(SIGUSR1, SIG_IGN) == SIG_ERR)
+    if (pipe(fds) < 0 || socketpair(AF_UNIX, SOCK_STREAM, 0, pair) < 0
+        || pty < 0 || signal(SIGUSR1, SIG_IGN) == SIG_ERR)
         return 2;
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     e = recuse_filter_calls();
@@ -73,6 +78,11 @@ main(int argc, char **argv)
     sigemptyset(&none);
     TRY("mask", sigprocmask(SIG_BLOCK, &none, NULL));
     TRY("size", ioctl(pty, TIOCSWINSZ, &size));
+    TRY("modes", tcgetattr(pty, &modes) < 0 ? -1 : tcsetattr(pty, TCSANOW, &modes));
+    TRY("foreground", tcgetpgrp(pty));
+    TRY("send", send(pair[0], "x", 1, 0));
+    TRY("receive", recv(pair[1], &number, 1, 0));
+    TRY("shutdown", shutdown(pair[0], SHUT_WR));
     TRY("self", kill(getpid(), SIGUSR1));
     TRY("raise", raise(SIGUSR1));
     TRY("open", open("/etc/passwd", O_RDONLY));
@@ -89,6 +99,10 @@ main(int argc, char **argv)
     TRY("group", kill(0, 0));
     TRY("everybody", kill(-1, 0));
     TRY("type", ioctl(pty, TIOCSTI, "x"));
+    TRY("paste", ioctl(pty, TIOCLINUX, "\3"));
+    TRY("discipline", ioctl(pty, TIOCSETD, &number));
+    TRY("attributes", ioctl(fds[0], FS_IOC_SETFLAGS, &number));
+    TRY("pass", sendmsg(pair[1], &descriptors, 0));
     TRY("map", syscall(SYS_mmap, 0, 4096, PROT_READ | PROT_EXEC,
                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     TRY("prctl", prctl(PR_SET_DUMPABLE, 1));

@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 from native import HERE, HOOK, Build, environment
 
-ALLOWED = ("write", "read", "poll", "wait", "mask", "size", "self", "raise")
+ALLOWED = (
+    "write", "read", "poll", "wait", "mask", "size", "modes", "foreground", "send", "receive",
+    "shutdown", "self", "raise",
+)  # fmt: skip
 REFUSED = (
     "open", "creat", "unlink", "chmod", "socket", "exec", "execveat", "fork", "ptrace", "setuid",
-    "other", "group", "everybody", "type", "map", "prctl",
+    "other", "group", "everybody", "type", "paste", "discipline", "attributes", "pass", "map",
+    "prctl",
 )  # fmt: skip
 
 
