@@ -485,8 +485,8 @@ recuse_cast_begin(struct recuse_cast *c, int fd, uint64_t start_ns,
         c->streams[i].limit.bytes = c->streams[i].fault.bytes = 0;
         c->streams[i].held = (struct recuse_held) { 0, 0 };
     }
-    c->is_held = c->is_over = c->size.is_due = false;
-    c->limits = (struct recuse_limits) { 0, 0, 0, RECUSE_SLOW };
+    c->is_held = c->is_over = c->is_end = c->size.is_due = false;
+    c->limits = (struct recuse_limits) { 0, 0, 0, RECUSE_SLOW, RECUSE_SLOW };
     c->written = 0;
 }
 
@@ -568,7 +568,7 @@ recuse_cast_room(struct recuse_cast *c, enum recuse_stream stream,
 {
     uint64_t now, least = quantum(c);
 
-    if (c->limits.action != RECUSE_SLOW || !is_limited(c, stream)
+    if (c->limits.on_rate != RECUSE_SLOW || !is_limited(c, stream)
         || c->is_over)
         return SIZE_MAX;
     now = recuse_now_ns();
@@ -591,15 +591,19 @@ is_beyond(struct recuse_cast *c, enum recuse_stream stream, size_t len,
 {
     uint64_t wanted = len < RECUSE_CAST_EVENT ? len : RECUSE_CAST_EVENT;
 
-    if (c->limits.size_limit > 0 && c->written >= c->limits.size_limit)
+    if (c->limits.size_limit > 0 && c->written >= c->limits.size_limit) {
+        c->is_end = c->limits.on_size == RECUSE_END;
         return c->is_over = true;
-    if (c->limits.action == RECUSE_SLOW || !is_limited(c, stream))
+    }
+    if (c->limits.on_rate == RECUSE_SLOW || !is_limited(c, stream))
         return c->is_over = false;
     earn(c, now);
     if (c->is_over)
         wanted += c->limits.rate / GAP_PART < c->limits.burst
             ? c->limits.rate / GAP_PART : c->limits.burst / 2;
-    return c->is_over = c->tokens < wanted;
+    c->is_over = c->tokens < wanted;
+    c->is_end = c->is_over && c->limits.on_rate == RECUSE_END;
+    return c->is_over;
 }
 
 /* --------------------------------------------------------------- holding */

@@ -78,6 +78,7 @@ struct recuse_cast {
     uint64_t tokens;            /* bytes that may still come at once */
     uint64_t tokens_ns;         /* as of when */
     bool is_over;               /* the limits are what keeps content out */
+    bool is_end;                /* and the one that does ends the session */
     struct {
         bool is_due;            /* changed, and not recorded yet */
         uint16_t cols, rows;

@@ -67,7 +67,7 @@
 #define ORPHAN_CAPTURE      65536u
 static const struct recuse_limits ORPHAN_LIMITS = {
     .rate = 8u << 20, .burst = 256u << 20, .size_limit = 1u << 30,
-    .action = RECUSE_SLOW,
+    .on_rate = RECUSE_SLOW, .on_size = RECUSE_SLOW,
 };
 /* Of the command, in the header of an orphan: escaped it must fit a line. */
 #define ORPHAN_COMMAND      8192u

@@ -419,7 +419,7 @@ keep_flow(struct recuse_relay *r, struct recuse_flow *f, bool final)
      * must not be a way to be rid of the recording. */
     if (r->cast.fault && (r->end_on_fault || r->cast.fault == -EFBIG))
         r->failed = true;
-    if (r->cast.is_over && r->cast.limits.action == RECUSE_END)
+    if (r->cast.is_end)
         r->failed = true;
 }
 
@@ -1070,14 +1070,17 @@ record_rest(struct recuse_relay *r)
 static void
 say_failed(const struct recuse_relay *r)
 {
-    const char *why = r->cast.fault ? recuse_describe(r->cast.fault)
-        : "more than its limit";
     char text[256];
     struct recuse_text t = { text, 0, sizeof text };
 
-    recuse_text_string(&t, "\r\nrecuse: error: recording failed (");
-    recuse_text_string(&t, why);
-    recuse_text_string(&t, "), the session ends\r\n");
+    recuse_text_string(&t, "\r\nrecuse: error: ");
+    if (r->cast.fault) {
+        recuse_text_string(&t, "recording failed (");
+        recuse_text_string(&t, recuse_describe(r->cast.fault));
+        recuse_text_string(&t, ")");
+    } else
+        recuse_text_string(&t, "more output than may be recorded");
+    recuse_text_string(&t, ", the session ends\r\n");
     if (r->terminal)
         recuse_write_some(r->tty_out, recuse_terminal_kind(r), text, t.len);
 }

@@ -208,7 +208,7 @@ check_session(const struct recuse_session *s)
 static int
 check_limits(const struct recuse_limits *l)
 {
-    return l->action <= RECUSE_END ? 0 : -EPROTO;
+    return l->on_rate <= RECUSE_END && l->on_size <= RECUSE_END ? 0 : -EPROTO;
 }
 
 static int
@@ -256,7 +256,8 @@ put_limits(struct writer *w, const struct recuse_limits *l)
     put_int(w, l->rate, 8);
     put_int(w, l->burst, 8);
     put_int(w, l->size_limit, 8);
-    put_int(w, l->action, 1);
+    put_int(w, l->on_rate, 1);
+    put_int(w, l->on_size, 1);
 }
 
 static struct recuse_limits
@@ -267,7 +268,8 @@ get_limits(struct reader *r)
     l.rate = get_int(r, 8);
     l.burst = get_int(r, 8);
     l.size_limit = get_int(r, 8);
-    l.action = (uint8_t)get_int(r, 1);
+    l.on_rate = (uint8_t)get_int(r, 1);
+    l.on_size = (uint8_t)get_int(r, 1);
     return l;
 }
 

@@ -39,13 +39,13 @@
  *                -> no answer; once for each HOLD and RELEASE, when carried out
  *     from the agent
  *       ANSWER   u8 verdict  u32 flags  u64 start_ns  u64 capture_bytes
- *                u64 rate  u64 burst  u64 size_limit  u8 action
+ *                u64 rate  u64 burst  u64 size_limit  u8 on_rate  u8 on_size
  *                str session  str label  str shell  str notice  str message
  *                fd recording, iff verdict RECORD
  *     from the agent to a relay that relays
  *       HOLD     u64 until_ns  str mark  str line
  *       RELEASE  str mark  str line
- *       LIMITS   u64 rate  u64 burst  u64 size_limit  u8 action
+ *       LIMITS   u64 rate  u64 burst  u64 size_limit  u8 on_rate  u8 on_size
  *
  * A connection carries one LOGIN, one LOGOUT, or one SESSION; that of a
  * recorded session stays open as long as the relay lives, and its end says
@@ -72,9 +72,9 @@
  *
  * Limits bound what is recorded, not what is counted.  A rate or size of 0 is
  * no limit.  `burst` bytes may come at once, then `rate` a second; size_limit
- * is of the recording as a file.  The action says what happens beyond: SLOW
- * takes less from the program (the size cannot wait, and leads to a gap), GAP
- * counts and hashes, END ends the session.
+ * is of the recording as a file.  Each has an action of its own, as each may be a
+ * session's or its user's: SLOW takes less from the program (the size cannot
+ * wait, and leads to a gap), GAP counts and hashes, END ends the session.
  *
  * Versions: the receiver refuses a version other than its own.  The agent and
  * the host module are one package; a relay that outlives an upgrade no longer
@@ -197,7 +197,7 @@ struct recuse_session {
 struct recuse_limits {
     uint64_t rate, burst;       /* bytes of content, a second and at once */
     uint64_t size_limit;        /* bytes of the recording */
-    uint8_t action;
+    uint8_t on_rate, on_size;   /* what to do beyond them */
 };
 
 struct recuse_hold {            /* HOLD; RELEASE has no until_ns */

@@ -112,6 +112,7 @@ class Agent:
         self.pauses = Pauses(self)
         self.quotas = Quotas(self)
         self.sealer.on_tick.append(self.quotas.look)
+        self.upkeep.on_reload.append(self.quotas.look)
         self.door.on_held = self.pauses.heard
         self.door.on_late = self._adopt_soon
         self._refused: Dict[Tuple[Peer, wire.Login], Tuple[int, wire.Answer]] = {}
@@ -786,7 +787,8 @@ class Agent:
             rate=limits.rate,
             burst=limits.burst,
             size_limit=limits.size_limit,
-            action=limits.action,
+            on_rate=limits.on_rate,
+            on_size=limits.on_size,
             session=live.id.encode(),
             label=live.label.encode(),
             shell=os.fsencode(live.session.shell),

@@ -49,7 +49,7 @@ class Standing:
 def own_limits(config: SessionConfig) -> wire.Limits:
     """Give the limits of a session by itself."""
     action = wire.Action[config.on_limit.upper()]
-    return wire.Limits(config.rate, config.burst, config.size, action)
+    return wire.Limits(config.rate, config.burst, config.size, action, action)
 
 
 def share_of(config: SessionConfig, standing: Standing, size: int, room: int) -> wire.Limits:
@@ -68,17 +68,21 @@ def share_of(config: SessionConfig, standing: Standing, size: int, room: int) ->
         a_second = config.user_volume // config.user_period + left // HORIZON_SECONDS
         rate = min(own.rate or a_second, max(1, a_second // n))
         burst = min(own.burst if own.rate else left, left // n)
-    action = own.action
-    if (rate, burst, size_limit) != (own.rate, own.burst, own.size_limit):
-        action = wire.Action[config.on_user_limit.upper()]
-        if action == wire.Action.END and not standing.is_near(config, room, 9):
-            action = wire.Action.SLOW  # its share is at an end, and the user's allowance is not
-    return wire.Limits(rate, burst, size_limit, action)
+    users = wire.Action[config.on_user_limit.upper()]
+    if users == wire.Action.END and not standing.is_near(config, room, 9):
+        users = wire.Action.SLOW  # its share is at an end, and the user's allowance is not
+    return wire.Limits(
+        rate,
+        burst,
+        size_limit,
+        own.on_rate if (rate, burst) == (own.rate, own.burst) else users,
+        own.on_size if size_limit == own.size_limit else users,
+    )
 
 
 def is_news(told: Optional[wire.Limits], now: wire.Limits, size: int) -> bool:
     """Say whether a relay has to hear of its share: not of each byte by which it changes."""
-    if told is None or told.action != now.action:
+    if told is None or (told.on_rate, told.on_size) != (now.on_rate, now.on_size):
         return True
     pairs = (
         (told.rate, now.rate),

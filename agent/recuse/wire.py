@@ -188,7 +188,8 @@ class Limits:
     rate: int = 0
     burst: int = 0
     size_limit: int = 0
-    action: Action = Action.SLOW
+    on_rate: Action = Action.SLOW
+    on_size: Action = Action.SLOW
 
     TYPE: ClassVar[Type] = Type.LIMITS
 
@@ -204,7 +205,8 @@ class Answer:
     rate: int = 0
     burst: int = 0
     size_limit: int = 0
-    action: Action = Action.SLOW
+    on_rate: Action = Action.SLOW
+    on_size: Action = Action.SLOW
     session: bytes = b""
     label: bytes = b""
     shell: bytes = b""
@@ -224,7 +226,8 @@ _LIMITS: Final[Tuple[_Field, ...]] = (
     ("rate", "int", 8),
     ("burst", "int", 8),
     ("size_limit", "int", 8),
-    ("action", "int", 1),
+    ("on_rate", "int", 1),
+    ("on_size", "int", 1),
 )
 _TEXTS: Final[Tuple[_Field, ...]] = (("mark", "str", MAX_LINE), ("line", "str", MAX_LINE))
 _LAYOUTS: Final[Dict[Class[Message], Tuple[_Field, ...]]] = {
@@ -339,7 +342,7 @@ def decode(packet: bytes) -> Message:
         fields[name] = value
     if pos != len(packet):
         raise WireError(f"packet has {len(packet) - pos} bytes after its last field")
-    for name, enum in (("verdict", Verdict), ("action", Action)):
+    for name, enum in (("verdict", Verdict), ("on_rate", Action), ("on_size", Action)):
         if name not in fields:
             continue
         try:
@@ -367,9 +370,9 @@ def _check(message: Message) -> None:
         if state not in (0, 1):
             raise WireError(f"{state} is neither yes nor no")
     elif isinstance(message, Limits):
-        _check_action(message.action)
+        _check_actions(message)
     elif isinstance(message, Answer):
-        _check_action(message.action)
+        _check_actions(message)
         if message.flags & ~ANSWER_FLAGS:
             raise WireError(f"unknown answer flags {message.flags:#x}")
         if message.verdict not in tuple(Verdict):
@@ -381,6 +384,7 @@ def _check(message: Message) -> None:
             raise WireError("answer has no absolute path of the shell to run")
 
 
-def _check_action(action: int) -> None:
-    if action not in tuple(Action):
-        raise WireError(f"unknown action {action!r}")
+def _check_actions(message: Union[Limits, Answer]) -> None:
+    for action in (message.on_rate, message.on_size):
+        if action not in tuple(Action):
+            raise WireError(f"unknown action {action!r}")

@@ -347,7 +347,7 @@ FLOOD = "yes 0123456789012345678901234567890123456789"
 
 
 def test_flood_that_is_slowed_down_is_kept_whole(host: Host) -> None:
-    limits: Any = {"rate": 1 << 20, "burst": 1 << 16, "action": wire.Action.SLOW}
+    limits: Any = {"rate": 1 << 20, "burst": 1 << 16, "on_size": wire.Action.END}
     started = time.monotonic()
     with host.agent(**limits):
         done = host.run(host.command("head -c 400000 /dev/zero | tr '\\0' a"))
@@ -358,7 +358,7 @@ def test_flood_that_is_slowed_down_is_kept_whole(host: Host) -> None:
 
 
 def test_flood_beyond_a_limit_is_counted_and_hashed(host: Host) -> None:
-    limits: Any = {"rate": 1, "burst": 50000, "action": wire.Action.GAP}
+    limits: Any = {"rate": 1, "burst": 50000, "on_rate": wire.Action.GAP}
     with host.agent(**limits):
         done = host.run(host.command("head -c 400000 /dev/zero | tr '\\0' a"))
     assert len(done.stdout) == 400000
@@ -377,7 +377,7 @@ def test_flood_beyond_a_limit_is_counted_and_hashed(host: Host) -> None:
 
 
 def test_gap_of_a_flood_ends_before_what_comes_later(host: Host, terminal: Terminal) -> None:
-    limits: Any = {"rate": 1, "burst": 20000, "action": wire.Action.GAP}
+    limits: Any = {"rate": 1, "burst": 20000, "on_rate": wire.Action.GAP}
     with host.agent(**limits) as agent:
         terminal.start(host.command("head -c 60000 /dev/zero | tr '\\0' a; echo; read x; echo end"))
         terminal.wait_for(b"a\r\n")
@@ -389,18 +389,27 @@ def test_gap_of_a_flood_ends_before_what_comes_later(host: Host, terminal: Termi
     assert host.recorded("o").endswith(b"end\r\n")
 
 
-def test_flood_beyond_a_limit_may_end_the_session(host: Host, terminal: Terminal) -> None:
-    limits: Any = {"size_limit": 100000, "action": wire.Action.END}
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"size_limit": 100000, "rate": 1 << 30, "burst": 1 << 30, "on_size": wire.Action.END},
+        {"size_limit": 1 << 30, "rate": 1, "burst": 100000, "on_rate": wire.Action.END},
+    ],
+    ids=["size", "rate"],
+)
+def test_flood_beyond_a_limit_may_end_the_session(
+    host: Host, terminal: Terminal, limits: Any
+) -> None:
     with host.agent(**limits):
         terminal.start(host.command(FLOOD))
         assert terminal.end() == 74
-    assert b"more than its limit" in terminal.output
+    assert b"more output than may be recorded" in terminal.output
     assert host.recording.stat().st_size < 200000
 
 
 @pytest.mark.parametrize("action", [wire.Action.SLOW, wire.Action.GAP], ids=["slow", "gap"])
 def test_size_of_a_recording_has_an_end(host: Host, action: wire.Action) -> None:
-    limits: Any = {"size_limit": 100000, "action": action}
+    limits: Any = {"size_limit": 100000, "on_rate": wire.Action.END, "on_size": action}
     with host.agent(**limits):
         done = host.run(host.command("head -c 1000000 /dev/urandom; echo end"))
     assert done.stdout.endswith(b"end\n")
@@ -414,7 +423,7 @@ def test_interrupt_gets_through_a_flood(
     host: Host, terminal: Terminal, action: wire.Action
 ) -> None:
     """Of a flood without end, no more comes than was on its way when the key was pressed."""
-    limits: Any = {"rate": 1 << 20, "burst": 1 << 16, "action": action}
+    limits: Any = {"rate": 1 << 20, "burst": 1 << 16, "on_rate": action}
     with host.agent(**limits):
         command = f"trap 'echo INTERRUPTED' INT; {FLOOD}; echo end"
         terminal.start(host.command(command))
@@ -427,7 +436,7 @@ def test_interrupt_gets_through_a_flood(
 
 def test_other_limits_are_no_new_burst(host: Host, terminal: Terminal) -> None:
     """Else an agent that deals anew each second would undo the limit that it deals."""
-    limits: Any = {"rate": 1, "burst": 20000, "action": wire.Action.GAP}
+    limits: Any = {"rate": 1, "burst": 20000, "on_rate": wire.Action.GAP}
     with host.agent(**limits) as agent:
         terminal.start(host.command(
             "stty -opost; for i in 1 2 3 4; do head -c 18000 /dev/zero | tr '\\0' $i; echo; "
@@ -445,6 +454,6 @@ def test_limits_may_change_while_it_runs(host: Host, terminal: Terminal) -> None
     with host.agent() as agent:
         terminal.start(host.command("echo up; read x; " + FLOOD))
         terminal.wait_for(b"up\r\n")
-        agent.say(wire.Limits(0, 0, 50000, wire.Action.END))
+        agent.say(wire.Limits(size_limit=50000, on_size=wire.Action.END))
         terminal.type(b"\r")
         assert terminal.end() == 74

@@ -146,9 +146,9 @@ encode(uint8_t *buf, size_t size, const struct message *m)
 static void
 print_limits(const struct recuse_limits *l)
 {
-    printf("rate: %llu\nburst: %llu\nsize_limit: %llu\naction: %u\n",
+    printf("rate: %llu\nburst: %llu\nsize_limit: %llu\non_rate: %u\non_size: %u\n",
            (unsigned long long)l->rate, (unsigned long long)l->burst,
-           (unsigned long long)l->size_limit, l->action);
+           (unsigned long long)l->size_limit, l->on_rate, l->on_size);
 }
 
 static void
@@ -349,7 +349,7 @@ limits(void)
             RECUSE_SESSION_HAS_COMMAND, 0, 0, none, none, none, none, none,
         };
         *a = (struct recuse_answer) {
-            RECUSE_ALLOW, 0, 0, 0, { 0, 0, 0, RECUSE_SLOW },
+            RECUSE_ALLOW, 0, 0, 0, { 0, 0, 0, RECUSE_SLOW, RECUSE_SLOW },
             none, none, none, none, none,
         };
         *h = (struct recuse_hold) { 0, none, none };

@@ -1028,8 +1028,20 @@ def test_relay_is_told_its_limits(paths: Paths) -> None:
 
     async def scene(world: World) -> None:
         _, answer = await relayed(world, "alice")
-        told = (answer.rate, answer.burst, answer.size_limit, answer.action)
-        assert told == (1 << 20, 2 << 20, 3 << 20, wire.Action.GAP)
+        told = (answer.rate, answer.burst, answer.size_limit, answer.on_rate, answer.on_size)
+        assert told == (1 << 20, 2 << 20, 3 << 20, wire.Action.GAP, wire.Action.GAP)
+
+    run(paths, scene)
+
+
+def test_limits_that_are_read_anew_hold_at_once(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        shell, _ = await relayed(world, "alice")
+        world.agent.sealer.on_tick.clear()  # nobody deals but who reads
+        paths.config.write_text(ROOMY + '[session]\nsize = "1 MiB"\non_limit = "end"\n')
+        await world.control(verb="reload")
+        told = await told_limits(shell)
+        assert (told.size_limit, told.on_size) == (1 << 20, wire.Action.END)
 
     run(paths, scene)
 
@@ -1060,7 +1072,7 @@ def test_sessions_of_a_user_share_an_allowance(paths: Paths) -> None:
     async def scene(world: World) -> None:
         sshd = await world.login("alice")
         one, first = await world.session(sshd, "alice", b"run")
-        assert (first.size_limit, first.action) == (70 << 10, wire.Action.GAP)
+        assert (first.size_limit, first.on_size) == (70 << 10, wire.Action.GAP)
         two, second = await world.session(sshd, "alice", b"run")
         shrunk = await told_limits(one)  # before anything has grown
         assert shrunk.size_limit <= 35 << 10 and second.size_limit <= 35 << 10

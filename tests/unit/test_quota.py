@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import List
+from typing import Dict, List
 
 import pytest
 from hypothesis import given
@@ -57,7 +57,7 @@ def test_others_keep_half_of_what_is_free() -> None:
 
 def test_spent_allowance_leaves_what_is_earned() -> None:
     share = share_of(CONFIG, Standing(4, 0, 900 * MIB), 0, MUCH)
-    assert (share.rate, share.burst, share.action) == (MIB // 4, 0, wire.Action.SLOW)
+    assert (share.rate, share.burst, share.on_rate) == (MIB // 4, 0, wire.Action.SLOW)
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,28 @@ def test_sessions_end_when_the_allowance_does_and_not_when_a_share_does(
     live: int, spent: int, action: wire.Action
 ) -> None:
     config = replace(CONFIG, on_user_limit="end")
-    assert share_of(config, Standing(9, live, spent), live // 9, MUCH).action == action
+    share = share_of(config, Standing(9, live, spent), live // 9, MUCH)
+    assert (share.on_rate, share.on_size) == (action, action)
 
 
 def test_share_that_is_a_sessions_own_limit_has_its_action() -> None:
     config = replace(CONFIG, on_limit="gap", size=MIB, user_volume=0)
     assert share_of(config, Standing(1, 0, 0), 0, MUCH) == own_limits(config)
+
+
+@pytest.mark.parametrize(
+    "settings, on_rate, on_size",
+    [
+        ({"rate": MIB, "burst": MIB}, wire.Action.GAP, wire.Action.SLOW),  # as a host has it
+        ({"rate": 0, "size": MIB}, wire.Action.SLOW, wire.Action.GAP),
+    ],
+)
+def test_limit_of_the_user_does_not_change_what_the_other_one_does(
+    settings: Dict[str, int], on_rate: wire.Action, on_size: wire.Action
+) -> None:
+    config = replace(SessionConfig(on_limit="gap"), **settings)  # type: ignore[arg-type]
+    share = share_of(config, Standing(1, 0, 0), 0, 77 << 30)
+    assert (share.on_rate, share.on_size) == (on_rate, on_size)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +109,7 @@ def test_share_that_is_a_sessions_own_limit_has_its_action() -> None:
         (wire.Limits(800, 800, 900), wire.Limits(1600, 1600, 1600), False),
         (wire.Limits(800, 800, 900), wire.Limits(1601, 800, 900), True),
         (wire.Limits(8, 8, 900), wire.Limits(8, 8, 900, wire.Action.END), True),
+        (wire.Limits(8, 8, 900), wire.Limits(8, 8, 900, on_size=wire.Action.END), True),
     ],
 )
 def test_relays_hear_of_what_matters(

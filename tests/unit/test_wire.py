@@ -104,7 +104,8 @@ def answers() -> st.SearchStrategy[wire.Message]:
         rate=u64,
         burst=u64,
         size_limit=u64,
-        action=st.sampled_from(wire.Action),
+        on_rate=st.sampled_from(wire.Action),
+        on_size=st.sampled_from(wire.Action),
         session=name,
         label=name,
         shell=names(64).map(lambda b: b"/" + b),
@@ -115,13 +116,14 @@ def answers() -> st.SearchStrategy[wire.Message]:
 
 def spoken_while_relaying() -> st.SearchStrategy[wire.Message]:
     text, u64, state = names(wire.MAX_LINE), st.integers(0, 2**64 - 1), st.integers(0, 1)
+    action = st.sampled_from(wire.Action)
     return st.one_of(
         st.builds(wire.Confirm, yes=state),
         st.builds(wire.Held, held=state),
         st.builds(wire.Hold, until_ns=u64, mark=text, line=text),
         st.builds(wire.Release, mark=text, line=text),
         st.builds(
-            wire.Limits, rate=u64, burst=u64, size_limit=u64, action=st.sampled_from(wire.Action)
+            wire.Limits, rate=u64, burst=u64, size_limit=u64, on_rate=action, on_size=action
         ),
     )
 
@@ -155,12 +157,13 @@ def test_wire_decode_of_anything_raises_nothing_else(data: bytes) -> None:
         (wire.Answer(wire.Verdict.RECORD, shell=b"sh"), WireError),
         (wire.Answer(wire.Verdict.ALLOW, flags=32), WireError),
         (wire.Answer(wire.Verdict.EXEC, flags=8, shell=b"/bin/sh"), WireError),
-        (wire.Answer(wire.Verdict.ALLOW, action=3), WireError),  # type: ignore[arg-type]
+        (wire.Answer(wire.Verdict.ALLOW, on_rate=3), WireError),  # type: ignore[arg-type]
         (wire.Confirm(2), WireError),
         (wire.Held(-1), WireError),
         (wire.Hold(mark=b"m" * 1025), wire.MessageTooLong),
         (wire.Release(line=b"a\0"), WireError),
-        (wire.Limits(action=9), WireError),  # type: ignore[arg-type]
+        (wire.Limits(on_rate=9), WireError),  # type: ignore[arg-type]
+        (wire.Limits(on_size=9), WireError),  # type: ignore[arg-type]
         (wire.Answer(7), WireError),  # type: ignore[arg-type]
         (wire.Answer(wire.Verdict.ALLOW, start_ns=2**64), WireError),
     ],
