@@ -18,6 +18,7 @@ FOLLOW_SECONDS = 0.2
 _LEAVE_ALTERNATE = b"\x1b[?1049l"
 _RESET = b"\x1b[!p\x1b[0m\x1b(B\x0f\x1b[r\x1b[?7h\x1b[?25h"
 _CLEAR = b"\x1b[H\x1b[2J"
+_NEW_SCREEN = b"\x1bc"
 _ALTERNATE = re.compile(rb"\x1b\[\?(?:1049|1047|47)([hl])")
 # Answers of the terminal to what a recorded program asked look like keys and must not act as such.
 _KEY = re.compile(
@@ -65,6 +66,8 @@ class Screen:
         self.is_tty = os.isatty(fd)
         self.size = (0, 0)  # the largest that the recording asked for
         self._alternate = False
+        self._in_line = False  # only of a pipe: whether the last line has no end yet
+        self._gaps = b""  # what was said of them since the last output
         self._shields = {code: cast.Shield() for code in cast.DISPLAYED_CODES}
 
     def show(self, events: tuple[cast.Event, ...], reset: bool = False) -> None:
@@ -72,16 +75,24 @@ class Screen:
         if reset and self.is_tty:
             parts.append(self._cleared())
         if reset:
+            self._in_line, self._gaps = False, b""
             self._shields = {code: cast.Shield() for code in cast.DISPLAYED_CODES}
         for event in events:
             if event.code in cast.DISPLAYED_CODES:
                 shield = self._shields[event.code]
                 data = event.data if self.raw else shield.feed(event.data)
                 parts.append(data)
+                if self.is_tty and data.startswith(_NEW_SCREEN):
+                    parts.append(self._gaps)  # a pause ends with one, and that wiped them away
+                self._gaps = b""
+                if data:
+                    self._in_line = not self.is_tty and not data.endswith(b"\n")
                 for match in _ALTERNATE.finditer(data):
                     self._alternate = match.group(1) == b"h"
             elif event.code == "g" and not self.raw:
-                parts.append(self._line("[gap: %s]" % cast.printable(event.text)))
+                line = self._line("[gap: %s]" % cast.printable(event.text))
+                parts.append(line)
+                self._gaps += line
             elif event.code == "m" and not self.raw and _WITHHOLDS.match(event.text):
                 # Where what is not there begins; how much it is, the gap says, after it.
                 parts.append(self._line("[%s]" % cast.printable(event.text[len("recuse ") :])))
@@ -91,7 +102,11 @@ class Screen:
 
     def _line(self, text: str) -> bytes:
         words = text.encode()
-        return b"\r\n\x1b[7m" + words + b"\x1b[0m\r\n" if self.is_tty else words + b"\n"
+        if self.is_tty:
+            return b"\r\n\x1b[7m" + words + b"\x1b[0m\r\n"
+        start = b"\n" if self._in_line else b""
+        self._in_line = False
+        return start + words + b"\n"
 
     def resize(self, text: str) -> None:
         match = re.match(r"(\d{1,5})x(\d{1,5})\Z", text)

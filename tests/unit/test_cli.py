@@ -585,6 +585,30 @@ def _write_cast(path: Path, *events: tuple[float, str, bytes], header: bytes = H
     return str(path)
 
 
+LIMIT = b"stream=o bytes=5 cause=limit"
+
+
+def test_gap_in_the_midst_of_a_line_has_one_of_its_own(recuse: Any, tmp_path: Path) -> None:
+    path = _write_cast(
+        tmp_path / "x.cast", (0.0, "o", b"half"), (1.0, "g", LIMIT), (2.0, "o", b"rest\r\n"),
+        (3.0, "g", LIMIT),
+    )  # fmt: skip
+    line = "[gap: %s]\n" % LIMIT.decode()
+    assert recuse("play", path).out == "half\n" + line + "rest\r\n" + line
+
+
+def test_gap_of_a_pause_is_seen_though_the_screen_begins_anew(
+    tmp_path: Path, terminal: Any
+) -> None:
+    events = [(0.0, "o", b"x"), (0.0, "g", LIMIT), (0.0, "o", b"\x1bcresumed\r\n"),
+              (0.0, "o", b"\x1bcreset")]  # fmt: skip
+    shown = terminal("play", _write_cast(tmp_path / "x.cast", *events))
+    shown.until(b"\x1bcresumed\r\n")
+    again = shown.until(b"\x1bcreset")
+    assert again == b"\r\n\x1b[7m[gap: " + LIMIT + b"]\x1b[0m\r\n\x1bcreset"
+    assert shown.finish() == (0, "")
+
+
 def test_keys_pause_step_seek_and_quit(tmp_path: Path, terminal: Any) -> None:
     events = [(0.0, "o", b"<zero>")] + [(1e5 * n, "o", b"<%d>" % n) for n in range(1, 5)]
     shown = terminal("play", _write_cast(tmp_path / "x.cast", *events))
