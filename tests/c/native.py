@@ -83,9 +83,15 @@ def environment(**more: str) -> Dict[str, str]:
 
 
 _CALLS = {
-    "x86_64": {"openat": 257, "connect": 42, "sendmsg": 46, "socket": 41, "prctl": 157},
-    "aarch64": {"openat": 56, "connect": 203, "sendmsg": 211, "socket": 198, "prctl": 167},
-}[os.uname().machine]
+    "x86_64": {
+        "openat": 257, "connect": 42, "sendmsg": 46, "socket": 41, "prctl": 157, "preadv2": 327,
+        "pwritev2": 328,
+    },
+    "aarch64": {
+        "openat": 56, "connect": 203, "sendmsg": 211, "socket": 198, "prctl": 167, "preadv2": 286,
+        "pwritev2": 287,
+    },
+}[os.uname().machine]  # fmt: skip
 
 
 def failing(call: str, error: int, argument: int, bits: int) -> Callable[[], None]:

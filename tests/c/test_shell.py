@@ -1047,6 +1047,20 @@ def flags_of(pid: int, pipe: os.stat_result) -> List[int]:
 @pytest.mark.usefixtures("any_pipes")
 @pytest.mark.parametrize("size, wide", [(4096, False), (1 << 20, True)], ids=["little", "much"])
 def test_pipes_are_larger_for_a_transfer(host: Host, size: int, wide: bool) -> None:
+@pytest.mark.parametrize("call", ["preadv2", "pwritev2"])
+def test_pipes_of_others_work_on_kernels_that_know_no_reading_without_waiting(
+    host: Host, call: str
+) -> None:
+    """Of pipes, before Linux 6.5: there poll(2) is asked first, and little written at once."""
+    data = os.urandom(1 << 20)
+    rwf_nowait = 8
+    with host.agent():
+        done = run_failing(
+            host, call, errno.EOPNOTSUPP, 5, rwf_nowait, command="tee /dev/stderr", stdin=data
+        )
+    assert done.stdout == done.stderr == data and done.returncode == 0
+
+
     get_size = 1032  # fcntl.F_GETPIPE_SZ has a name since Python 3.10
     with host.making_pipes():
         read_end, write_end = os.pipe()
@@ -1952,7 +1966,14 @@ def test_too_few_descriptors_to_ask_refuse(host: Host) -> None:
 
 
 def run_failing(
-    host: Host, call: str, error: int, argument: int, bits: int, uid: int = USER
+    host: Host,
+    call: str,
+    error: int,
+    argument: int,
+    bits: int,
+    uid: int = USER,
+    command: str = "echo in",
+    stdin: bytes = b"",
 ) -> "subprocess.CompletedProcess[bytes]":
     """Run a command where a call fails if one of its arguments has these bits (seccomp(2))."""
     fail = failing(call, error, argument, bits)
@@ -1964,8 +1985,8 @@ def run_failing(
         os.setuid(uid)
 
     return subprocess.run(
-        host.command("echo in"), executable=host.shell, capture_output=True, timeout=PATIENCE,
-        env=ENVIRONMENT, preexec_fn=become_user, stdin=subprocess.DEVNULL,
+        host.command(command), executable=host.shell, capture_output=True, timeout=PATIENCE,
+        env=ENVIRONMENT, preexec_fn=become_user, input=stdin,
     )  # fmt: skip
 
 
