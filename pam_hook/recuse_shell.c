@@ -93,7 +93,7 @@ struct program {
     char verdict[sizeof "RECUSE_VERDICT=" + RECUSE_MAX_NAME];
     char shell[sizeof "SHELL=" + RECUSE_MAX_PATH];
     bool bare;                      /* no arguments */
-    bool dies_with_us;
+    pid_t relay;                    /* it dies with that, or 0 */
 };
 
 /* -------------------------------------------------------------- messages */
@@ -392,7 +392,6 @@ make_arguments(const struct caller *c, const struct program *p)
 static void
 exec_program(const struct caller *c, struct program *p)
 {
-    pid_t parent = getppid();
     char **env = make_environment(c, p);
     char **argv = make_arguments(c, p);
     int e;
@@ -406,9 +405,9 @@ exec_program(const struct caller *c, struct program *p)
     if (!become(c->uid, c->gid))
         _exit(fail("cannot become the user: ", -EPERM));
     setrlimit(RLIMIT_NOFILE, &c->files);
-    if (p->dies_with_us) {          /* after become(), which undoes it */
+    if (p->relay) {                 /* after become(), which undoes it */
         prctl(PR_SET_PDEATHSIG, SIGHUP);
-        if (getppid() != parent)
+        if (getppid() != p->relay)
             _exit(EXIT_OS);
     }
     sigprocmask(SIG_SETMASK, &c->mask, NULL);
@@ -651,7 +650,7 @@ record(const struct caller *c, struct recuse_relay *r, struct program *p)
     int go[2], e;
     pid_t child;
 
-    p->dies_with_us = !r->terminal;     /* a terminal is hung up instead */
+    p->relay = r->terminal ? 0 : getpid();  /* a terminal is hung up instead */
     use_files_of(c->uid, c->gid);   /* to open /dev/stderr is the user's */
     e = recuse_relay_prepare(r);
     use_files_of(c->our_uid, c->our_gid);

@@ -1047,6 +1047,73 @@ def flags_of(pid: int, pipe: os.stat_result) -> List[int]:
 @pytest.mark.usefixtures("any_pipes")
 @pytest.mark.parametrize("size, wide", [(4096, False), (1 << 20, True)], ids=["little", "much"])
 def test_pipes_are_larger_for_a_transfer(host: Host, size: int, wide: bool) -> None:
+def stop_where_it_forks(pid: int) -> int:
+    """Let a process fork and go on; return its child, which has not begun to run.
+
+    By ptrace(2): `let_go` it in the end.
+    """
+    ptrace, event = ctypes.CDLL(None).ptrace, ctypes.c_ulong()
+    wait_for_all = 0x40000000
+    os.waitpid(pid, wait_for_all)
+    assert ptrace(0x4201, pid, None, ctypes.byref(event)) == 0  # PTRACE_GETEVENTMSG
+    os.waitpid(event.value, wait_for_all)
+    let_go(pid)
+    return event.value
+
+
+def watch_forks(pid: int) -> None:
+    assert ctypes.CDLL(None).ptrace(0x4206, pid, None, 2) == 0  # PTRACE_SEIZE, O_TRACEFORK
+
+
+def let_go(pid: int) -> None:
+    assert ctypes.CDLL(None).ptrace(17, pid, None, None) == 0  # PTRACE_DETACH
+
+
+def test_pipes_command_does_not_begin_without_its_relay(host: Host) -> None:
+    """Though that ends between letting it go and being waited for."""
+    asked, ran = host.root / "asked", host.root / "ran"
+    os.mkfifo(asked)
+    ran.touch()
+    for file in (asked, ran):
+        file.chmod(0o666)
+    entry = f"tester:x:{USER}:{USER}::/:/bin/sh"
+    (host.root / "getent").write_text(
+        f"#!/bin/sh\necho up >{asked}\nread x <{asked}\necho {entry}\n"
+    )
+    process = host.start(host.command(f"echo ran >{ran}"))
+    assert asked.read_text() == "up\n"
+    watch_forks(process.pid)
+    asked.write_text("go\n")
+    child = stop_where_it_forks(process.pid)
+    assert process.stdin
+    os.write(process.stdin.fileno(), bytes(65536))  # as much as fits
+    assert is_ready(process.stdin.fileno(), events=select.POLLOUT)  # it relays
+    process.kill()
+    process.wait(PATIENCE)
+    end = os.pidfd_open(child)
+    let_go(child)
+    assert is_ready(end)
+    os.close(end)
+    finish(process, -signal.SIGKILL)
+    assert ran.read_text() == ""
+    for file in (asked, ran):
+        file.unlink()
+
+
+@pytest.mark.parametrize("call", ["preadv2", "pwritev2"])
+def test_pipes_of_others_work_on_kernels_that_know_no_reading_without_waiting(
+    host: Host, call: str
+) -> None:
+    """Of pipes, before Linux 6.5: there poll(2) is asked first, and little written at once."""
+    data = os.urandom(1 << 20)
+    rwf_nowait = 8
+    with host.agent():
+        done = run_failing(
+            host, call, errno.EOPNOTSUPP, 5, rwf_nowait, command="tee /dev/stderr", stdin=data
+        )
+    assert done.stdout == done.stderr == data and done.returncode == 0
+
+
 @pytest.mark.parametrize("call", ["preadv2", "pwritev2"])
 def test_pipes_of_others_work_on_kernels_that_know_no_reading_without_waiting(
     host: Host, call: str
