@@ -435,7 +435,7 @@ use_files_of(uid_t uid, gid_t gid)
 static int
 open_terminal(const struct caller *c, struct recuse_relay *r)
 {
-    int unlocked = 0, outer;
+    int unlocked = 0, outer, e;
 
     if (!recuse_is_same_terminal(STDIN_FILENO, STDOUT_FILENO))
         return 0;
@@ -446,12 +446,13 @@ open_terminal(const struct caller *c, struct recuse_relay *r)
     outer = open("/dev/tty", O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
     if (outer >= 0 && !recuse_is_same_terminal(outer, STDIN_FILENO)) {
         close(outer);
+    e = r->master < 0 ? -errno : 0;
         outer = open("/proc/self/fd/0",
                      O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
     }
     use_files_of(c->our_uid, c->our_gid);
-    if (r->master < 0)
-        return -errno;
+    if (e)
+        return e;
     if (ioctl(r->master, TIOCSPTLCK, &unlocked) < 0)
         return -errno;
     r->slave = ioctl(r->master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);

@@ -323,6 +323,36 @@ def test_terminal_has_modes_and_size_of_the_outer_one(host: Host, terminal: Term
     assert f"{USER}" in output.splitlines()[-1]  # the inner terminal is the user's
 
 
+def test_terminal_is_not_done_without_because_others_have_used_all_up(
+    host: Host, terminal: Terminal
+) -> None:
+    """Whether or not the outer one is the user's by the name of /dev/tty."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    used_up: List[int] = []
+
+    def use_up() -> None:
+        for call in (
+            lambda: libc.unshare(0x20000),  # CLONE_NEWNS
+            lambda: libc.mount(b"none", b"/", None, 0x44000, None),  # MS_REC | MS_PRIVATE
+            lambda: libc.mount(b"devpts", b"/dev/pts", b"devpts", 0, b"max=1,ptmxmode=666"),
+        ):
+            assert call() == 0, os.strerror(ctypes.get_errno())
+        used_up.append(os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY))
+        os.set_inheritable(used_up[0], True)
+        os.setgroups([])
+        os.setgid(USER)
+        os.setuid(USER)
+
+    streams = {"stdin": terminal.slave, "stdout": terminal.slave, "stderr": subprocess.PIPE}
+    with host.agent():
+        done = subprocess.run(
+            host.command("echo in"), executable=host.shell, env=ENVIRONMENT, timeout=PATIENCE,
+            preexec_fn=use_up, start_new_session=True, close_fds=False, **streams,
+        )  # fmt: skip
+    told = b"recuse: error: no terminal is left for this session: No space left on device\n"
+    assert (done.stderr, done.returncode) == (told, OS_ERROR)
+
+
 def test_terminal_modes_are_restored(host: Host, terminal: Terminal) -> None:
     before = terminal.modes()
     hold = os.open(os.ttyname(terminal.slave), os.O_RDWR | os.O_NOCTTY)
