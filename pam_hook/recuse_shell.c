@@ -733,6 +733,7 @@ exec_getent(const struct caller *c, int out)
     /* The user's limit, but what is counted from here on are all the relays
      * of this host. */
     if (getrlimit(RLIMIT_NPROC, &processes) == 0) {
+    setsid();       /* no key of the terminal's ends or stops it */
         processes.rlim_cur = processes.rlim_max;
         setrlimit(RLIMIT_NPROC, &processes);
     }

@@ -2039,6 +2039,22 @@ def test_alone_getent_runs_as_the_recorder(host: Host) -> None:
     assert text.count(str(RECUSE)) == 8 and f"passwd {USER}\n" in text and "evil" not in text
     assert "SigBlk:\t0000000000000000" in text
     report.unlink()
+@pytest.mark.parametrize("key", [b"\x03", b"\x1a", b"\x1c"], ids=["interrupt", "stop", "quit"])
+def test_alone_no_key_disturbs_getent(host: Host, terminal: Terminal, key: bytes) -> None:
+    fifo = host.root / "fifo"
+    os.mkfifo(fifo)
+    fifo.chmod(0o666)
+    entry = f"tester:x:{USER}:{USER}::/:/bin/sh"
+    (host.root / "getent").write_text(f"#!/bin/sh\necho up >{fifo}\nread x <{fifo}; echo {entry}\n")
+    terminal.start(host.command("echo in"))
+    assert fifo.read_text() == "up\n"
+    terminal.type(key)
+    fifo.write_text("go\n")
+    assert terminal.end() == 0
+    assert terminal.output.endswith(b"in\r\n")
+    fifo.unlink()
+
+
 
 
 def test_disabled_makes_it_transparent(host: Host) -> None:
