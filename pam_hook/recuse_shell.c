@@ -69,8 +69,11 @@ static const struct recuse_limits ORPHAN_LIMITS = {
     .rate = 8u << 20, .burst = 256u << 20, .size_limit = 1u << 30,
     .on_rate = RECUSE_SLOW, .on_size = RECUSE_SLOW,
 };
-/* Of the command, in the header of an orphan: escaped it must fit a line. */
-#define ORPHAN_COMMAND      8192u
+/* Of the command, in the header of an orphan: escaped, each byte being six, it
+ * must fit a line with the five names, the tags and what is around. */
+#define ORPHAN_COMMAND      7168u
+_Static_assert(6 * (ORPHAN_COMMAND + 5 * RECUSE_MAX_NAME + RECUSE_MAX_TAGS) + 512
+               <= RECUSE_CAST_LINE, "a header can be longer than a line");
 
 /* Who runs us, and what with. */
 struct caller {
@@ -443,10 +446,10 @@ open_terminal(const struct caller *c, struct recuse_relay *r)
         return -errno;
     use_files_of(c->uid, c->gid);
     r->master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+    e = r->master < 0 ? -errno : 0;
     outer = open("/dev/tty", O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
     if (outer >= 0 && !recuse_is_same_terminal(outer, STDIN_FILENO)) {
         close(outer);
-    e = r->master < 0 ? -errno : 0;
         outer = open("/proc/self/fd/0",
                      O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
     }
@@ -730,10 +733,10 @@ exec_getent(const struct caller *c, int out)
     recuse_text_number(&t, c->uid);
     uid[t.len] = '\0';
     sigemptyset(&none);
+    setsid();       /* no key of the terminal's ends or stops it */
     /* The user's limit, but what is counted from here on are all the relays
      * of this host. */
     if (getrlimit(RLIMIT_NPROC, &processes) == 0) {
-    setsid();       /* no key of the terminal's ends or stops it */
         processes.rlim_cur = processes.rlim_max;
         setrlimit(RLIMIT_NPROC, &processes);
     }

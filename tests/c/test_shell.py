@@ -1047,36 +1047,6 @@ def test_sockets_closed_by_the_client_end_the_writer(
         assert process.returncode in (-signal.SIGPIPE, 1)
 
 
-@pytest.mark.parametrize("owner, is_anew", [(USER, True), (0, False)], ids=["user", "root"])
-def test_pipes_shared_with_others_stay_blocking(host: Host, owner: int, is_anew: bool) -> None:
-    host.pipes_of = owner
-    with host.making_pipes():
-        read_end, write_end = os.pipe()
-    with host.agent() as agent:
-        process = host.start(host.command("echo up; read x"), stdout=write_end)
-        assert os.read(read_end, 9) == b"up\n"
-        assert not fcntl.fcntl(write_end, fcntl.F_GETFL) & os.O_NONBLOCK
-        # That the recorder can write much at once, on every kernel, it has one of its own.
-        ours = flags_of(agent.asked().pid, os.fstat(write_end))
-        assert [bool(flags & os.O_NONBLOCK) for flags in ours] == [is_anew]
-        process.communicate(b"\n", timeout=PATIENCE)
-    os.close(read_end)
-    os.close(write_end)
-
-
-def flags_of(pid: int, pipe: os.stat_result) -> List[int]:
-    """Return the flags of each descriptor that a process has of a pipe."""
-    place = Path(f"/proc/{pid}")
-    return [
-        int((place / "fdinfo" / fd.name).read_text().split("flags:")[1].split()[0], 8)
-        for fd in (place / "fd").iterdir()
-        if os.path.samestat(fd.stat(), pipe)
-    ]
-
-
-@pytest.mark.usefixtures("any_pipes")
-@pytest.mark.parametrize("size, wide", [(4096, False), (1 << 20, True)], ids=["little", "much"])
-def test_pipes_are_larger_for_a_transfer(host: Host, size: int, wide: bool) -> None:
 def stop_where_it_forks(pid: int) -> int:
     """Let a process fork and go on; return its child, which has not begun to run.
 
@@ -1144,20 +1114,36 @@ def test_pipes_of_others_work_on_kernels_that_know_no_reading_without_waiting(
     assert done.stdout == done.stderr == data and done.returncode == 0
 
 
-@pytest.mark.parametrize("call", ["preadv2", "pwritev2"])
-def test_pipes_of_others_work_on_kernels_that_know_no_reading_without_waiting(
-    host: Host, call: str
-) -> None:
-    """Of pipes, before Linux 6.5: there poll(2) is asked first, and little written at once."""
-    data = os.urandom(1 << 20)
-    rwf_nowait = 8
-    with host.agent():
-        done = run_failing(
-            host, call, errno.EOPNOTSUPP, 5, rwf_nowait, command="tee /dev/stderr", stdin=data
-        )
-    assert done.stdout == done.stderr == data and done.returncode == 0
+@pytest.mark.parametrize("owner, is_anew", [(USER, True), (0, False)], ids=["user", "root"])
+def test_pipes_shared_with_others_stay_blocking(host: Host, owner: int, is_anew: bool) -> None:
+    host.pipes_of = owner
+    with host.making_pipes():
+        read_end, write_end = os.pipe()
+    with host.agent() as agent:
+        process = host.start(host.command("echo up; read x"), stdout=write_end)
+        assert os.read(read_end, 9) == b"up\n"
+        assert not fcntl.fcntl(write_end, fcntl.F_GETFL) & os.O_NONBLOCK
+        # That the recorder can write much at once, on every kernel, it has one of its own.
+        ours = flags_of(agent.asked().pid, os.fstat(write_end))
+        assert [bool(flags & os.O_NONBLOCK) for flags in ours] == [is_anew]
+        process.communicate(b"\n", timeout=PATIENCE)
+    os.close(read_end)
+    os.close(write_end)
 
 
+def flags_of(pid: int, pipe: os.stat_result) -> List[int]:
+    """Return the flags of each descriptor that a process has of a pipe."""
+    place = Path(f"/proc/{pid}")
+    return [
+        int((place / "fdinfo" / fd.name).read_text().split("flags:")[1].split()[0], 8)
+        for fd in (place / "fd").iterdir()
+        if os.path.samestat(fd.stat(), pipe)
+    ]
+
+
+@pytest.mark.usefixtures("any_pipes")
+@pytest.mark.parametrize("size, wide", [(4096, False), (1 << 20, True)], ids=["little", "much"])
+def test_pipes_are_larger_for_a_transfer(host: Host, size: int, wide: bool) -> None:
     get_size = 1032  # fcntl.F_GETPIPE_SZ has a name since Python 3.10
     with host.making_pipes():
         read_end, write_end = os.pipe()
@@ -1927,6 +1913,18 @@ def test_alone_header_holds_any_command(host: Host) -> None:
     assert header["recuse"]["command"].startswith(': "\x01\x1b\\\ufffd\nxxx')
 
 
+def test_alone_header_holds_the_longest_of_everything(host: Host) -> None:
+    odd = "\x01" * 40000
+    host.set_entry("n" * 256, "/bin/sh")
+    env = {**ENVIRONMENT, "TERM": odd, "LC_ALL": odd, "LC_RECUSE_TAGS": odd}
+    host.run([odd, "-c", odd], env=env)
+    (orphan,) = host.orphans.iterdir()
+    header = json.loads(orphan.read_bytes().split(b"\n")[0])["recuse"]
+    assert header["user"] == "n" * 256
+    assert {len(header[name]) for name in ("argv0", "term", "lang")} == {256}
+    assert len(header["tags"]) == 1024 and len(header["command"]) >= 4096
+
+
 @pytest.mark.parametrize(
     "behaviour", ["allow", "garbage", "close", "slam", "hang", "wrong-version", "record-without-fd"]
 )
@@ -2039,6 +2037,8 @@ def test_alone_getent_runs_as_the_recorder(host: Host) -> None:
     assert text.count(str(RECUSE)) == 8 and f"passwd {USER}\n" in text and "evil" not in text
     assert "SigBlk:\t0000000000000000" in text
     report.unlink()
+
+
 @pytest.mark.parametrize("key", [b"\x03", b"\x1a", b"\x1c"], ids=["interrupt", "stop", "quit"])
 def test_alone_no_key_disturbs_getent(host: Host, terminal: Terminal, key: bytes) -> None:
     fifo = host.root / "fifo"
@@ -2053,8 +2053,6 @@ def test_alone_no_key_disturbs_getent(host: Host, terminal: Terminal, key: bytes
     assert terminal.end() == 0
     assert terminal.output.endswith(b"in\r\n")
     fifo.unlink()
-
-
 
 
 def test_disabled_makes_it_transparent(host: Host) -> None:
