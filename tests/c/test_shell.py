@@ -1047,6 +1047,16 @@ def test_sockets_closed_by_the_client_end_the_writer(
         assert process.returncode in (-signal.SIGPIPE, 1)
 
 
+def hold_getent_up(host: Host) -> Path:
+    """Have getent say by a FIFO that it runs, and wait there for a line before it answers."""
+    fifo = host.root / "fifo"
+    os.mkfifo(fifo)
+    fifo.chmod(0o666)
+    answer = (host.root / "getent").read_text()
+    (host.root / "getent").write_text(f"#!/bin/sh\necho up >{fifo}\nread x <{fifo}\n{answer}")
+    return fifo
+
+
 def stop_where_it_forks(pid: int) -> int:
     """Let a process fork and go on; return its child, which has not begun to run.
 
@@ -1071,15 +1081,9 @@ def let_go(pid: int) -> None:
 
 def test_pipes_command_does_not_begin_without_its_relay(host: Host) -> None:
     """Though that ends between letting it go and being waited for."""
-    asked, ran = host.root / "asked", host.root / "ran"
-    os.mkfifo(asked)
+    asked, ran = hold_getent_up(host), host.root / "ran"
     ran.touch()
-    for file in (asked, ran):
-        file.chmod(0o666)
-    entry = f"tester:x:{USER}:{USER}::/:/bin/sh"
-    (host.root / "getent").write_text(
-        f"#!/bin/sh\necho up >{asked}\nread x <{asked}\necho {entry}\n"
-    )
+    ran.chmod(0o666)
     process = host.start(host.command(f"echo ran >{ran}"))
     assert asked.read_text() == "up\n"
     watch_forks(process.pid)
@@ -2041,18 +2045,14 @@ def test_alone_getent_runs_as_the_recorder(host: Host) -> None:
 
 @pytest.mark.parametrize("key", [b"\x03", b"\x1a", b"\x1c"], ids=["interrupt", "stop", "quit"])
 def test_alone_no_key_disturbs_getent(host: Host, terminal: Terminal, key: bytes) -> None:
-    fifo = host.root / "fifo"
-    os.mkfifo(fifo)
-    fifo.chmod(0o666)
-    entry = f"tester:x:{USER}:{USER}::/:/bin/sh"
-    (host.root / "getent").write_text(f"#!/bin/sh\necho up >{fifo}\nread x <{fifo}; echo {entry}\n")
+    asked = hold_getent_up(host)
     terminal.start(host.command("echo in"))
-    assert fifo.read_text() == "up\n"
+    assert asked.read_text() == "up\n"
     terminal.type(key)
-    fifo.write_text("go\n")
+    asked.write_text("go\n")
     assert terminal.end() == 0
     assert terminal.output.endswith(b"in\r\n")
-    fifo.unlink()
+    asked.unlink()
 
 
 def test_disabled_makes_it_transparent(host: Host) -> None:
