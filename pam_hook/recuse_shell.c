@@ -448,7 +448,10 @@ open_terminal(const struct caller *c, struct recuse_relay *r)
     r->master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
     e = r->master < 0 ? -errno : 0;
     outer = open("/dev/tty", O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
-    if (outer >= 0 && !recuse_is_same_terminal(outer, STDIN_FILENO)) {
+    /* Not by the number alone: whoever mounts a devpts has the same ones again.
+     * To ask for the foreground of another's terminal is an error. */
+    if (outer >= 0 && (!recuse_is_same_terminal(outer, STDIN_FILENO)
+                       || tcgetpgrp(STDIN_FILENO) < 0)) {
         close(outer);
         outer = open("/proc/self/fd/0",
                      O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);

@@ -19,7 +19,7 @@ import subprocess
 import termios
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 from native import failing
@@ -385,6 +385,48 @@ def test_terminal_that_is_not_ours_to_open(host: Host, terminal: Terminal) -> No
         assert terminal.output == b"x" * size
         assert terminal.modes() == before
         os.close(hold)
+
+
+def open_namesake(name: str) -> Tuple[int, int]:
+    """Open a terminal of the same number in a devpts of our own; return master and slave."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    here, there = socket.socketpair()
+    if os.fork() == 0:
+        number = b""
+        try:
+            assert libc.unshare(0x20000) == 0  # CLONE_NEWNS
+            assert libc.mount(b"none", b"/", None, 0x44000, None) == 0  # MS_REC | MS_PRIVATE
+            assert libc.mount(b"devpts", b"/dev/pts", b"devpts", 0, b"ptmxmode=666") == 0
+            while number != os.fsencode(name):
+                master, slave = os.openpty()
+                number = os.fsencode(os.ttyname(slave))
+            socket.send_fds(there, [b"."], [master, slave])
+        finally:
+            os._exit(0)
+    there.close()
+    _, (master, slave), _, _ = socket.recv_fds(here, 1, 2)
+    here.close()
+    os.wait()
+    return master, slave
+
+
+def test_terminal_is_what_we_were_given_and_not_its_namesake(
+    host: Host, terminal: Terminal
+) -> None:
+    """The agent takes what we were given from the user; what is shown must be shown there."""
+    master, slave = open_namesake(os.ttyname(terminal.slave))
+    own, terminal.slave = terminal.slave, slave
+    with host.agent():
+        process = subprocess.Popen(
+            host.command("echo in"), executable=host.shell, env=ENVIRONMENT, stdin=slave,
+            stdout=slave, stderr=slave, user=USER, group=USER, extra_groups=[],
+            start_new_session=True, preexec_fn=lambda: fcntl.ioctl(own, termios.TIOCSCTTY, 0),
+        )  # fmt: skip
+        assert process.wait(PATIENCE) == 0
+    assert is_ready(master, 0) and os.read(master, 100) == b"in\r\n"
+    assert not is_ready(terminal.master, 0)
+    os.close(own)
+    os.close(master)
 
 
 # A shell's trap could miss a signal that comes just before it waits.
