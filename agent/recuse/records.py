@@ -12,6 +12,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -1023,9 +1024,9 @@ class Entry:
         return value if isinstance(value, str) else None
 
     def number(self, key: str) -> Optional[int]:
-        """Read an integer out of unmapped.recuse; None if it is missing or something else."""
+        """Read an integer of 64 bits out of unmapped.recuse; None if missing or something else."""
         value = self.ours.get(key)
-        return value if isinstance(value, int) and not isinstance(value, bool) else None
+        return value if _is_int64(value) else None
 
     def object(self, key: str) -> Json:
         """Read an object out of unmapped.recuse; {} if it is missing or something else."""
@@ -1036,6 +1037,11 @@ class Entry:
         """Give what rules that ask were answered, by name, each as answer_to_json() has it."""
         answers = self.object("facts").get("answers")
         return answers if isinstance(answers, dict) else {}
+
+
+def _is_int64(value: object) -> bool:
+    """Say whether it is a number that other readers of JSON, and arithmetic here, can take."""
+    return type(value) is int and -(1 << 63) <= value < 1 << 63
 
 
 def parse(entry: bytes) -> Entry:
@@ -1053,7 +1059,7 @@ def parse(entry: bytes) -> Entry:
         class_uid, activity, type_uid = numbers[1:4]
         if not isinstance(ours, dict) or not isinstance(kind, str):
             raise TypeError
-        if any(not isinstance(one, int) or isinstance(one, bool) for one in numbers):
+        if metadata["event_code"] != kind or not all(map(_is_int64, numbers)):
             raise TypeError
         origin, _, number = uid.rpartition(":")
         time_ns = parse_time(metadata["original_time"])
@@ -1234,7 +1240,8 @@ def _objects(value: Any) -> List[Json]:
 
 
 def _float(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else 0.0
+    good = _is_int64(value) or (isinstance(value, float) and math.isfinite(value))
+    return float(value) if good else 0.0
 
 
 class View:

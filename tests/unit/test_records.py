@@ -436,8 +436,26 @@ def test_parse_refuses_what_is_no_entry(entry: bytes) -> None:
         rec.parse(entry)
 
 
+@pytest.mark.parametrize("number", [1 << 63, -(1 << 63) - 1, 10**400])
+def test_numbers_that_others_could_not_read_are_none(number: int) -> None:
+    def put(event: Dict[str, Any]) -> None:
+        event["unmapped"]["recuse"]["live"] = number
+
+    assert rec.parse(changed(put)).number("live") is None
+    with pytest.raises(LedgerError, match="not an entry"):
+        rec.parse(changed(lambda event: event.update(time=number)))
+
+
+def test_an_entry_is_of_one_kind() -> None:
+    with pytest.raises(LedgerError, match="not an entry"):
+        rec.parse(changed(lambda event: event["metadata"].update(event_code="open")))
+
+
 def test_parse_lets_unknown_kinds_pass() -> None:
-    entry = rec.parse(changed(lambda e: e["unmapped"]["recuse"].update(kind="teleport")))
+    def renamed(event: Dict[str, Any]) -> None:
+        event["unmapped"]["recuse"]["kind"] = event["metadata"]["event_code"] = "teleport"
+
+    entry = rec.parse(changed(renamed))
     assert entry.kind == "teleport"
     assert not rec.fold([entry]).sessions
 
