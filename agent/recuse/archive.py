@@ -14,10 +14,20 @@ import urllib.parse
 from contextlib import closing
 from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
 
+from . import files
 from .audit import Item, split_epoch
-from .checkpoint import TILE_WIDTH, Checkpoint, Note
+from .checkpoint import (
+    HASH_BYTES,
+    MAX_FRAME_BYTES,
+    MAX_NOTE_BYTES,
+    MAX_TREE_SIZE,
+    TILE_WIDTH,
+    Checkpoint,
+    Note,
+)
 from .errors import AccessDenied, CryptoError, LedgerError, NotFound
 from .ledger import LedgerReader
+from .records import parse
 
 _HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _LEDGER_NAME = re.compile(r"ledger(?:[.-][A-Za-z0-9._+-]+)?", re.ASCII)
@@ -31,9 +41,8 @@ _STORE = "store.db"
 
 def _read(path: str) -> Optional[bytes]:
     try:
-        with open(path, "rb") as file:
-            return file.read(_MAX_BLOB_BYTES + 1)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return files.read(path, _MAX_BLOB_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise LedgerError(f"{path}: {error.strerror}") from None
@@ -69,6 +78,20 @@ def _note_origin(note: Optional[bytes]) -> Optional[str]:
         return None
 
 
+def _note_at(reader: LedgerReader) -> Optional[bytes]:
+    try:
+        return reader.checkpoint()
+    except LedgerError:  # audit says so
+        return None
+
+
+def _entry_origin(reader: LedgerReader) -> Optional[str]:
+    try:
+        return parse(next(reader.entries())).origin
+    except (StopIteration, LedgerError):
+        return None
+
+
 class LedgerArchive:
     """One ledger directory with blobs and receipts from wherever its surroundings keep them."""
 
@@ -87,11 +110,13 @@ class LedgerArchive:
         self._blobs = tuple(blobs)
         self._receipts = receipts
         self._vkey = vkey
-        self._origin = _note_origin(self._reader.checkpoint()) or path
+        self.newest = False
+        """Whether receipts for ledgers that came after it, which are not here, come with it."""
+        self._origin = _note_origin(_note_at(self._reader)) or _entry_origin(self._reader) or path
 
     @property
     def origin(self) -> str:
-        """Name the log by its checkpoint, or by its path where that cannot be read."""
+        """Name the log by its checkpoint, else its first entry, else by its path."""
         return self._origin
 
     @property
@@ -118,8 +143,10 @@ class LedgerArchive:
             return
         for name in _receipt_names(self._receipts):
             note = _read(os.path.join(self._receipts, name))
-            # That of another epoch is no statement on this one.
-            if note is not None and _note_origin(note) in (self._origin, None):
+            origin = _note_origin(note)
+            # That of an earlier epoch is no statement on this one.
+            later = origin is not None and split_epoch(origin)[1] > split_epoch(self._origin)[1]
+            if note is not None and (origin in (self._origin, None) or later and self.newest):
                 yield note
 
     def blob_receipt(self, blob: str) -> Optional[bytes]:
@@ -133,11 +160,22 @@ class LedgerArchive:
         return _read_blob(self._blobs, blob)
 
 
+def _limited(column: str, most: int) -> str:
+    """Write the SQL for a column of which no more is read than it can have; else it is empty."""
+    return f"CASE WHEN length({column}) > {most} THEN x'' ELSE {column} END"
+
+
 def _as_bytes(value: object) -> Optional[bytes]:
     """Read a column of any type: whoever altered a row may have altered its type."""
     if isinstance(value, str):
         return value.encode("utf-8", "surrogateescape")
     return value if isinstance(value, bytes) else None
+
+
+_ENTRIES = (
+    f"SELECT idx, {_limited('bytes', MAX_FRAME_BYTES)}, {_limited('leaf', HASH_BYTES)} FROM entries"
+    " WHERE origin = ? AND idx >= ? AND idx < ? AND typeof(idx) = 'integer' ORDER BY idx LIMIT ?"
+)
 
 
 class StoreArchive:
@@ -177,7 +215,8 @@ class StoreArchive:
         try:
             with closing(_connect(self._database)) as database:
                 row = database.execute(
-                    "SELECT note FROM checkpoints WHERE origin = ? ORDER BY size DESC LIMIT 1",
+                    f"SELECT {_limited('note', MAX_NOTE_BYTES)} FROM checkpoints"
+                    " WHERE origin = ? ORDER BY size DESC LIMIT 1",
                     (self._origin,),
                 ).fetchone()
         except sqlite3.DatabaseError as error:
@@ -195,9 +234,7 @@ class StoreArchive:
             with closing(_connect(self._database)) as database:
                 while True:
                     rows = database.execute(
-                        "SELECT idx, bytes, leaf FROM entries WHERE origin = ? AND idx >= ?"
-                        " ORDER BY idx LIMIT ?",
-                        (self._origin, due, TILE_WIDTH),
+                        _ENTRIES, (self._origin, due, MAX_TREE_SIZE, TILE_WIDTH)
                     ).fetchall()
                     if not rows:
                         return
@@ -235,21 +272,43 @@ def _connect(database: str) -> sqlite3.Connection:
     path = urllib.parse.quote(os.path.abspath(database))
     mode = "mode=ro" if os.path.exists(f"{database}-wal") else "mode=ro&immutable=1"
     try:
-        return sqlite3.connect(f"file:{path}?{mode}", uri=True, timeout=10)
+        connection = sqlite3.connect(f"file:{path}?{mode}", uri=True, timeout=10)
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+        return connection
     except sqlite3.DatabaseError as error:
         raise LedgerError(f"store {database}: {error}") from None
+
+
+def _check_tables(connection: sqlite3.Connection, path: str) -> None:
+    """See that what is read holds data, and is no rule by which SQLite would make up some.
+
+    Raises: LedgerError
+    """
+    for name, kind, sql in connection.execute(
+        "SELECT name, type, sql FROM sqlite_master"
+        " WHERE name COLLATE NOCASE IN ('entries', 'checkpoints', 'heads', 'hosts')"
+    ).fetchall():
+        columns = connection.execute(f'PRAGMA table_xinfo("{name}")').fetchall()
+        virtual = str(sql).upper().startswith("CREATE VIRTUAL")
+        if kind != "table" or virtual or any(hidden for *_, hidden in columns):
+            raise LedgerError(f"store {path}: {name} is no table of rows that were stored")
 
 
 def _open_store(path: str, database: str) -> List[StoreArchive]:
     try:
         with closing(_connect(database)) as connection:
+            _check_tables(connection, path)
             rows = connection.execute(
                 "SELECT DISTINCT origin FROM checkpoints UNION SELECT DISTINCT origin FROM entries"
                 " ORDER BY 1"
             ).fetchall()
     except sqlite3.DatabaseError as error:
         raise LedgerError(f"store {path}: {error}") from None
-    return [StoreArchive(path, database, str(row[0])) for row in rows]
+    for (origin,) in rows:
+        if not isinstance(origin, str) or not origin.isprintable():
+            raise LedgerError(f"store {path}: rows of {origin!r:.80}, which names no ledger")
+    return [StoreArchive(path, database, origin) for (origin,) in rows]
 
 
 def _is_ledger(path: str) -> bool:
@@ -276,7 +335,9 @@ def _blobs_beside(path: str) -> List[str]:
 
 
 def _in_order(archives: Iterable[LedgerArchive]) -> List[LedgerArchive]:
-    return sorted(archives, key=lambda one: split_epoch(one.origin))
+    found = sorted(archives, key=lambda one: split_epoch(one.origin))
+    found[-1].newest = True
+    return found
 
 
 def open_archive(path: str | os.PathLike[str]) -> Sequence[LedgerArchive | StoreArchive]:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Iterator, Optional, Sequence
 
-from recuse import cast, config, records
+from recuse import audit, cast, config, records
 from recuse.archive import open_archive
 from recuse.audit import Source
 from recuse.errors import AccessDenied, CryptoError, NotFound, RecuseError
 
 _BLOCK_BYTES = 1 << 20
+_MAX_LOST = 100_000  # segments shown as missing, each: a month of them
 _FALLBACK_HEADER = b'{"version":2,"width":80,"height":24}\n'
 
 
@@ -164,6 +165,12 @@ class Recording:
         lost: list[int] = []
         started = False
         at = 0.0
+        if max(segments) > len(segments) + _MAX_LOST:
+            raise CryptoError(
+                "segment %d of %s comes after %d"
+                % (max(segments), self.row.session, len(segments) - 1),
+                "see: recuse verify %s" % self.row.session,
+            )
         for n in range(max(segments) + 1):
             segment = segments.get(n)
             data = self.catalog.blob(segment.blob) if segment is not None else None
@@ -211,6 +218,8 @@ def unpack(session: str, segment: records.SegmentRow, blob: bytes) -> bytes:
         raise CryptoError("%s was altered: its bytes are not those entered" % name)
     if blob.startswith(b"age-encryption.org/"):
         raise CryptoError("%s is encrypted" % name, "export its blobs and decrypt them with age")
+    if not 0 <= segment.plain_size <= audit.MAX_PLAIN_BYTES:
+        raise CryptoError("%s says that it has %d bytes" % (name, segment.plain_size))
     unzip = zlib.decompressobj(wbits=31)
     try:
         plain = unzip.decompress(blob, segment.plain_size + 1)
@@ -234,18 +243,27 @@ def _fold(sources: Sequence[Source], view: records.View) -> records.View:
 
 
 def open_catalog(
-    paths: config.Paths, directory: Optional[str], view: Optional[records.View] = None
+    paths: config.Paths,
+    directory: Optional[str],
+    view: Optional[records.View] = None,
+    add_up: bool = True,
 ) -> Catalog:
     """Read the ledger of this host, or of the archive in `directory`, into `view` if given.
+
+    Whoever only wants what is there, readable or not, need not have it added up.
 
     Raises: AccessDenied, NotFound.
     """
     if view is None:
         view = records.View()
+
+    def fold(sources: Sequence[Source]) -> records.View:
+        return _fold(sources, view) if add_up else view
+
     try:
         if directory is not None:
             sources = open_archive(directory)
-            return Catalog(sources, _fold(sources, view))
+            return Catalog(sources, fold(sources))
         if not os.path.isdir(paths.state):
             raise NotFound("this host has no ledger", "start the agent, or give --dir ARCHIVE")
         if not os.access(paths.state, os.R_OK | os.X_OK):
@@ -258,7 +276,7 @@ def open_catalog(
             remote = _central(paths) or None
         elif central.is_dir():
             stores = open_archive(str(central))
-        return Catalog(sources, _fold(sources, view), str(paths.spool / "live"), stores, remote)
+        return Catalog(sources, fold(sources), str(paths.spool / "live"), stores, remote)
     except PermissionError as e:
         raise AccessDenied("%s is not for you to read" % e.filename, "run it with sudo") from None
 

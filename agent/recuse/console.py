@@ -187,8 +187,10 @@ class Call:
     ) -> dict[str, Any]:
         return ask({"verb": verb, **more}, str(self.paths.control_socket), wait_seconds)
 
-    def catalog(self, view: Optional[records.View] = None) -> catalog.Catalog:
-        return catalog.open_catalog(self.paths, getattr(self.args, "dir", None), view)
+    def catalog(
+        self, view: Optional[records.View] = None, add_up: bool = True
+    ) -> catalog.Catalog:
+        return catalog.open_catalog(self.paths, getattr(self.args, "dir", None), view, add_up)
 
     def machine(self) -> checkup.Machine:
         socket = str(self.paths.control_socket)

@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import stat
 from pathlib import Path
 from typing import Callable, Optional
+
+
+def read(path: str | os.PathLike[str], most: int) -> bytes:
+    """Read a whole file that somebody else may have left there, so that it is whatever it is.
+
+    Raises: OSError, also of what is no regular file, whose end may never come, or is larger
+    """
+    name = os.fspath(path)
+    # Asked before it is opened, since that alone does something to some devices.
+    if not stat.S_ISREG(os.stat(name).st_mode):
+        raise OSError(errno.EINVAL, "is not a regular file", name)
+    with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", name)
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"is larger than {most} bytes", name)
+    return data
 
 
 def replace(

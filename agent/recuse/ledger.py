@@ -24,6 +24,8 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Type
 
 from .checkpoint import (
     HASH_BYTES,
+    MAX_FRAME_BYTES,
+    MAX_NOTE_BYTES,
     TILE_WIDTH,
     Checkpoint,
     Frontier,
@@ -43,11 +45,14 @@ from .checkpoint import (
     unpack_frames,
 )
 from .errors import CryptoError, LedgerError, NotFound
-from .files import replace, sync_directory
+from .files import read, replace, sync_directory
 from .records import format_time
 
 _NUMBER = re.compile(r"(?P<number>(?:x\d{3}/)*\d{3})(?P<part>\.part)?", re.ASCII)
+_LEVEL = re.compile(r"[1-9]|[1-5][0-9]|6[0-3]", re.ASCII)
 _MAX_RESYNC_BYTES = 16384
+_MAX_RESYNC_WORK = 1 << 28
+"""Bytes hashed to find entries again in one damaged bundle: many times what a damaged one takes."""
 
 
 class LedgerInUse(LedgerError):
@@ -76,10 +81,9 @@ class Recovery:
 # Reading
 
 
-def _read(path: str) -> Optional[bytes]:
+def _read(path: str, most: int) -> Optional[bytes]:
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return read(path, most)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -99,9 +103,9 @@ def split_damaged(data: bytes, leaves: Sequence[bytes]) -> List[bytes]:
     """
     known = set(leaves)
     found: List[bytes] = []
-    at = 0
+    at = work = 0
     while at < len(data):
-        resumed = _next_known(data, at, known)
+        resumed, work = _next_known(data, at, known, work)
         if resumed is None:
             rest, used = unpack_frames(data[at:])
             found.extend(rest)
@@ -117,7 +121,10 @@ def split_damaged(data: bytes, leaves: Sequence[bytes]) -> List[bytes]:
     return found
 
 
-def _next_known(data: bytes, at: int, known: "set[bytes]") -> Optional[int]:
+def _next_known(
+    data: bytes, at: int, known: "set[bytes]", work: int
+) -> Tuple[Optional[int], int]:
+    """Find the next entry with a known leaf hash; also say how many bytes were hashed by then."""
     for start in range(at, len(data) - 2):
         length = int.from_bytes(data[start : start + 2], "big")
         end = start + 2 + length
@@ -126,9 +133,12 @@ def _next_known(data: bytes, at: int, known: "set[bytes]") -> Optional[int]:
             and end <= len(data)
             and (start == at or data[start + 2] == 0x7B)
         ):
+            work += length
+            if work > _MAX_RESYNC_WORK:
+                break
             if leaf_hash(data[start + 2 : end]) in known:
-                return start
-    return None
+                return start, work
+    return None, work
 
 
 class LedgerReader:
@@ -142,24 +152,24 @@ class LedgerReader:
 
     def checkpoint(self) -> Optional[bytes]:
         """Read the published note, not checked; None if there is none."""
-        return _read(self._join("checkpoint"))
+        return _read(self._join("checkpoint"), MAX_NOTE_BYTES)
 
-    def _full_or_part(self, name: str) -> Optional[bytes]:
+    def _full_or_part(self, name: str, most: int) -> Optional[bytes]:
         # A part that gets full is renamed: it is never gone under both names for good.
         path = self._join(name)
         for candidate in (path, f"{path}.part", path):
-            data = _read(candidate)
+            data = _read(candidate, most)
             if data is not None:
                 return data
         return None
 
     def bundle(self, n: int) -> Optional[bytes]:
         """Read the bytes of entry bundle n, full or not."""
-        return self._full_or_part(entries_path(n))
+        return self._full_or_part(entries_path(n), TILE_WIDTH * (2 + MAX_FRAME_BYTES))
 
     def tile(self, level: int, n: int) -> Optional[bytes]:
         """Read hash tile n of a level, full or not."""
-        return self._full_or_part(tile_path(level, n))
+        return self._full_or_part(tile_path(level, n), TILE_WIDTH * HASH_BYTES)
 
     def _numbers(self, kind: str) -> Tuple[List[int], List[int]]:
         """List the numbers of full and partial tiles of a kind ("entries" or a level)."""
@@ -201,8 +211,7 @@ class LedgerReader:
     def walk(self) -> Iterator[Tuple[int, Optional[bytes], Optional[bytes]]]:
         """Give (index, entry, stored leaf hash) for every place that has either, damaged or not."""
         numbers = {n for kind in ("entries", "0") for listed in self._numbers(kind) for n in listed}
-        last = max(numbers, default=-1)
-        for n in range(last + 1):
+        for n in sorted(numbers):
             # Entries are written before their leaf hashes, so these are read first.
             leaves = _hashes(self.tile(0, n) or b"")
             entries = self._split(n, leaves)
@@ -212,9 +221,6 @@ class LedgerReader:
                     entries[i] if i < len(entries) else None,
                     leaves[i] if i < len(leaves) else None,
                 )
-            if not entries and not leaves and n < last:
-                for i in range(TILE_WIDTH):
-                    yield n * TILE_WIDTH + i, None, None
 
     def _split(self, n: int, leaves: Sequence[bytes]) -> List[bytes]:
         for _ in range(3):
@@ -228,10 +234,10 @@ class LedgerReader:
     def tiles(self) -> Iterator[Tuple[str, int, int, bytes]]:
         """Give (name, level, number, bytes) of every hash tile above the leaves."""
         try:
-            levels = [int(one) for one in os.listdir(self._join("tile")) if one.isdigit()]
-        except FileNotFoundError:
+            names = os.listdir(self._join("tile"))
+        except (FileNotFoundError, NotADirectoryError):
             return
-        for level in sorted(level for level in levels if 0 < level < 64):
+        for level in sorted(int(name) for name in names if _LEVEL.fullmatch(name)):
             full, part = self._numbers(str(level))
             for n in sorted({*full, *part}):
                 yield tile_path(level, n), level, n, self.tile(level, n) or b""

@@ -3,12 +3,15 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Callable, List
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+import some_entries
 from recuse import checkpoint as cp
 from recuse import keys
 from recuse.archive import LedgerArchive, StoreArchive, open_archive
@@ -213,3 +216,130 @@ def test_what_a_ledger_archive_lacks_is_simply_not_there(tmp_path: Path) -> None
     assert found.blob_receipt(BLOB) is None
     assert list(found.receipts()) == []
     assert found.offered_vkey is None
+
+
+# What whoever hands over a copy may have put into it
+
+
+def readable(path: Path) -> None:
+    """Read all of an archive that is left there."""
+    for found in open_archive(path):
+        found.checkpoint()
+        list(found.entries())
+        list(found.tiles())
+        list(found.receipts())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["checkpoint", "tile/entries/000.part", "tile/0/000.part", "tile/1/000", "receipts/checkpoint"],
+)
+@pytest.mark.parametrize("what", ["fifo", "device", "huge"])
+def test_what_never_ends_is_not_read(tmp_path: Path, name: str, what: str) -> None:
+    ledger = make_ledger(tmp_path / "ledger")
+    place = (ledger.parent if name.startswith("receipts") else ledger) / name
+    place.parent.mkdir(exist_ok=True)
+    place.unlink(missing_ok=True)
+    if what == "fifo":
+        os.mkfifo(place)
+    elif what == "device":
+        place.symlink_to("/dev/zero")
+    else:
+        place.touch()
+        os.truncate(place, 1 << 40)
+    with pytest.raises(LedgerError, match="is not a regular file|is larger than"):
+        readable(tmp_path)
+
+
+def test_tiles_far_away_are_not_walked_to(tmp_path: Path) -> None:
+    ledger = make_ledger(tmp_path / "ledger")
+    far = ledger / "tile/entries/x999/x999/x999/999"
+    far.parent.mkdir(parents=True)
+    far.write_bytes(cp.pack_bundle([b"far"]))
+    (found,) = open_archive(ledger)
+    assert [place for place, _, _ in found.entries()] == [0, 1, 2, (10**12 - 1) * 256]
+
+
+def test_levels_are_numbers(tmp_path: Path) -> None:
+    ledger = make_ledger(tmp_path / "ledger", count=300)
+    for name in ("\u00b2", "64", "01", "-1"):
+        (ledger / "tile" / name).mkdir()
+    (found,) = open_archive(ledger)
+    assert [name for name, *_ in found.tiles()] == ["tile/1/000"]
+
+
+def test_a_ledger_that_has_a_file_for_tiles_is_empty(tmp_path: Path) -> None:
+    ledger = make_ledger(tmp_path / "ledger")
+    shutil.rmtree(ledger / "tile")
+    (ledger / "tile").touch()
+    (found,) = open_archive(ledger)
+    assert list(found.entries()) == [] and list(found.tiles()) == []
+
+
+ENDLESS = (
+    "ALTER TABLE entries RENAME TO those; CREATE VIEW entries AS"
+    " WITH RECURSIVE n(idx) AS (SELECT 0 UNION ALL SELECT idx + 1 FROM n)"
+    " SELECT 'o' AS origin, idx, x'' AS bytes, x'' AS leaf FROM n"
+)
+MADE_UP = (
+    "DROP TABLE entries; CREATE TABLE entries"
+    " (origin, idx, leaf, bytes AS (zeroblob(999999999))); INSERT INTO entries VALUES ('o', 0, 0)"
+)
+VIRTUAL = "DROP TABLE entries; CREATE VIRTUAL TABLE entries USING fts4(origin, idx, bytes, leaf)"
+KEYS = "DROP TABLE heads; CREATE VIEW heads AS SELECT 1 AS origin, 2 AS host_vkey"
+
+
+@pytest.mark.parametrize("script", [ENDLESS, MADE_UP, VIRTUAL, KEYS])
+def test_a_store_that_makes_up_its_rows_is_refused(store: Path, script: str) -> None:
+    with closing(sqlite3.connect(store / "store.db")) as database:
+        database.executescript(script)
+    with pytest.raises(LedgerError, match="is no table of rows that were stored"):
+        open_archive(store)
+
+
+@pytest.mark.parametrize("place", ["'ninth'", "9e999", "-9", "9223372036854775807", "x'09'"])
+def test_a_row_at_no_place_is_passed_over(store: Path, place: str) -> None:
+    with closing(sqlite3.connect(store / "store.db")) as database:
+        database.executescript(
+            "CREATE TABLE odd AS SELECT * FROM entries; DROP TABLE entries;"
+            f"ALTER TABLE odd RENAME TO entries; UPDATE entries SET idx = {place} WHERE idx = 9;"
+        )
+    (found,) = open_archive(store)
+    assert [one for one, _, _ in found.entries()] == [one for one in range(300) if one != 9]
+
+
+@pytest.mark.parametrize("column", ["bytes", "leaf"])
+def test_no_more_of_a_row_is_read_than_it_can_have(store: Path, column: str) -> None:
+    with closing(sqlite3.connect(store / "store.db")) as database, database:
+        database.execute(f"UPDATE entries SET {column} = zeroblob(9999999) WHERE idx = 9")
+        database.execute("UPDATE checkpoints SET note = zeroblob(9999999)")
+    (found,) = open_archive(store)
+    _, entry, leaf = list(found.entries())[9]
+    assert (entry if column == "bytes" else leaf) == b""
+    assert found.checkpoint() == b""
+
+
+def test_a_column_of_text_that_is_none_is_read_to_the_byte(store: Path) -> None:
+    with closing(sqlite3.connect(store / "store.db")) as database, database:
+        database.execute("UPDATE entries SET bytes = CAST(x'ff41fe' AS TEXT) WHERE idx = 9")
+    (found,) = open_archive(store)
+    assert list(found.entries())[9][1] == b"\xffA\xfe"
+
+
+@pytest.mark.parametrize("origin", ["x'00ff'", "CAST(x'ff' AS TEXT)", "char(27)", "7"])
+def test_rows_of_what_can_be_no_ledger_are_refused(store: Path, origin: str) -> None:
+    with closing(sqlite3.connect(store / "store.db")) as database:
+        database.executescript(
+            "DROP TABLE checkpoints; CREATE TABLE checkpoints (origin, size, note);"
+            f"INSERT INTO checkpoints VALUES ({origin}, 1, x'')"
+        )
+    with pytest.raises(LedgerError, match="names no ledger"):
+        open_archive(store)
+
+
+def test_a_ledger_without_a_checkpoint_goes_by_its_first_entry(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    with Ledger.open(path, signer(), 0) as ledger:
+        ledger.append([some_entries.entry(0, origin=f"{PREFIX}/1")])
+    (path / "checkpoint").unlink(missing_ok=True)
+    assert origins(path) == [f"{PREFIX}/1"]

@@ -121,3 +121,25 @@ def test_sync_directory_names_what_cannot_be_synced(
     with pytest.raises(OSError, match="No space left") as caught:
         files.sync_directory(tmp_path)
     assert caught.value.filename == str(tmp_path)
+
+
+def test_read_gives_a_whole_file_and_no_more_than_it_may_have(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert files.read(path, 5) == b"12345"
+    with pytest.raises(OSError, match="larger than 4 bytes") as caught:
+        files.read(path, 4)
+    assert caught.value.filename == str(path)
+    with pytest.raises(FileNotFoundError):
+        files.read(tmp_path / "none", 5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)],
+    ids=["fifo", "directory", "device"],
+)
+def test_read_waits_for_nothing_that_is_no_file(tmp_path: Path, make: Callable[[Any], Any]) -> None:
+    make(tmp_path / "odd")
+    with pytest.raises(OSError, match="is not a regular file"):
+        files.read(tmp_path / "odd", 5)

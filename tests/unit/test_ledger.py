@@ -608,3 +608,18 @@ def test_split_damaged_finds_the_entries_after_a_damaged_frame() -> None:
             assert found[:2] == entries(2)
             assert found[-3:] == entries(3, 3)
             assert len(found) == 6
+
+
+def test_a_bundle_made_to_be_long_to_search_is_not_searched_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hashed: List[int] = []
+
+    def count(data: bytes) -> bytes:
+        hashed.append(len(data))
+        return b""
+
+    monkeypatch.setattr(ledger_module, "leaf_hash", count)
+    data = b"\x3f\x7b\x7b" * (1 << 19)
+    assert ledger_module.split_damaged(data, [bytes(32)])
+    assert sum(hashed) <= 1 << 28
