@@ -16,6 +16,7 @@ from typing import (
     Iterable,
     Iterator,
     List,
+    Mapping,
     Optional,
     Protocol,
     Sequence,
@@ -251,26 +252,35 @@ def verify_all(
     if blobs not in BLOB_MODES:
         raise ValueError(f"{blobs!r} is no way to treat blobs")
     reports: List[Report] = []
-    for prefix, epochs in group_by_host(sources).items():
+    by_host = {} if isinstance(trusted, Trusted) else trusted
+    for prefix, epochs in group_by_host(
+        sources, {name: one.host for name, one in by_host.items()}
+    ).items():
         known = trusted if isinstance(trusted, Trusted) else trusted.get(prefix)
         if known is None:
             raise CryptoError(f"no trusted key for host {prefix}", hint="give its vkey with --key")
         earlier: Optional[_Audit] = None
-        for source in epochs:
-            newest = source is epochs[-1]
+        for source, later in zip(epochs, [*epochs[1:], None]):
             renamed = split_epoch(source.origin)[0] != prefix
-            audit = _Audit(source, known, blobs, earlier, newest, renamed)
-            audit.run(now_ns if newest else None)
+            audit = _Audit(source, known, blobs, earlier, later, renamed)
+            audit.run(now_ns if later is None else None)
             reports.append(audit.report)
             earlier = audit
+    here = {split_epoch(one.origin)[0] for one in sources}
+    for prefix in sorted(set(by_host) - here):
+        gone = AuditFault("missing", f"ledger of {prefix}", "missing: there is none of that host")
+        reports.append(Report(prefix, faults=[gone]))
     return reports
 
 
-def group_by_host(sources: Sequence[Source]) -> Dict[str, List[Source]]:
+def group_by_host(
+    sources: Sequence[Source], keys: Optional[Mapping[str, Verifier]] = None
+) -> Dict[str, List[Source]]:
     """Group ledgers by host, in the order of their epochs.
 
     A host is named by the origin of its newest ledger, without the epoch. Ledgers that it kept
-    under another name are its own too: the first entry of the one after names them.
+    under another name are its own too: the first entry of the one after names them, and no other
+    key in `keys`, by name of host, is known to be theirs.
     """
     hosts: Dict[str, List[Source]] = {}
     for source in sources:
@@ -279,7 +289,8 @@ def group_by_host(sources: Sequence[Source]) -> Dict[str, List[Source]]:
         mine, before = split_epoch(source.origin)[0], _origin_before(source)
         theirs = split_epoch(before)[0] if before else mine
         named = any(one.origin == before for one in hosts.get(theirs, ()))
-        if theirs != mine and named and mine in hosts:
+        known = {key.public for name, key in (keys or {}).items() if name in (mine, theirs)}
+        if theirs != mine and named and len(known) < 2 and mine in hosts:
             hosts[mine] += hosts.pop(theirs)
     for epochs in hosts.values():
         epochs.sort(key=lambda one: split_epoch(one.origin)[1])
@@ -287,14 +298,18 @@ def group_by_host(sources: Sequence[Source]) -> Dict[str, List[Source]]:
 
 
 def _origin_before(source: Source) -> Optional[str]:
-    """Read what the first entry says of the ledger before."""
+    """Read the name of the ledger before."""
+    origin = _before(source).get("origin")
+    return origin if isinstance(origin, str) else None
+
+
+def _before(source: Source) -> Json:
+    """Read what the first entry says of the ledger before; {} if it says nothing."""
     try:
         _, raw, _ = next(source.entries())
-        previous = parse(raw or b"").ours.get("previous")
+        return parse(raw or b"").object("previous")
     except (StopIteration, RecuseError):
-        return None
-    origin = previous.get("origin") if isinstance(previous, dict) else None
-    return origin if isinstance(origin, str) else None
+        return {}
 
 
 def named_verifier(key: Verifier, origin: str) -> Verifier:
@@ -322,6 +337,7 @@ class _Recording:
     digest: Optional[Any] = field(default_factory=hashlib.sha256)
 
 
+_HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 # Lines of a recording that hold what was shown or typed.
 _CONTENT = re.compile(rb'^\[[^,"]*,\s*"[oeib]"', re.MULTILINE)
 
@@ -344,7 +360,7 @@ class _Audit:
         trusted: Trusted,
         blobs: str,
         earlier: Optional[_Audit],
-        newest: bool,
+        later: Optional[Source],
         renamed: bool,
     ) -> None:
         self.report = Report(source.origin)
@@ -359,7 +375,7 @@ class _Audit:
         self._trusted = trusted
         self._blobs = blobs
         self._earlier = earlier
-        self._newest = newest
+        self._later = later
         self._renamed = renamed
         self._recordings: Dict[str, _Recording] = earlier._recordings if earlier else {}
         self._previous: Optional[Entry] = None
@@ -420,7 +436,7 @@ class _Audit:
         self._judge_tree(tree)
         self._judge_tiles(tree)
         self._judge_silence(now_ns)
-        if self._newest:
+        if self._later is None:
             self._judge_ends()
             self._judge_grants(now_ns)
         self._count(logins, sessions, ended)
@@ -440,8 +456,12 @@ class _Audit:
 
     def _read_heads(self) -> None:
         origin = self.report.origin
+        receipts: List[bytes] = []
         # Before the checkpoint: a host at work may get a receipt for a later one meanwhile.
-        receipts = list(self._source.receipts())
+        try:
+            receipts.extend(self._source.receipts())
+        except RecuseError as error:
+            self.fault("unreadable", "receipts", error.message)
         try:
             note = self._source.checkpoint()
         except RecuseError as error:
@@ -454,7 +474,7 @@ class _Audit:
         if note is not None:
             signed = self._open(note)
         size = signed.size if signed else 0
-        if signed and self._newest and size < self._trusted.min_size:
+        if signed and self._later is None and size < self._trusted.min_size:
             self.fault(
                 "rollback",
                 "checkpoint",
@@ -462,6 +482,8 @@ class _Audit:
             )
         for receipt in receipts:
             self._read_receipt(receipt, origin, size)
+        if self._later is not None:
+            self._read_later(self._later, size)
 
     def _open(self, note: bytes) -> Optional[Checkpoint]:
         found: Optional[Checkpoint] = None
@@ -499,13 +521,34 @@ class _Audit:
         by = ", ".join(one.name for one in opened.by)
         what = f"receipt of {by} for {found.size} entries"
         if found.origin != origin:
-            self.fault("bad-receipt", what, f"is for {found.origin}")
+            if split_epoch(found.origin)[1] <= split_epoch(origin)[1]:
+                self.fault("bad-receipt", what, f"is for {found.origin}")
+            elif self._later is None:
+                message = f"{found.origin} came after this one, and is not here: see the {what}"
+                self.fault("rollback", f"ledger {origin}", message)
             return
         if found.size > size:
             self.fault("rollback", "checkpoint", f"is for {size} entries, older than the {what}")
             self._contradictions.append(self.report.faults[-1])
         self.report.receipted_size = max(self.report.receipted_size, found.size)
         self.heads.append(Head(what, found, True))
+
+    def _read_later(self, later: Source, size: int) -> None:
+        """Take what the first entry of the next epoch says of this ledger for a head of it.
+
+        Not if this one was set back (what it says then is what was attested, see explain()) or
+        lacks what that speaks of, which is seen when that entry is read.
+        """
+        told = _before(later)
+        told_size, told_root = told.get("size"), told.get("root")
+        if told.get("origin") != self.report.origin or isinstance(told.get("given_up"), dict):
+            return
+        if type(told_size) is not int or not 0 <= told_size <= size:
+            return
+        if not isinstance(told_root, str) or not _HASH.fullmatch(told_root):
+            return
+        found = Checkpoint(self.report.origin, told_size, bytes.fromhex(told_root))
+        self.heads.append(Head(f"first entry of {later.origin}", found, True))
 
     # Entries
 
@@ -651,7 +694,11 @@ class _Audit:
                 self._contradictions.append(self.report.faults[-1])
 
     def _judge_tiles(self, tree: Tree) -> None:
-        tiles = list(self._source.tiles())
+        tiles: List[Tuple[str, int, int, bytes]] = []
+        try:
+            tiles.extend(self._source.tiles())
+        except RecuseError as error:
+            self.fault("unreadable", f"tiles of {self.report.origin}", error.message)
         for name, level, number, data in tiles:
             hashes = [data[at : at + HASH_BYTES] for at in range(0, len(data), HASH_BYTES)]
             if len(data) % HASH_BYTES:
@@ -1029,9 +1076,10 @@ class _Audit:
         ):
             self._entry_fault("close-differs", entry, f"verdict {verdict}, outcome {outcome}")
         self._judge_causes(entry, recording)
-        self._judge_recording(entry, outcome, recording)
+        self._judge_recording(entry, row, recording)
 
-    def _judge_recording(self, entry: Entry, outcome: Optional[str], recording: _Recording) -> None:
+    def _judge_recording(self, entry: Entry, row: SessionRow, recording: _Recording) -> None:
+        outcome = entry.get("outcome")
         gaps = entry.ours.get("gaps")
         has_gaps = bool(gaps) or recording.gaps > 0
         if outcome == "partial" and not has_gaps:
@@ -1040,6 +1088,9 @@ class _Audit:
             self._entry_fault("gap-unstated", entry, "recorded, but there are gaps")
         if outcome in ("failed", "lost") and entry.get("digest") is None:
             return
+        # A nested one is in the recording around it; a late one may have been cut short at once.
+        if outcome == "recorded" and not (recording.next or row.kind == "nested" or row.late):
+            self._entry_fault("segment-count", entry, "recorded, and no segment was entered")
         segments, size, digest = (
             entry.number("segments"),
             entry.number("size"),

@@ -151,7 +151,10 @@ def _trusted(call: Call, sources: Sequence[audit.Source]) -> dict[str, audit.Tru
     if args.approvers is None and args.dir is None and paths.approvers.exists():
         approvers = _file_of_keys(str(paths.approvers), AllowedSigners.parse)
     trusted = {}
-    for prefix in audit.group_by_host(sources):
+    grouped = audit.group_by_host(sources, hosts)
+    # A host whose key was given, and of which nothing is here, is missed.
+    wanted = {audit.split_epoch(_key(given).name)[0] for given in args.key}
+    for prefix in [*grouped, *sorted(wanted - set(grouped))]:
         if prefix not in hosts:
             raise CryptoError(
                 "no trusted key for host %s" % printable(prefix),
@@ -167,7 +170,7 @@ def verify(call: Call) -> int:
     args, console = call.args, call.console
     if args.mine:
         return cli_own.verify(call)
-    found = call.catalog()
+    found = call.catalog(add_up=args.id is not None)
     name = found.session(args.id).session if args.id else None
     trusted = _trusted(call, found.sources)
     watched = console.err.isatty()

@@ -9,7 +9,7 @@ import sqlite3
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -499,6 +499,14 @@ def test_an_old_state_is_caught_by_a_receipt(world: World) -> None:
     assert report.faults[1].object == "entries 4..9"
 
 
+@pytest.mark.parametrize("what", ["receipts/checkpoint", "ledger/tile/1/000"])
+def test_what_cannot_be_read_is_named_and_the_rest_looked_at(copy: Path, what: str) -> None:
+    (copy / what).parent.mkdir()
+    os.mkfifo(copy / what)
+    report = check(copy)
+    assert only(report).code == "unreadable" and report.sessions == 3
+
+
 def test_an_old_checkpoint_alone_leaves_a_warning(copy: Path) -> None:
     entries = cp.unpack_bundle((copy / "ledger/tile/entries/000.part").read_bytes())
     root = cp.tree_root([cp.leaf_hash(one) for one in entries[:9]])
@@ -631,6 +639,10 @@ def test_two_swapped_blobs_are_named(copy: Path) -> None:
 # Sessions that do not add up
 
 
+def blob_of(plain: bytes) -> str:
+    return hashlib.sha256(gzip.compress(plain, mtime=0)).hexdigest()
+
+
 def recorded(world: World) -> World:
     return world.enter(
         start(), at(rec.login_entry, LOGIN, RECORD), at(rec.open_entry, SESSION, RECORD)
@@ -694,6 +706,15 @@ def test_a_close_that_does_not_fit_is_named(
     assert {one.object for one in report.faults} == {"entry 4 (close of s-1)"}
 
 
+def test_a_recorded_session_has_a_recording_unless_it_is_nested(world: World) -> None:
+    recorded(world).close("s-1", b"", 0, digest=None)
+    nested = replace(session("s-2"), kind="nested")
+    world.enter(at(rec.open_entry, nested, RECORD))
+    world.enter(at(rec.close_entry, nested, "record", "recorded", NOW, 0, 0, 0, None))
+    fault = only(world.verify())
+    assert (fault.code, fault.session) == ("segment-count", "s-1")
+
+
 def test_a_lost_session_need_not_say_what_it_held(world: World) -> None:
     recorded(world).segment("s-1", 0, b"abcd")
     world.close("s-1", b"", 0, outcome="lost", digest=None)
@@ -702,9 +723,9 @@ def test_a_lost_session_need_not_say_what_it_held(world: World) -> None:
 
 
 def test_a_second_outcome_is_named(world: World) -> None:
-    recorded(world).close("s-1", b"", 0).close("s-1", b"", 0)
+    recorded(world).segment("s-1", 0, b"ab").close("s-1", b"ab", 1).close("s-1", b"ab", 1)
     fault = only(world.verify())
-    assert (fault.code, fault.object) == ("repeated", "entry 4 (close of s-1)")
+    assert (fault.code, fault.object) == ("repeated", "entry 5 (close of s-1)")
 
 
 def test_content_of_an_exempt_session_is_named(world: World) -> None:
@@ -858,7 +879,7 @@ def test_a_new_epoch_may_enter_anew_what_lives(tmp_path: Path) -> None:
     first.done()
     os.rename(top / "ledger", top / "ledger.1")
     origin = ORIGIN[:-1] + "2"
-    previous = {"origin": ORIGIN, "size": 4, "root": ""}
+    previous = {"origin": ORIGIN, "size": 4, "root": first.ledger.root().hex()}
     second = World(top, key(1, origin), replace(HOST, origin=origin), first.time_ns)
     second.enter(at(rec.start_entry, previous, "damaged"), at(rec.login_entry, LOGIN, RECORD))
     second.enter(at(rec.open_entry, SESSION, RECORD)).segment("s-1", 0, b"abc")
@@ -872,6 +893,50 @@ def test_an_epoch_that_says_more_of_the_one_before_is_a_rollback(tmp_path: Path)
     top, trusted = second_epoch(tmp_path, 5)
     first, second = verify_all(open_archive(top), trusted)
     assert codes(first) == ["rollback"] and second.ok
+
+
+def test_an_epoch_that_says_another_tree_of_the_one_before_is_a_fork(tmp_path: Path) -> None:
+    top, trusted = second_epoch(tmp_path, 4)
+    shutil.rmtree(top / "ledger.1")
+    again = recorded(World(top / "again")).segment("s-1", 0, b"ax")
+    again.done()
+    os.rename(again.directory, top / "ledger.1")
+    os.rename(next((again.path / "blobs").iterdir()), top / "blobs" / blob_of(b"ax"))
+    first, _ = verify_all(open_archive(top), trusted)
+    (fork,) = [one for one in first.faults if one.code == "fork"]
+    assert fork.object == f"first entry of {ORIGIN[:-1]}2"
+
+
+def test_a_later_epoch_that_a_receipt_speaks_of_is_missed(tmp_path: Path) -> None:
+    top, trusted = second_epoch(tmp_path, 4)
+    leave_receipt(top, cp.cosign((top / "ledger/checkpoint").read_bytes(), STORE, 5))
+    assert [codes(one) for one in verify_all(open_archive(top), trusted)] == [[], []]
+    shutil.rmtree(top / "ledger")
+    (report,) = verify_all(open_archive(top), trusted)
+    fault = only(report)
+    assert fault.code == "rollback" and f"{ORIGIN[:-1]}2 came after this one" in fault.message
+    # Who names that one ledger has not asked for the others.
+    assert check(top / "ledger.1", trusted).ok
+
+
+def test_a_host_whose_key_is_given_is_missed(told: Path) -> None:
+    gone = Trusted(key(9, "example.org/recuse/host/h9/1").verifier)
+    by_host = {"example.org/recuse/host/h1": TRUSTED, "example.org/recuse/host/h9": gone}
+    here, missed = verify_all(open_archive(told), by_host)
+    assert here.ok
+    fault = only(missed)
+    assert (fault.code, fault.object) == ("missing", "ledger of example.org/recuse/host/h9")
+
+
+def test_a_host_cannot_take_the_ledger_of_another_for_its_past(told: Path, tmp_path: Path) -> None:
+    name = "example.org/recuse/host/thief"
+    thief = World(tmp_path / "thief", key(8, f"{name}/2"), replace(HOST, origin=f"{name}/2"))
+    thief.enter(at(rec.start_entry, {"origin": ORIGIN, "size": 1, "root": ""}, "x")).done()
+    sources = [*open_archive(told), *open_archive(thief.path)]
+    by_host = {ORIGIN[:-2]: TRUSTED, name: Trusted(thief.signer.verifier)}
+    reports = verify_all(sources, by_host)
+    assert [(one.origin, one.ok) for one in reports] == [(ORIGIN, True), (f"{name}/2", True)]
+    assert "no-previous" in [one.code for one in reports[1].warnings]
 
 
 def test_a_host_that_was_renamed_keeps_its_past(tmp_path: Path) -> None:
@@ -1011,6 +1076,47 @@ class Source:
 
 
 ENTRY = rec.heartbeat_entry(HOST, 0, NOW, 0)
+
+
+def fields(value: Any, place: Tuple[Any, ...] = ()) -> Iterator[Tuple[Any, ...]]:
+    """Name every field of an entry, by the names that lead to it."""
+    inner = value.items() if isinstance(value, dict) else ()
+    for name, one in [*inner, *enumerate(value if isinstance(value, list) else ())]:
+        yield (*place, name)
+        yield from fields(one, (*place, name))
+
+
+ODD = (
+    "null", "true", "-1", "1" + "0" * 400, "1e999", "1.5", '""', '"\\ud800"', '"\\u0000\\u001b[2J"',
+    "[]", "[[]]", "[{}]", "{}", '"9999-12-31T23:59:59.999999999Z"',
+)  # fmt: skip
+
+
+def test_whatever_a_field_holds_there_is_a_report(told: Path) -> None:
+    """A host may sign what it likes."""
+    entries = cp.unpack_bundle((told / "ledger/tile/entries/000.part").read_bytes())
+    seen = set()
+    for index, raw in enumerate(entries):
+        event = json.loads(raw)
+        for place in fields(event):
+            kind = event["metadata"]["event_code"]
+            if place[0] not in (("metadata", "unmapped") if index == 0 else ("unmapped",)):
+                continue
+            if (kind, place) in seen or len(place) > 4:
+                continue
+            seen.add((kind, place))
+            *outer, last = place
+            inner = event
+            for name in outer:
+                inner = inner[name]
+            was, inner[last] = inner[last], "@@"
+            for odd in ODD:
+                changed = json.dumps(event).replace('"@@"', odd).encode()
+                items = [(n, changed if n == index else one, None) for n, one in enumerate(entries)]
+                report = verify(Source(items=items), TRUSTED, now_ns=NOW)
+                json.dumps(report.to_json())
+                assert report.lines()
+            inner[last] = was
 
 
 @given(

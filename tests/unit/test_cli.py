@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -10,9 +11,11 @@ import pty
 import re
 import select
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -25,7 +28,7 @@ from recuse import cast, catalog, checkup, cli, hostsetup, keys, player, records
 from recuse.cast import Encoder
 from recuse.cli import main
 from recuse.console import parse_moment
-from recuse.errors import NotFound
+from recuse.errors import CryptoError, NotFound
 from recuse.ledger import Ledger
 from recuse.policy import Decision, Facts
 from recuse.spool import Spool
@@ -377,6 +380,23 @@ def test_what_is_withheld_is_said_to_be(made: Made, live: bool, words: str) -> N
     with pytest.raises(NotFound, match=words) as found:
         catalog.Catalog.recording(nowhere, row)
     assert "by grant g-aaaaaaaaaaaaaaaa" in found.value.message
+
+
+@pytest.mark.parametrize("size", [-2, -1, 1 << 62])
+def test_a_segment_is_not_unpacked_to_a_size_that_none_has(size: int) -> None:
+    blob = gzip.compress(bytes(1 << 20))
+    name = hashlib.sha256(blob).hexdigest()
+    segment = records.SegmentRow(0, 0, name, len(blob), size, 0.0, 0.0, 0)
+    with pytest.raises(CryptoError, match=f"says that it has {size} bytes"):
+        catalog.unpack(RECORDED, segment, blob)
+
+
+def test_segments_of_any_number_are_not_counted_to(made: Made) -> None:
+    row = records.fold(map(records.parse, made.ledger.entries())).sessions[RECORDED]
+    row.segments[-1].n = 1 << 62
+    nowhere: Any = SimpleNamespace(live_dir=None)
+    with pytest.raises(CryptoError, match=f"segment {1 << 62} of {RECORDED} comes after"):
+        catalog.Catalog.recording(nowhere, row).read()
 
 
 def _blobs(made: Made) -> list[Path]:
@@ -757,9 +777,33 @@ def test_verify_a_copied_ledger_with_the_public_key_alone(
     assert ran.code == 0 and "taken from" in ran.err
 
 
+def test_verify_misses_the_ledger_of_a_host_whose_key_is_given(
+    recuse: Any, made: Made, tmp_path: Path
+) -> None:
+    pub = str(made.root / "var/lib/recuse/host.pub")
+    other = keys.load_or_create(tmp_path / "other.key", "example.org/recuse/host/other/1").vkey
+    ran = recuse("verify", "--dir", str(made.root), "--key", pub, "--key", other)
+    assert ran.code == 10
+    assert "ledger of example.org/recuse/host/other: missing" in ran.out
+    with closing(sqlite3.connect(tmp_path / "store.db")) as database:
+        database.execute("CREATE TABLE entries (origin, idx, bytes, leaf)")
+        database.execute("CREATE TABLE checkpoints (origin, size, note)")
+    empty = recuse("verify", "--dir", str(tmp_path), "--key", pub, "--json")
+    assert empty.code == 10 and empty.json["ok"] is False
+
+
+def test_verify_names_what_cannot_be_read(recuse: Any, made: Made) -> None:
+    bundle = made.root / "var/lib/recuse/ledger/tile/entries/000.part"
+    bundle.unlink()
+    os.mkfifo(bundle)
+    ran = recuse("verify")
+    assert ran.code == 10 and "000.part: is not a regular file" in ran.out
+    assert recuse("sessions").code == 12
+
+
 def test_verify_on_a_host_that_was_renamed(recuse: Any, made: Made) -> None:
     state = made.root / "var/lib/recuse"
-    size, root = made.ledger.size, ""
+    size, root = made.ledger.size, made.ledger.root().hex()
     made.ledger.close()
     (state / "ledger").rename(state / "ledger.1")
     origin = "example.org/recuse/host/web-one/2"
