@@ -310,7 +310,8 @@ def parse_size(text: str) -> int:
         return int(match.group(1)) * _SIZES[match.group(2).lower()]
     if match is not None and match.group(2).lower() + "ib" in _SIZES:
         unit = match.group(2).upper()
-        raise ValueError(f"{text!r} can be read in two ways: write {unit}iB or {unit}B")
+        thousands = "kB" if unit == "K" else f"{unit}B"
+        raise ValueError(f"{text!r} can be read in two ways: write {unit}iB or {thousands}")
     raise ValueError(f"{text!r} is no size: write it as in '64 MiB'")
 
 

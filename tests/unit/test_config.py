@@ -239,6 +239,7 @@ def test_size(text: str, size: int) -> None:
     [
         ("64", "is no size"),
         ("64M", "can be read in two ways: write MiB or MB"),
+        ("64k", "can be read in two ways: write KiB or kB"),
         ("1.5 GiB", "is no size"),
         ("-1 B", "is no size"),
         ("", "is no size"),
