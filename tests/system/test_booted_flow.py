@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
@@ -83,6 +84,33 @@ def test_limit_that_slows_misses_nothing_and_is_interrupted_at_once(host: Host) 
             terminal.line("exit 6")
             assert terminal.wait() == 6
         assert seen.session["outcome"] == "recorded"
+    verify(host)
+
+
+def test_limit_that_makes_gaps_delays_nothing_and_accounts_for_all(host: Host) -> None:
+    """With no other limits than a host has by default: each is held to its own action."""
+    settings = 'rate = "64 KiB"\nburst = "64 KiB"\non_limit = "gap"\n'
+    with session_settings(host, settings), watching(host) as seen:
+        began = time.monotonic()
+        done = host.ssh("alice", "seq -w 100000 | head -c 500000; echo; echo end", tty=True)
+        assert time.monotonic() - began < 5.0  # slowed down, it would be 7
+    shown = done.stdout[done.stdout.index(b"000001") :]
+    session = str(seen.session["session"])
+    assert seen.session["outcome"] == "partial" and shown.endswith(b"\r\nend\r\n")
+    for code, data in events(host, session):  # what is kept and what is not make up all of it
+        if code == "o":
+            assert shown.startswith(data.encode())
+            shown = shown[len(data) :]
+        elif code == "g":
+            said = dict(word.split("=") for word in data.split())
+            missing, shown = shown[: int(said["bytes"])], shown[int(said["bytes"]) :]
+            assert hashlib.sha256(missing).hexdigest() == said["sha256"]
+            assert said["cause"] == "limit"
+    assert shown == b""
+    played = host.run("recuse", "play", session, check=True).stdout
+    lines = [line for line in played.split("\n") if "[gap" in line]
+    assert len(lines) == len(seen.session["gaps"]) > 0
+    assert all(line.startswith("[gap: ") for line in lines)
     verify(host)
 
 
