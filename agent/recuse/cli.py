@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shutil
 import signal
@@ -47,7 +48,7 @@ from recuse.console import (
     table,
     word,
 )
-from recuse.errors import AccessDenied, ConfigError, NotFound, PolicyError, RecuseError
+from recuse.errors import AccessDenied, ConfigError, NotFound, OutputError, PolicyError, RecuseError
 
 INTERRUPTED = 130
 _MISSING = ("failed", "lost", "partial")
@@ -534,34 +535,86 @@ def _write_file(path: str, blocks: Iterable[bytes]) -> None:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command; returns its exit code and prints every error itself."""
-    # Names and commands of users may be any bytes, the locale any: a list must not fail for it.
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    _set_up_streams()
     console = Console(sys.stdout, sys.stderr)
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
     try:
         code = _main(argv, console)
         sys.stdout.flush()
         return code
+    except SystemExit:  # of argparse, having printed what was asked for
+        if _flush_rest(console):
+            raise
+        return OutputError.exit_code
     except RecuseError as e:
+        _flush_rest(console)
         _report(console, e)
         if debug:
             traceback.print_exc(file=sys.stderr)
         return e.exit_code
     except BrokenPipeError:
         # Whoever read our output has had enough; nothing is left to say, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _close_output()
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as e:
+        _flush_rest(console)
         if debug:
             traceback.print_exc(file=sys.stderr)
         console.note("error", "unexpected: %s: %s" % (type(e).__name__, printable(str(e))))
         if not debug:
             console.hint("run it again with recuse --debug, and report what that prints")
-        return 1
+        return RecuseError.exit_code
+
+
+class _Output(io.FileIO):
+    """Standard output, which says what it is if it cannot be written to; once is enough."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as e:
+            _close_output()
+            raise OutputError.of(e) from None
+
+
+def _close_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _set_up_streams() -> None:
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:  # closed: no file of ours is to get its number
+            os.open(os.devnull, os.O_WRONLY if fd == 2 else os.O_RDONLY)  # output fails, as it did
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)
+    if sys.stdout is sys.__stdout__:
+        raw = _Output(1, "w", closefd=False)
+        encoding = getattr(sys.stdout, "encoding", None)
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), encoding, line_buffering=raw.isatty())
+    # Names and commands of users may be any bytes, the locale any: a list must not fail for it.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush_rest(console: Console) -> bool:
+    """Write what was printed before an error; if that cannot be, say so and return False."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _close_output()
+    except OutputError as e:
+        _report(console, e)
+        return False
+    return True
 
 
 def _report(console: Console, error: RecuseError) -> None:

@@ -141,3 +141,13 @@ class ExpectationsFailed(RecuseError):
     """The policy does not do what is expected of it."""
 
     exit_code = 21
+
+
+class OutputError(RecuseError):
+    """What was asked for cannot be written where it is to go."""
+
+    exit_code = 22
+
+    @classmethod
+    def of(cls, error: OSError) -> OutputError:
+        return cls("standard output: %s" % (error.strerror or str(error)).lower())

@@ -11,6 +11,7 @@ import time
 from typing import Any, Callable, Iterator, Optional
 
 from recuse import cast
+from recuse.errors import OutputError
 
 SEEK_SECONDS = 5.0
 FOLLOW_SECONDS = 0.2
@@ -140,8 +141,13 @@ class Screen:
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
-        while view:
-            view = view[os.write(self.fd, view) :]
+        try:
+            while view:
+                view = view[os.write(self.fd, view) :]
+        except BrokenPipeError:
+            raise
+        except OSError as e:
+            raise OutputError.of(e) from None
 
 
 class Keyboard:

@@ -507,10 +507,9 @@ def _command(made: Made, *argv: str, **more: Any) -> "subprocess.CompletedProces
     )
     return subprocess.run(
         [sys.executable, "-c", script, str(AGENT), "--root", str(made.root), *argv],
-        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         check=False,
-        **more,
+        **{"stdout": subprocess.PIPE, **more},
     )
 
 
@@ -529,6 +528,39 @@ def test_a_reader_that_leaves_is_no_error(made: Made) -> None:
     os.close(theirs)
     _, err = child.communicate()
     assert err == b"" and child.returncode == 141
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [("sessions",), ("sessions", "--json"), ("play", RECORDED), ("export", RECORDED), ("--help",)],
+    ids=" ".join,
+)
+@pytest.mark.parametrize(
+    "to, words", [(">/dev/full", "no space left on device"), (">&-", "bad file descriptor")]
+)
+def test_output_that_cannot_be_written_is_said_to_be(
+    made: Made, argv: tuple[str, ...], to: str, words: str
+) -> None:
+    script = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); from recuse.cli import main; "
+        "sys.exit(main())"
+    )
+    ran = subprocess.run(
+        ["sh", "-c", f'exec "$@" {to} <&-', "sh", sys.executable, "-c", script, str(AGENT)]
+        + ["--root", str(made.root), *argv],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (22, f"recuse: error: standard output: {words}\n")
+
+
+def test_faults_are_told_though_the_output_is_lost(made: Made) -> None:
+    (made.root / "var/spool/recuse/out" / _blobs(made)[0].name).unlink()
+    with open("/dev/full", "wb") as full:
+        ran = _command(made, "verify", stdout=full)
+    assert ran.returncode == 10 and b"standard output: no space left on device\n" in ran.stderr
+    assert b"verification found" in ran.stderr and b"Traceback" not in ran.stderr
 
 
 # On a terminal
