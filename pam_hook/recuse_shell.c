@@ -95,6 +95,7 @@ struct program {
     char session[sizeof "RECUSE_SESSION=" + RECUSE_MAX_NAME];
     char verdict[sizeof "RECUSE_VERDICT=" + RECUSE_MAX_NAME];
     char shell[sizeof "SHELL=" + RECUSE_MAX_PATH];
+    char tty[sizeof "SSH_TTY=/dev/pts/4294967295"];     /* "": as it is */
     bool bare;                      /* no arguments */
     pid_t relay;                    /* it dies with that, or 0 */
 };
@@ -343,7 +344,7 @@ make_environment(const struct caller *c, struct program *p)
     const char *shell = get_variable(c, "SHELL");
     bool replaces_shell = strcmp(shell, RECUSE_SHELL) == 0
         || (shell[0] == '/' && is_ourselves(shell));
-    size_t n = 4;                   /* three of ours, and NULL */
+    size_t n = 5;                   /* four of ours, and NULL */
     char **env, **next;
 
     for (const char *s = c->env; s < c->env_end; s += strlen(s) + 1)
@@ -356,6 +357,7 @@ make_environment(const struct caller *c, struct program *p)
     for (const char *s = c->env; s < c->env_end; s += strlen(s) + 1) {
         if (!is_named(s, "RECUSE_SESSION") && !is_named(s, "RECUSE_VERDICT")
             && !(replaces_shell && is_named(s, "SHELL"))
+            && !(p->tty[0] && is_named(s, "SSH_TTY"))
             && !(p->bare && is_loaders(s)))
             *next++ = (char *) s;
     }
@@ -364,6 +366,8 @@ make_environment(const struct caller *c, struct program *p)
                      strlen(p->path));
         *next++ = p->shell;
     }
+    if (p->tty[0])
+        *next++ = p->tty;
     if (p->session[0])
         *next++ = p->session;
     if (p->verdict[0])
@@ -647,6 +651,27 @@ end_like(int status)
     return WEXITSTATUS(status);
 }
 
+/* SSH_TTY is the terminal of the shell (ssh(1)), and people's scripts write to
+ * it: that is the one inside now, and the outer one is not theirs. */
+static void
+name_terminal(const struct caller *c, const struct recuse_relay *r,
+              struct program *p)
+{
+    char outer[64], path[sizeof p->tty];
+    struct recuse_text t = { path, 0, sizeof path };
+    ssize_t n = readlink("/proc/self/fd/0", outer, sizeof outer - 1);
+    unsigned number;
+
+    if (n < 0 || ioctl(r->master, TIOCGPTN, &number) < 0)
+        return;
+    outer[n] = '\0';
+    if (strcmp(get_variable(c, "SSH_TTY"), outer) != 0)
+        return;
+    recuse_text_string(&t, "/dev/pts/");
+    recuse_text_number(&t, number);
+    set_variable(p->tty, sizeof p->tty, "SSH_TTY", path, t.len);
+}
+
 /*
  * Run the user's program with the relay around it.  It starts when the relay
  * is out of its reach, not before.
@@ -658,6 +683,8 @@ record(const struct caller *c, struct recuse_relay *r, struct program *p)
     pid_t child;
 
     p->relay = r->terminal ? 0 : getpid();  /* a terminal is hung up instead */
+    if (r->terminal)
+        name_terminal(c, r, p);
     use_files_of(c->uid, c->gid);   /* to open /dev/stderr is the user's */
     e = recuse_relay_prepare(r);
     use_files_of(c->our_uid, c->our_gid);

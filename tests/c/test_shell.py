@@ -1861,6 +1861,25 @@ def test_environment_names_the_real_shell(host: Host) -> None:
     assert done.stdout == b"/bin/bash\n"
 
 
+def test_environment_names_the_terminal_inside(host: Host, terminal: Terminal) -> None:
+    env = {**ENVIRONMENT, "SSH_TTY": os.ttyname(terminal.slave)}
+    with host.agent():
+        terminal.start(host.command("echo tty $(tty) $SSH_TTY; echo hello >$SSH_TTY"), env=env)
+        assert terminal.end() == 0
+    found = re.search(rb"tty (\S+) (\S+)\r\n", terminal.output)
+    assert found and found[1] == found[2] != env["SSH_TTY"].encode()
+    assert host.recorded("o").endswith(b"hello\r\n")
+
+
+def test_environment_names_other_terminals_as_it_did(host: Host, terminal: Terminal) -> None:
+    """Of a session by su inside another terminal's, which is not hidden from the user."""
+    env = {**ENVIRONMENT, "SSH_TTY": "/dev/pts/999999"}
+    with host.agent():
+        terminal.start(host.command("echo tty $SSH_TTY"), env=env)
+        assert terminal.end() == 0
+    assert b"tty /dev/pts/999999\r\n" in terminal.output
+
+
 @pytest.mark.parametrize("verdict", VERDICTS)
 @pytest.mark.parametrize(
     "argv, expected",
