@@ -42,6 +42,7 @@ from recuse import cast, wire
 
 REFUSED, FAULT, OS_ERROR = 77, 74, 71
 EVERY_BYTE = bytes(range(256))
+F_GETPIPE_SZ = 1032  # fcntl has it since Python 3.10
 
 
 def codes(events: List[cast.Event]) -> str:
@@ -1132,8 +1133,9 @@ def test_pipes_command_does_not_begin_without_its_relay(host: Host) -> None:
     asked.write_text("go\n")
     child = stop_where_it_forks(process.pid)
     assert process.stdin
-    os.write(process.stdin.fileno(), bytes(65536))  # as much as fits
-    assert is_ready(process.stdin.fileno(), events=select.POLLOUT)  # it relays
+    pipe = process.stdin.fileno()
+    os.write(pipe, bytes(fcntl.fcntl(pipe, F_GETPIPE_SZ)))  # no more fits
+    assert is_ready(pipe, events=select.POLLOUT)  # it relays
     process.kill()
     process.wait(PATIENCE)
     end = os.pidfd_open(child)
@@ -1190,16 +1192,15 @@ def flags_of(pid: int, pipe: os.stat_result) -> List[int]:
 @pytest.mark.usefixtures("any_pipes")
 @pytest.mark.parametrize("size, wide", [(4096, False), (1 << 20, True)], ids=["little", "much"])
 def test_pipes_are_larger_for_a_transfer(host: Host, size: int, wide: bool) -> None:
-    get_size = 1032  # fcntl.F_GETPIPE_SZ has a name since Python 3.10
     with host.making_pipes():
         read_end, write_end = os.pipe()
-    before = fcntl.fcntl(read_end, get_size)
+    before = fcntl.fcntl(read_end, F_GETPIPE_SZ)
     with host.agent():
         process = host.start(host.command(f"head -c {size} /dev/zero; read x"), stdout=write_end)
         left = size
         while left:
             left -= len(os.read(read_end, left))
-        assert (fcntl.fcntl(read_end, get_size) > before) is wide
+        assert (fcntl.fcntl(read_end, F_GETPIPE_SZ) > before) is wide
         process.communicate(b"\n", timeout=PATIENCE)
     os.close(read_end)
     os.close(write_end)
