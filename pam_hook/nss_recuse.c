@@ -35,6 +35,7 @@
 #include "wire.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <nss.h>
 #include <pwd.h>
@@ -111,6 +112,14 @@ struct lookup {
     size_t size;
 };
 
+/* As who we are: access(2) asks for the real user, who of su is whoever starts
+ * it, and whom a directory of root's may keep out. */
+static int
+is_there(const char *path, int mode)
+{
+    return faccessat(AT_FDCWD, path, mode, AT_EACCESS) == 0;
+}
+
 /* Is there a file DIR/NAME?  `name` holds no slash. */
 static int
 is_listed(const char *dir, const char *name)
@@ -125,7 +134,7 @@ is_listed(const char *dir, const char *name)
     memcpy(path, dir, dir_len);
     path[dir_len] = '/';
     memcpy(path + dir_len + 1, name, name_len + 1);
-    return access(path, F_OK) == 0;
+    return is_there(path, F_OK);
 }
 
 static int
@@ -254,8 +263,8 @@ overlay(const struct lookup *l, int *ret_error)
     static const char shell[] = NSS_SHELL;
     int found = 0, e;
 
-    if (asking || !is_login_program() || access(NSS_DISABLED, F_OK) == 0 ||
-        access(NSS_SHELL, X_OK) != 0)
+    if (asking || !is_login_program() || is_there(NSS_DISABLED, F_OK) ||
+        !is_there(NSS_SHELL, X_OK))
         return NSS_STATUS_NOTFOUND;
     e = ask_later_services(l, &found);
     if (e || !found) {

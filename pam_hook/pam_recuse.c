@@ -13,6 +13,7 @@
 #include "wire.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <syslog.h>
 #include <unistd.h>
@@ -271,6 +272,13 @@ is_root(void)
     return geteuid() == 0;
 }
 
+/* As root, who we are: the real user of su is whoever starts it. */
+static int
+is_disabled(const struct context *ctx)
+{
+    return faccessat(AT_FDCWD, ctx->options.disabled, F_OK, AT_EACCESS) == 0;
+}
+
 static enum situation
 open_login(struct context *ctx)
 {
@@ -280,7 +288,7 @@ open_login(struct context *ctx)
 
     if (!is_root())
         return NOT_ROOT;
-    if (access(ctx->options.disabled, F_OK) == 0)
+    if (is_disabled(ctx))
         return DISABLED;
     if (collect_facts(ctx->pamh, &ctx->facts))
         return LOGIN_NO_ITEM;
@@ -316,7 +324,7 @@ close_login(struct context *ctx)
 
     if (!is_root())
         return NOT_ROOT;
-    if (access(ctx->options.disabled, F_OK) == 0)
+    if (is_disabled(ctx))
         return DISABLED;
     if (collect_facts(ctx->pamh, &ctx->facts))
         return LOGOUT_NOT_TOLD;

@@ -11,6 +11,7 @@
  *   all                  setpwent, getpwent: the shells of all users, counted
  *   direct:NAME          the module's function itself, with errno and *errnop
  *   threads:N:NAME,...   N threads that each look all the names up many times
+ *   real:UID             have another real user from here on, as su has
  *   self                 the path that the kernel has for this program
  */
 #define _GNU_SOURCE 1
@@ -168,7 +169,10 @@ main(int argc, char **argv)
             direct(first);
         else if (strcmp(what, "threads") == 0)
             threads(atoi(first), second);
-        else if (strcmp(what, "self") == 0) {
+        else if (strcmp(what, "real") == 0) {
+            if (setresuid((uid_t)atol(first), (uid_t)-1, (uid_t)-1) < 0)
+                return 3;
+        } else if (strcmp(what, "self") == 0) {
             char path[4096];
             ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 1);
 

@@ -236,6 +236,17 @@ def test_disabled(host: Host) -> None:
     assert host.run("direct:bashful") == ["status 0 errno 1234 errnop 4711"]
 
 
+def test_directories_that_who_starts_su_may_not_enter(host: Host) -> None:
+    """What is asked for is root's, whoever starts a set-id program."""
+    (host.etc / "shells.d" / "menu").touch()
+    host.etc.chmod(0o700)
+    lookups = [f"real:{os.geteuid() + 1}", "nam:bashful", "nam:menu"]
+    assert [line.rpartition(":")[2] for line in host.run(*lookups)] == [str(host.shell)] * 2
+    (host.etc / "disabled").touch()
+    shells = ["/bin/bash", "/opt/menu/bin/menu"]
+    assert [line.rpartition(":")[2] for line in host.run(*lookups)] == shells
+
+
 @pytest.mark.parametrize("fault", ["missing", "not-executable"])
 def test_recuse_shell_that_cannot_be_run(host: Host, tmp_path: Path, fault: str) -> None:
     aside = tmp_path / "aside"

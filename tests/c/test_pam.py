@@ -234,6 +234,15 @@ def test_disabled_is_transparent_and_asks_nobody(login: Login, call: str) -> Non
     assert (ran.code(call), ran.of("error"), ran.of("log")) == (IGNORED, [], [])
 
 
+def test_disabled_is_seen_though_who_starts_su_may_not_enter_the_directory(login: Login) -> None:
+    login.disable()
+    login.path.chmod(0o700)
+    with FakeAgent(login.socket, "refuse") as agent:
+        ran = login.run("open", "close", before=lambda: os.setresuid(os.geteuid() + 1, -1, -1))
+        assert agent.requests.empty()
+    assert ran.code("open") == ran.code("close") == IGNORED
+
+
 @pytest.mark.parametrize("fallback", [None, "refuse"], ids=["agent", "refuse"])
 @pytest.mark.parametrize("call", ["open", "close"])
 def test_program_that_is_not_root_is_left_alone(
