@@ -173,6 +173,8 @@ def verify(call: Call) -> int:
     found = call.catalog(add_up=args.id is not None)
     name = found.session(args.id).session if args.id else None
     trusted = _trusted(call, found.sources)
+    if not trusted:
+        raise NotFound("there is no ledger in %s" % printable(args.dir or "this host's storage"))
     watched = console.err.isatty()
 
     def tell(count: int) -> None:

@@ -822,6 +822,7 @@ def test_verify_misses_the_ledger_of_a_host_whose_key_is_given(
         database.execute("CREATE TABLE checkpoints (origin, size, note)")
     empty = recuse("verify", "--dir", str(tmp_path), "--key", pub, "--json")
     assert empty.code == 10 and empty.json["ok"] is False
+    assert recuse("verify", "--dir", str(tmp_path)).code == 6
 
 
 def test_verify_names_what_cannot_be_read(recuse: Any, made: Made) -> None:
