@@ -494,8 +494,8 @@ void
 recuse_cast_resize(struct recuse_cast *c, uint16_t cols, uint16_t rows)
 {
     c->size.is_due = true;
-    c->size.cols = cols;
-    c->size.rows = rows;
+    c->size.cols = cols ? cols : RECUSE_CAST_COLS;
+    c->size.rows = rows ? rows : RECUSE_CAST_ROWS;
 }
 
 /* Record a size, if there is a new one. */

@@ -33,6 +33,10 @@
 #define RECUSE_CAST_LINE    \
     (6 * RECUSE_CAST_EVENT + 4 * (RECUSE_CAST_EVENT / 3 + 1) + 128)
 
+/* The size of a terminal that has none: players cannot draw on nothing. */
+#define RECUSE_CAST_COLS    80
+#define RECUSE_CAST_ROWS    24
+
 /* Text that is put together in somebody's buffer.  What does not fit is left
  * out, a JSON escape never in part. */
 struct recuse_text {

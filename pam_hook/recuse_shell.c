@@ -914,8 +914,10 @@ write_header(const struct caller *c, const struct recuse_relay *r,
         n = 0;
     tty[n] = '\0';
     recuse_text_string(t, "{\"version\":2");
-    add_json_number(t, "width", r->size.ws_col ? r->size.ws_col : 80);
-    add_json_number(t, "height", r->size.ws_row ? r->size.ws_row : 24);
+    add_json_number(t, "width", r->size.ws_col ? r->size.ws_col
+                    : RECUSE_CAST_COLS);
+    add_json_number(t, "height", r->size.ws_row ? r->size.ws_row
+                    : RECUSE_CAST_ROWS);
     add_json_number(t, "timestamp", start_ns / 1000000000);
     recuse_text_string(t, ",\"recuse\":{\"late\":true");
     add_json_number(t, "uid", c->uid);

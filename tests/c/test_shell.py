@@ -472,6 +472,19 @@ print('down', flush=True)
 """
 
 
+def test_terminal_without_a_size_is_one_that_players_can_draw(
+    host: Host, terminal: Terminal
+) -> None:
+    with host.agent():
+        told = "trap 'echo size; exit 0' WINCH; echo up; while :; do read x; done"
+        terminal.start(host.command(told))
+        terminal.wait_for(b"up\r\n")
+        terminal.resize(0, 0)
+        terminal.wait_for(b"size\r\n")
+        assert terminal.end() == 0
+    assert [e.data for e in host.events() if e.code == "r"] == [b"80x24"]
+
+
 def test_terminal_sizes_take_no_room_while_nothing_is_shown(host: Host, terminal: Terminal) -> None:
     """A client can change it as often as it likes, and no limit of the content holds it."""
     fifo = host.root / "fifo"
