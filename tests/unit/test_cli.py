@@ -500,13 +500,15 @@ def test_garbage_file_names_its_line(recuse: Any, tmp_path: Path) -> None:
     assert recuse("play", "./nowhere.cast").code == 6
 
 
+COMMAND = [
+    sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv.pop(1)); "
+    "from recuse.cli import main; sys.exit(main())", str(AGENT),
+]  # fmt: skip
+
+
 def _command(made: Made, *argv: str, **more: Any) -> "subprocess.CompletedProcess[bytes]":
-    script = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); from recuse.cli import main; "
-        "sys.exit(main())"
-    )
     return subprocess.run(
-        [sys.executable, "-c", script, str(AGENT), "--root", str(made.root), *argv],
+        [*COMMAND, "--root", str(made.root), *argv],
         stderr=subprocess.PIPE,
         check=False,
         **{"stdout": subprocess.PIPE, **more},
@@ -514,14 +516,10 @@ def _command(made: Made, *argv: str, **more: Any) -> "subprocess.CompletedProces
 
 
 def test_a_reader_that_leaves_is_no_error(made: Made) -> None:
-    script = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); from recuse.cli import main; "
-        "sys.exit(main())"
-    )
     ours, theirs = os.pipe()
     os.close(ours)
     child = subprocess.Popen(
-        [sys.executable, "-c", script, str(AGENT), "--root", str(made.root), "sessions"],
+        [*COMMAND, "--root", str(made.root), "sessions"],
         stdout=theirs,
         stderr=subprocess.PIPE,
     )
@@ -541,13 +539,8 @@ def test_a_reader_that_leaves_is_no_error(made: Made) -> None:
 def test_output_that_cannot_be_written_is_said_to_be(
     made: Made, argv: tuple[str, ...], to: str, words: str
 ) -> None:
-    script = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); from recuse.cli import main; "
-        "sys.exit(main())"
-    )
     ran = subprocess.run(
-        ["sh", "-c", f'exec "$@" {to} <&-', "sh", sys.executable, "-c", script, str(AGENT)]
-        + ["--root", str(made.root), *argv],
+        ["sh", "-c", f'exec "$@" {to} <&-', "sh", *COMMAND, "--root", str(made.root), *argv],
         stderr=subprocess.PIPE,
         text=True,
         check=False,
@@ -577,12 +570,8 @@ class Terminal:
         self.fd, self.theirs = pty.openpty()
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
         self.before = termios.tcgetattr(self.theirs)
-        script = (
-            "import sys; sys.path.insert(0, sys.argv.pop(1)); from recuse.cli import main; "
-            "sys.exit(main())"
-        )
         self.child = subprocess.Popen(
-            [sys.executable, "-c", script, str(AGENT), *argv],
+            [*COMMAND, *argv],
             stdin=self.theirs,
             stdout=self.theirs,
             stderr=subprocess.PIPE,
