@@ -58,9 +58,7 @@ recuse_text_number(struct recuse_text *t, uint64_t n)
 const char *
 recuse_describe(int e)
 {
-    const char *text = strerrordesc_np(-e);
-
-    return text ? text : "unknown error";
+    return strerror(-e);        /* no locale is set: it is in English */
 }
 
 /* Seconds with six decimals, as "%.6f" would. */

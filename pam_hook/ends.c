@@ -7,8 +7,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/fs.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -25,10 +27,18 @@ recuse_poll_now(int fd, short events)
     return poll(&p, 1, 0) > 0 ? p.revents : 0;
 }
 
+/* preadv2(2) or pwritev2(2), which not every libc has, at the file's position. */
+static ssize_t
+vector_now(long call, int fd, const void *data, size_t len)
+{
+    struct iovec v = { (void *) data, len };
+
+    return syscall(call, (long) fd, &v, 1L, -1L, -1L, (long) RWF_NOWAIT);
+}
+
 ssize_t
 recuse_read_some(int fd, enum recuse_end kind, void *data, size_t len)
 {
-    struct iovec v = { data, len };
     ssize_t n = -1;
 
     switch (kind) {
@@ -37,7 +47,7 @@ recuse_read_some(int fd, enum recuse_end kind, void *data, size_t len)
         break;
     case RECUSE_END_PIPE:
     case RECUSE_END_DEVICE:
-        n = preadv2(fd, &v, 1, -1, RWF_NOWAIT);
+        n = vector_now(SYS_preadv2, fd, data, len);
         if (n >= 0 || (errno != EOPNOTSUPP && errno != ENOSYS))
             break;
         if (!recuse_poll_now(fd, POLLIN))
@@ -55,7 +65,6 @@ ssize_t
 recuse_write_some(int fd, enum recuse_end kind, const void *data,
                   size_t len)
 {
-    struct iovec v = { (void *) data, len };
     ssize_t n = -1;
 
     switch (kind) {
@@ -64,7 +73,7 @@ recuse_write_some(int fd, enum recuse_end kind, const void *data,
         break;
     case RECUSE_END_PIPE:
     case RECUSE_END_DEVICE:
-        n = pwritev2(fd, &v, 1, -1, RWF_NOWAIT);
+        n = vector_now(SYS_pwritev2, fd, data, len);
         if (n >= 0 || (errno != EOPNOTSUPP && errno != ENOSYS))
             break;
         if (!recuse_poll_now(fd, POLLOUT))
@@ -131,4 +140,10 @@ recuse_set_nonblocking(int fd)
     if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
         return -errno;
     return 0;
+}
+
+int
+recuse_close_range(unsigned first, unsigned last)
+{
+    return syscall(SYS_close_range, first, last, 0) < 0 ? -errno : 0;
 }

@@ -42,4 +42,7 @@ enum recuse_end recuse_kind_of(const struct stat *st);
 
 int recuse_set_nonblocking(int fd);
 
+/* close_range(2), which not every libc has.  Returns 0 or -errno. */
+int recuse_close_range(unsigned first, unsigned last);
+
 #endif

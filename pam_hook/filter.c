@@ -99,8 +99,9 @@ recuse_filter_calls(void)
         ALLOW(brk), ALLOW(munmap), ALLOW(clock_nanosleep), ALLOW(futex),
         ALLOW(exit), ALLOW(exit_group),
         /* It stops itself as its child did, and ends as that did. */
-        IS(SYS_kill, 1, 0),
-        IS(SYS_tgkill, 0, 4),
+        IS(SYS_kill, 2, 0),
+        IS(SYS_tkill, 1, 0),        /* raise(3) of musl */
+        IS(SYS_tgkill, 0, 4),       /* and of glibc */
         AT_ARGUMENT(0),
         PASS(self),
         END(REFUSED),

@@ -36,6 +36,7 @@
 #include "ends.h"
 #include "filter.h"
 #include "relay.h"
+#include "start.h"
 #include "wire.h"
 
 #ifdef RECUSE_TEST_ROOT         /* tests have all of it in one directory */
@@ -205,20 +206,22 @@ get_variable(const struct caller *c, const char *name)
     return "";
 }
 
-/*
- * Whether a descriptor only fills the place of one that was closed.  In a
- * set-id program the C library sees to that before we run, with /dev/full or
- * /dev/null, and O_NOFOLLOW, which nobody else would use for them.
- */
+/* Whether a descriptor only fills the place of one that was closed. */
 static bool
 is_placeholder(int fd)
 {
+#ifdef __GLIBC__
+    /* In a set-id program it sees to that before we run, with /dev/full or
+     * /dev/null, and O_NOFOLLOW, which nobody else would use for them. */
     struct stat st;
     int flags = fcntl(fd, F_GETFL);
 
     return flags >= 0 && (flags & O_NOFOLLOW) && fstat(fd, &st) == 0
         && S_ISCHR(st.st_mode)
         && (st.st_rdev == makedev(1, 3) || st.st_rdev == makedev(1, 7));
+#else
+    return recuse_closed_at_start[fd];
+#endif
 }
 
 /* Tell which of 0, 1 and 2 were closed, and have none that is, lest something
@@ -449,7 +452,8 @@ open_terminal(const struct caller *c, struct recuse_relay *r)
     if (ioctl(STDIN_FILENO, TIOCGWINSZ, &r->size) < 0)
         return -errno;
     use_files_of(c->uid, c->gid);
-    r->master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+    /* Not posix_openpt(3): musl says EAGAIN for ENOSPC. */
+    r->master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
     e = r->master < 0 ? -errno : 0;
     outer = open("/dev/tty", O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
     /* Not by the number alone: whoever mounts a devpts has the same ones again.
@@ -771,7 +775,7 @@ exec_getent(const struct caller *c, int out)
         setrlimit(RLIMIT_NPROC, &processes);
     }
     if (dup2(null, 0) < 0 || dup2(out, 1) < 0 || dup2(null, 2) < 0
-        || close_range(3, UINT_MAX, 0) < 0 || chdir("/") < 0
+        || recuse_close_range(3, UINT_MAX) < 0 || chdir("/") < 0
         || !become(c->our_uid, c->our_gid))
         _exit(EXIT_OS);
     sigprocmask(SIG_SETMASK, &none, NULL);

@@ -48,6 +48,9 @@
 /* Where that much comes at once without a terminal, it is a transfer. */
 #define TRANSFER_READ       16384
 
+/* As wait(2) gives it; there is no standard name for putting one together. */
+#define WAIT_STATUS(code, signal)   ((code) << 8 | (signal))
+
 #define INPUT   RECUSE_INPUT
 #define OUTPUT  RECUSE_OUTPUT
 #define ERROR   RECUSE_ERROR
@@ -274,7 +277,7 @@ recuse_relay_attach(struct recuse_relay *r)
             return -errno;
     }
     /* All of them, the user's too: one might lead to the outer terminal. */
-    return close_range(3, UINT_MAX, 0) < 0 ? -errno : 0;
+    return recuse_close_range(3, UINT_MAX);
 }
 
 static void
@@ -308,7 +311,8 @@ close_others(struct recuse_relay *r)
                 next = (unsigned) keep[i];
         }
         if (next > first)
-            close_range(first, next == UINT_MAX ? next : next - 1, 0);
+            recuse_close_range(first,
+                               next == UINT_MAX ? next : next - 1);
         if (next == UINT_MAX)
             break;
         first = next + 1;
@@ -686,7 +690,7 @@ look_after_child(struct recuse_relay *r)
             suspend(r);
             continue;
         }
-        r->status = pid > 0 ? status : W_EXITCODE(RECUSE_EXIT_FAULT, 0);
+        r->status = pid > 0 ? status : WAIT_STATUS(RECUSE_EXIT_FAULT, 0);
         r->ended = true;
         r->drain_left = DRAIN_MAX;
         if (r->terminal)        /* what is typed now is for the next program */
@@ -1095,9 +1099,9 @@ close_session(struct recuse_relay *r)
         record_rest(r);
     if (r->failed) {
         say_failed(r);
-        status = W_EXITCODE(RECUSE_EXIT_FAULT, 0);
+        status = WAIT_STATUS(RECUSE_EXIT_FAULT, 0);
     } else if (!r->ended)
-        status = W_EXITCODE(0, r->hangup);
+        status = WAIT_STATUS(0, r->hangup);
     if (r->terminal) {
         close(r->master);       /* the kernel hangs up whoever is inside */
         close(r->slave);

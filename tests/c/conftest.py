@@ -8,7 +8,7 @@ import pytest
 from shell_host import Host, Terminal
 
 
-@pytest.fixture(scope="module", params=["gcc", "sanitized"])
+@pytest.fixture(scope="module", params=["musl", "sanitized"])
 def installed(request: pytest.FixtureRequest) -> Iterator[Host]:
     host = Host(request.param)
     yield host

@@ -85,6 +85,7 @@ main(int argc, char **argv)
     TRY("shutdown", shutdown(pair[0], SHUT_WR));
     TRY("self", kill(getpid(), SIGUSR1));
     TRY("raise", raise(SIGUSR1));
+    TRY("tkill", syscall(SYS_tkill, getpid(), SIGUSR1));
     TRY("open", open("/etc/passwd", O_RDONLY));
     TRY("creat", creat("/tmp/recuse-filter", 0600));
     TRY("unlink", unlink("/tmp/recuse-filter-that-is-not"));
@@ -96,6 +97,7 @@ main(int argc, char **argv)
     TRY("ptrace", ptrace(PTRACE_TRACEME, 0, 0, 0));
     TRY("setuid", syscall(SYS_setresuid, 0, 0, 0));
     TRY("other", kill(getppid(), 0));
+    TRY("other-thread", syscall(SYS_tkill, getppid(), 0));
     TRY("group", kill(0, 0));
     TRY("everybody", kill(-1, 0));
     TRY("type", ioctl(pty, TIOCSTI, "x"));

@@ -84,8 +84,8 @@ def environment(**more: str) -> Dict[str, str]:
 
 _CALLS = {
     "x86_64": {
-        "openat": 257, "connect": 42, "sendmsg": 46, "socket": 41, "prctl": 157, "preadv2": 327,
-        "pwritev2": 328,
+        "open": 2, "openat": 257, "connect": 42, "sendmsg": 46, "socket": 41, "prctl": 157,
+        "preadv2": 327, "pwritev2": 328,
     },
     "aarch64": {
         "openat": 56, "connect": 203, "sendmsg": 211, "socket": 198, "prctl": 167, "preadv2": 286,
@@ -97,20 +97,24 @@ _CALLS = {
 def failing(call: str, error: int, argument: int, bits: int) -> Callable[[], None]:
     """Return what makes a call fail from then on if one of its arguments has these bits.
 
-    By seccomp(2), for which root needs no no_new_privs: set-id programs stay set-id.
+    By seccomp(2), for which root needs no no_new_privs: set-id programs stay set-id. What openat(2)
+    has, open(2) has without its first argument.
     """
-    word = 16 + 8 * argument + (4 if sys.byteorder == "big" else 0)
-    program = b"".join(
-        struct.pack("HBBI", *instruction)
+    calls = [(call, argument)]
+    if call == "openat" and "open" in _CALLS:
+        calls.append(("open", argument - 1))
+    program = b""
+    for name, at in calls:
+        word = 16 + 8 * at + (4 if sys.byteorder == "big" else 0)
         for instruction in (
             (0x20, 0, 0, 0),  # load the number
-            (0x15, 0, 3, _CALLS[call]),
+            (0x15, 0, 3, _CALLS[name]),
             (0x20, 0, 0, word),
             (0x45, 0, 1, bits),
             (0x06, 0, 0, 0x00050000 | error),
-            (0x06, 0, 0, 0x7FFF0000),
-        )
-    )
+        ):
+            program += struct.pack("HBBI", *instruction)
+    program += struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000)
     libc = ctypes.CDLL(None, use_errno=True)
 
     class Filter(ctypes.Structure):

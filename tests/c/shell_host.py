@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import pty
@@ -29,7 +30,7 @@ RECUSE, USER, OTHER = 61001, 61002, 61003
 HEADER = b'{"version":2,"width":80,"height":24}\n'
 PATIENCE = 30.0  # seconds until a test gives up waiting
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/", "TERM": "xterm", "LANG": "C.UTF-8"}
-VARIANTS = ("gcc", "clang", "sanitized")
+VARIANTS = ("musl", "clang", "sanitized")  # as it is shipped, and twice with glibc
 
 
 class Agent(FakeAgent):
@@ -242,6 +243,12 @@ class Terminal:
             self.process.wait()
 
 
+def descriptions(error: int) -> List[bytes]:
+    """Return what an error is called, by glibc and by musl."""
+    ours = {errno.ENOMEM: "Out of memory", errno.EMFILE: "No file descriptors available"}
+    return [os.strerror(error).encode(), ours.get(error, os.strerror(error)).encode()]
+
+
 def is_ready(fd: int, timeout: float = PATIENCE, events: int = select.POLLIN) -> bool:
     """Wait until a descriptor, whatever its number, is ready or will never be."""
     poll = select.poll()
@@ -283,8 +290,9 @@ def _build(variant: str, root: Path, *more: str) -> Path:
     build = Build(variant, root / "build")
     if variant != "sanitized":
         done = subprocess.run(
-            ["make", "-s", "-C", str(HOOK), f"CC={variant}", f"BUILD={build.path}", "shell",
-             f"CPPFLAGS={' '.join(flags)}"],
+            ["make", "-s", "-C", str(HOOK), f"BUILD={build.path}", "shell",
+             f"CPPFLAGS={' '.join(flags)}",
+             *(["CC=clang", "SHELL_LIBC=glibc"] if variant == "clang" else [])],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout

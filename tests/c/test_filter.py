@@ -13,12 +13,12 @@ from native import HERE, HOOK, Build, environment
 
 ALLOWED = (
     "write", "read", "poll", "wait", "mask", "size", "modes", "foreground", "send", "receive",
-    "shutdown", "self", "raise",
+    "shutdown", "self", "raise", "tkill",
 )  # fmt: skip
 REFUSED = (
     "open", "creat", "unlink", "chmod", "socket", "exec", "execveat", "fork", "ptrace", "setuid",
-    "other", "group", "everybody", "type", "paste", "discipline", "attributes", "pass", "map",
-    "prctl",
+    "other", "other-thread", "group", "everybody", "type", "paste", "discipline", "attributes",
+    "pass", "map", "prctl",
 )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from shell_host import (
     Host,
     Terminal,
     child_of,
+    descriptions,
     is_ready,
     status_of,
 )
@@ -1393,8 +1394,12 @@ def test_recorder_without_a_filter_records_and_says_so(host: Host) -> None:
     with host.agent():
         done = run_failing(host, "prctl", errno.ENOMEM, 1, 2)  # SECCOMP_MODE_FILTER
     assert (done.stdout, done.stderr, done.returncode) == (b"in\n", b"", 0)
-    told = [] if host.sanitized else [b"recuse recorder unfiltered: Cannot allocate memory"]
-    assert [e.data for e in host.events() if e.code == "m"] == told
+    told = [e.data for e in host.events() if e.code == "m"]
+    if host.sanitized:
+        assert told == []
+    else:
+        (mark,) = told
+        assert mark.partition(b"recuse recorder unfiltered: ")[2] in descriptions(errno.ENOMEM)
 
 
 def test_recorder_outlives_the_users_timer_and_limits(host: Host) -> None:
@@ -1651,7 +1656,7 @@ def test_refused_session_ends_though_nobody_takes_the_reason(host: Host) -> None
 @pytest.fixture
 def slow_host() -> Iterator[Host]:
     """Where half a second is too long to agree in."""
-    host = Host("gcc", "-DRECUSE_CONFIRM_MS=500")
+    host = Host("musl", "-DRECUSE_CONFIRM_MS=500")
     host.reset()
     yield host
     host.close()
@@ -2193,7 +2198,7 @@ def test_alone_what_users_can_use_up_is_no_way_to_be_unrecorded(
     (host.root / "fallback").symlink_to(mode)
     done = run_failing(host, "openat", error, 2, os.O_EXCL)
     assert (done.stdout, done.returncode) == (b"", OS_ERROR)
-    assert os.strerror(error).encode() in done.stderr
+    assert any(text in done.stderr for text in descriptions(error))
 
 
 @pytest.mark.parametrize("mode", ["record-locally", "allow-with-stub"])
