@@ -72,14 +72,14 @@ class Accounts:
             self._judge(self._kernel.mono_ns() - began_ns)
 
     async def find_again(self, uid: int, name: str) -> Found:
-        """Do the same for a session whose login has just asked.
+        """Do the same for a session of somebody who was asked for a moment ago, by their login.
 
         sshd has looked the groups up in the same moment. The files of this host count at once
-        when they are edited; a directory service, with the next login.
+        when they are edited; a directory service, with the next login, or that moment later.
 
         Raises: LookupTimeout
         """
-        recent = self._recent.pop(name, None)
+        recent = self._recent.get(name)
         if recent is not None and recent.uid == uid:
             is_young = self._kernel.mono_ns() - recent.asked_ns < RECENT_NS
             if is_young and recent.stamp == self._kernel.accounts_stamp():

@@ -253,8 +253,8 @@ class Agent:
         if known is not None:
             self.door.answer(connection, known)
             return
-        identity = self.kernel.identity_of(peer)
-        place = self.place(peer)
+        identity, place = connection.identity, self.place(peer)
+        assert identity is not None
         user = records.text(request.user)
         account, groups = await self.accounts.find(-1, user)
         outer = place.outer
@@ -429,8 +429,8 @@ class Agent:
     ) -> None:
         began_ns = self.kernel.mono_ns()
         peer = connection.peer
-        identity = self.kernel.identity_of(peer)
-        place = self.place(peer)
+        identity, place = connection.identity, self.place(peer)
+        assert identity is not None
         owner = await self.login_of(peer, identity.ruid, identity, place)
         has_tty = bool(request.flags & wire.SESSION_HAS_TTY)
         account, groups = await self.accounts.find_again(identity.ruid, owner.login.user)
@@ -927,7 +927,7 @@ class Agent:
         gaps: Tuple[records.Gap, ...] = ()
         exit_status: Optional[int] = None
         if live.recording is not None:
-            if live.orphan is None and self.spool.is_unused(live.id):
+            if live.orphan is None and not live.recording.n and self.spool.is_unused(live.id):
                 await adopt_orphans(self)  # it may have been recorded without our answer
             sealed = await self.sealer.seal(live.recording)
             self.quotas.close(live, sealed.size)

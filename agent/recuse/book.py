@@ -35,6 +35,7 @@ class _Waiting:
     arguments: tuple  # type: ignore[type-arg]
     options: dict  # type: ignore[type-arg]
     urgent: bool
+    lazy: bool
     entered: "asyncio.Future[int]" = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -77,7 +78,7 @@ class Book:
         """
         if self._halted:
             raise NotEntered("the agent stops")
-        waiting = _Waiting(build, arguments, options, urgent)
+        waiting = _Waiting(build, arguments, options, urgent, lazy)
         self._waiting.append(waiting)
         self._write_soon(lazy)
         return await waiting.entered
@@ -122,7 +123,8 @@ class Book:
         for hear in self.on_entry:
             for entry in entries[:entered]:
                 hear(entry, now_ns)
-        for number, waiting in enumerate(written):
+        # Who waits for a start goes on first: the others do things that can wait as well.
+        for number, waiting in sorted(enumerate(written), key=lambda one: one[1].lazy):
             if waiting.entered.done():
                 continue
             if number < entered:

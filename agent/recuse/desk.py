@@ -162,7 +162,7 @@ class Desk:
             files.replace(self._agent.paths.state / "grants-from", told, durable=False)
 
     def _fold(self, raw: bytes) -> None:
-        if grantrecords.matters(raw):
+        if self.state.heeds(raw):
             with contextlib.suppress(LedgerError):
                 self.state.apply(records.parse(raw))
 

@@ -30,7 +30,7 @@ from . import wire
 from .accounts import LookupTimeout
 from .book import NotEntered
 from .errors import WireError
-from .host import Kernel, Peer
+from .host import Identity, Kernel, Peer
 from .journal import Journal
 from .live import LiveSession
 
@@ -100,6 +100,7 @@ class Connection:
     sock: socket.socket
     peer: Peer
     pidfd: int
+    identity: Optional[Identity] = None  # of the process, when it asked
     busy: bool = False
     turn: Optional[int] = None  # of whom, while it is served
     relay: Optional[LiveSession] = None  # set once it relays: then the connection stays
@@ -254,15 +255,19 @@ class Door:
             return
         connection.busy = True
         self._stop_timer(connection)
-        user = self._user_of(connection.peer)
+        peer = connection.peer
+        try:
+            connection.identity = self._kernel.identity_of(peer)
+        except ProcessLookupError:
+            close_all(fds)
+            self.hang_up(connection)
+            return
+        # Whose turn it takes: of root's programs, theirs who logged in.
+        user = connection.identity.auid if peer.ruid == 0 else peer.ruid
         if user is None:
             self._begin(connection, message, fds)
         else:
             self._turns.take(user, lambda: self._begin(connection, message, fds, user))
-
-    def _user_of(self, peer: Peer) -> Optional[int]:
-        """Say whose turn a request takes: of root's programs, theirs who logged in."""
-        return self._kernel.identity_of(peer).auid if peer.ruid == 0 else peer.ruid
 
     def _begin(
         self, connection: Connection, message: wire.Message, fds: List[int],

@@ -445,6 +445,14 @@ class GrantState:
         self._sessions: Dict[str, Tuple[str, Use]] = {}
         self._pauses: Dict[str, Tuple[str, Use]] = {}  # of sessions, those that go on
 
+    def heeds(self, raw: bytes) -> bool:
+        """Say quickly whether an entry may change this: the end of a session that uses a grant."""
+        found = _MARKS.search(raw)
+        if found is None:
+            return False
+        is_end = found.group() in (b'"event_code":"close"', b'"event_code":"resume"')
+        return not is_end or bool(self._sessions or self._pauses)
+
     def see_time(self, time_ns: int) -> None:
         """Take in the time of an entry that says nothing of grants."""
         self.newest_ns = max(self.newest_ns, time_ns)

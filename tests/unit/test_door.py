@@ -14,7 +14,7 @@ from recuse import wire
 from recuse.door import MAX_UNDER_WAY, Connection, Door
 from recuse.host import Kernel, Peer
 
-PEER = Peer(pid=4242, uid=0, gid=0, start=1)
+PEER = Peer(pid=4242, uid=0, gid=0, start=1, ruid=0)
 
 
 def test_who_has_asked_is_not_hung_up_on() -> None:

@@ -116,7 +116,7 @@ def test_each_kind_is_an_event_that_names_its_grant(kind: str) -> None:
     entry = rec.parse(BUILT[kind]())
     assert (entry.kind, entry.get("grant")) == (kind, G)
     assert entry.data["class_uid"] == 1008 and entry.data["metadata"]["correlation_uid"] == G
-    assert gr.matters(BUILT[kind]())
+    assert gr.matters(BUILT[kind]()) and gr.GrantState().heeds(BUILT[kind]())
 
 
 def test_what_is_signed_is_never_cut() -> None:
@@ -271,7 +271,7 @@ class Life(RuleBasedStateMachine):
             assert len(row.approvals) >= row.request.approvers
         step = gr.GrantState()
         for raw in self.ledger.raws:
-            if gr.matters(raw):
+            if step.heeds(raw):
                 step.apply(rec.parse(raw))
         assert step.rows[G].to_json(NOW) == row.to_json(NOW)
 
