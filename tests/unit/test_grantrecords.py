@@ -224,7 +224,7 @@ def test_an_entry_that_makes_no_sense_changes_nothing(kind: str, ours: Dict[str,
     before = state.rows[G].to_json(NOW)
     data = json.loads(BUILT["request"]())
     fields = {**ours, "kind": kind, "grant": ours.get("grant", "other")}
-    data["unmapped"]["recuse"] = fields
+    data["unmapped"]["recuse"], data["metadata"]["event_code"] = fields, kind
     state.apply(rec.parse(json.dumps(data).encode()))
     assert state.rows[G].to_json(NOW) == before
 
