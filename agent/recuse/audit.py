@@ -919,7 +919,7 @@ class _Audit:
         elif row.closed_seq is not None:
             self._entry_fault("late-segment", entry, "the session had ended before")
         recording = self._recordings.setdefault(name, _Recording())
-        withheld = row is not None and row.verdict == "exempt" and not recording.resumed
+        withheld = row is not None and row.is_withheld and not recording.resumed
         if withheld and row is not None and not (row.supervised or row.level == "commands"):
             self._entry_fault("exempt-content", entry, "content of a session that was exempt")
         if n != recording.next:
@@ -1068,12 +1068,11 @@ class _Audit:
                 self._entry_fault("close-differs", entry, f"{key} is {now!r}, but was {was!r}")
         if row.paused_seq is not None:
             self._entry_fault("gap-unstated", entry, "paused, and never resumed")
-        withdrawn = verdict == "exempt" and outcome == "partial" and recording.resumed
-        if (outcome == "exempt") != (verdict == "exempt") and not withdrawn and outcome in (
-            "recorded",
-            "partial",
-            "exempt",
-        ):
+        if row.is_withheld:
+            fits = outcome != "recorded" and (outcome != "partial" or recording.resumed)
+        else:
+            fits = outcome != "exempt"
+        if not fits:
             self._entry_fault("close-differs", entry, f"verdict {verdict}, outcome {outcome}")
         self._judge_causes(entry, recording)
         self._judge_recording(entry, row, recording)

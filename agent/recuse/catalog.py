@@ -91,6 +91,9 @@ class Catalog:
 
         Raises: NotFound if there is none.
         """
+        if row.kind in ("nested", "transfer") and not row.segments and not row.live:
+            more = "it is in the recording of %s" % row.outer if row.outer else None
+            raise NotFound("session %s (%s) has no recording" % (row.session, row.kind), more)
         if row.verdict in ("exempt", "refuse") and not row.segments:  # a relay may have been there
             reason = "exempt from recording" if row.verdict == "exempt" else "refused"
             rule = " by rule %s" % cast.printable(row.rule) if row.rule else ""
@@ -104,9 +107,6 @@ class Catalog:
                 "session %s was %s%s%s: %s" % (row.session, reason, rule, grant, told),
                 "see: recuse show %s" % row.session,
             )
-        if row.kind in ("nested", "transfer") and not row.segments and not row.live:
-            more = "it is in the recording of %s" % row.outer if row.outer else None
-            raise NotFound("session %s (%s) has no recording" % (row.session, row.kind), more)
         live = None
         if self.live_dir is not None:
             path = os.path.join(self.live_dir, row.session + ".cast")

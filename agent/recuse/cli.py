@@ -196,7 +196,7 @@ def sessions(call: Call) -> int:
             bare.append(row)
         elif row.get("outcome") in _MISSING:
             faulty.append(row)
-        elif row.get("verdict") == "exempt" or row.get("outcome") == "exempt":
+        elif row.get("exempt"):
             exempt.append(row)
         elif row.get("verdict") == "refuse" or row.get("outcome") == "refused":
             refused.append(row)

@@ -255,7 +255,6 @@ def _sample(
     except LedgerError:
         return None
     user = row.user or str(row.uid)
-    exempt = row.outcome == "exempt" or (row.verdict == "exempt" and row.outcome is None)
     return Sample(
         user=user,
         teams=tuple(one for one in teams if one != user) or (NONE,),
@@ -268,7 +267,7 @@ def _sample(
         host_tags=host_tags or (NONE,),
         started_ns=started_ns,
         seconds=max(0, ended_ns - started_ns) / _SECOND,
-        exempt=exempt,
+        exempt=row.is_exempt,
         outcome=row.outcome or "live",
     )
 

@@ -1173,8 +1173,22 @@ class SessionRow(Row):
         """Say whether nothing was entered yet about its end."""
         return self.outcome is None
 
+    @property
+    def is_withheld(self) -> bool:
+        """Say whether it began as one that is not recorded.
+
+        What a rule exempts is recorded all the same where a recording is around it.
+        """
+        return self.verdict == "exempt" and self.kind != "nested"
+
+    @property
+    def is_exempt(self) -> bool:
+        """Say whether it is exempt, or was to its end."""
+        return self.is_withheld if self.live else self.outcome == "exempt"
+
     def to_json(self) -> Json:
-        return {"session": self.session, "login": self.login, **super().to_json()}
+        more = {"exempt": self.is_exempt}
+        return {"session": self.session, "login": self.login, **super().to_json(), **more}
 
 
 @dataclass

@@ -430,11 +430,9 @@ class Recovery:
                 started_ns=_time(row.started), mono_ns=0,
             )  # fmt: skip
             verdict = row.verdict or "record"
-            label = "exempt" if verdict == "exempt" else row.kind
-            live = LiveSession(
-                session, _grounds(row), verdict, label if label in ("nested", "transfer", "exempt")
-                else "record", 0, 0, "", row.seq,
-            )  # fmt: skip
+            plain = "exempt" if row.is_withheld else "record"
+            label = row.kind if row.kind in ("nested", "transfer") else plain
+            live = LiveSession(session, _grounds(row), verdict, label, 0, 0, "", row.seq)
             if live.label == "record":
                 if "spool-full" in row.notes:
                     live.label = "stub"

@@ -1518,15 +1518,20 @@ def test_shell_on_another_terminal_without_one_of_its_own_is_recorded(
     run(paths, scene)
 
 
+@pytest.mark.parametrize("verdict", ["record", "exempt"])
 @pytest.mark.parametrize(
     ("has_tty", "controls", "outcome"),
     [(True, True, "recorded"), (False, True, "partial"), (True, False, "recorded")],
     ids=["terminal", "elsewhere", "terminal-left"],
 )
 def test_shell_inside_a_recording_is_nested(
-    paths: Paths, has_tty: bool, controls: bool, outcome: str
+    paths: Paths, has_tty: bool, controls: bool, outcome: str, verdict: str
 ) -> None:
     """Also a command of `su -c`, which takes the controlling terminal from it."""
+    if verdict == "exempt":
+        (paths.policy_dir / "60-root.toml").write_text(
+            POLICY[: POLICY.index("[[rule]]", 3)].replace("robot", "root")
+        )
 
     async def scene(world: World) -> None:
         relay, inner = await recorded_on_a_terminal(world)
@@ -1555,6 +1560,9 @@ def test_shell_inside_a_recording_is_nested(
         assert (close.get("outcome"), close.get("session_kind")) == (outcome, "nested")
         gaps = [(gap["cause"], gap["stream"], gap["bytes"]) for gap in close.ours.get("gaps", [])]
         assert gaps == ([] if has_tty else [("limit", "o", 0)])
+        row = records.fold(world.entries()).sessions[close.get("session") or ""]
+        assert (row.verdict, row.is_exempt) == (verdict, False)
+        assert verified(world).faults == []
 
     run(paths, scene)
 

@@ -382,6 +382,16 @@ def test_what_is_withheld_is_said_to_be(made: Made, live: bool, words: str) -> N
     assert "by grant g-aaaaaaaaaaaaaaaa" in found.value.message
 
 
+def test_what_is_seen_in_another_recording_is_said_to_be(made: Made) -> None:
+    row = records.fold(map(records.parse, made.ledger.entries())).sessions[EXEMPT]
+    row.kind, row.outer, row.outcome = "nested", "s-aaaaaaaaaaaaaaaa", "recorded"
+    nowhere: Any = SimpleNamespace(live_dir=None)
+    with pytest.raises(NotFound) as found:
+        catalog.Catalog.recording(nowhere, row)
+    assert found.value.hint == "it is in the recording of s-aaaaaaaaaaaaaaaa"
+    assert not row.to_json()["exempt"]
+
+
 @pytest.mark.parametrize("size", [-2, -1, 1 << 62])
 def test_a_segment_is_not_unpacked_to_a_size_that_none_has(size: int) -> None:
     blob = gzip.compress(bytes(1 << 20))
