@@ -187,6 +187,7 @@ class Storm:
         assert all(row["outcome"] in ("recorded", "partial") for row in ended), found
         commands = Counter(row["command"] for row in ended if row["command"] != "exit 3")
         assert set(commands.values()) == {1}, commands  # each round is a session, and no two
+        await_shipped(self.host, 120)  # nothing is moved while it is read
         kept: Dict[int, Set[bytes]] = {}
         for text in shown_in(self.host, {row["session"] for row in ended}):
             for line in re.findall(rb"line-\d+-\d+-", text):
@@ -195,6 +196,5 @@ class Storm:
             lost = {one.rstrip() for one in shown} - kept.get(number, set())
             assert not lost, f"round {number}: {len(lost)} lines shown and not kept"
         verify(self.host)
-        await_shipped(self.host, 120)
         stored = self.host.run("recuse", "verify", "--dir", STORE)
         assert stored.returncode == 0, stored.stdout + stored.stderr
