@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def number(count: int, one: str, many: str = "") -> str:
+    """Word how many there are of what `one` names; `many` where that is more than an s."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
 def size(count: float) -> str:
     """Word a number of bytes."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -26,7 +26,7 @@ from typing import (
     cast,
 )
 
-from . import pauserecords
+from . import amounts, pauserecords
 from .approval import ApprovalPolicy
 from .checkpoint import (
     HASH_BYTES,
@@ -183,24 +183,26 @@ class Report:
     def lines(self) -> List[str]:
         """Write the report for people."""
         found = [f"ledger {self.origin}"]
+        entries = amounts.number(self.entries, "entry", "entries")
         if self.signed_size is not None:
-            found.append(f"  {self.entries} entries, {self.signed_size} signed for")
+            found.append(f"  {entries}, {self.signed_size} signed for")
         else:
-            found.append(f"  {self.entries} entries, none signed for")
+            found.append(f"  {entries}, none signed for")
         if self.receipted_size:
-            found.append(f"  {self.receipted_size} entries receipted by a collector")
+            receipted = amounts.number(self.receipted_size, "entry", "entries")
+            found.append(f"  {receipted} receipted by a collector")
         counts = [f"{getattr(self, name)} {name}" for name in OUTCOMES if getattr(self, name)]
         if self.live:
             counts.append(f"{self.live} live")
         found.append(
-            f"  {self.logins} logins, {self.sessions} sessions"
+            f"  {amounts.number(self.logins, 'login')}, {amounts.number(self.sessions, 'session')}"
             + (f": {', '.join(counts)}" if counts else "")
         )
         if self.grant_uses:
-            found.append(f"  {self.grant_uses} uses of grants checked")
+            found.append(f"  {amounts.number(self.grant_uses, 'use')} of grants checked")
         if self.segments:
             found.append(
-                f"  {self.segments} segments: {self.blobs_checked} checked, "
+                f"  {amounts.number(self.segments, 'segment')}: {self.blobs_checked} checked, "
                 f"{self.blobs_elsewhere} receipted and elsewhere, {self.blobs_absent} not here"
             )
         found.extend(f"  finding: {one}" for one in self.findings)

@@ -884,8 +884,8 @@ def _check_backlog(machine: Machine) -> Check:
     if not count:
         return NO_BACKLOG
     age = oldest_ns // 10**9
-    told = count, amounts.size(size), amounts.span(age)
-    words = "%d segments (%s) wait to be shipped, the oldest since %s" % told
+    told = amounts.number(count, "segment"), amounts.size(size), amounts.span(age)
+    words = "%s (%s) to be shipped, the oldest waits since %s" % told
     if age > BACKLOG_WARN_SECONDS or size > BACKLOG_WARN_BYTES:
         return Check("backlog", "warn", words, "see: journalctl -u recuse-ship")
     return Check("backlog", "ok", words)

@@ -339,7 +339,9 @@ def _describe_end(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "exit status", word(row["exit_status"])
     segments, size = row.get("segments") or [], row.get("bytes") or 0
     if segments or size:
-        yield "recording", "%s in %d segments" % (amounts.size(size), len(segments))
+        yield "recording", "%s in %s" % (
+            amounts.size(size), amounts.number(len(segments), "segment"),
+        )  # fmt: skip
     for gap in row.get("gaps") or []:
         if isinstance(gap, dict):
             stream = _STREAMS.get(str(gap.get("stream")), "output")

@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from recuse import __version__, collector
+from recuse import __version__, amounts, collector
 from recuse import config as configuration
 from recuse.config import CollectorConfig, Paths
 from recuse.errors import CollectorError, FaultsFound, RecuseError
@@ -161,7 +161,8 @@ def _status(arguments: argparse.Namespace, config: CollectorConfig) -> int:
         print(json.dumps(status))
     else:
         print(f"store {config.store.path}, key {vkey}, fingerprint {fingerprint(vkey)}")
-        print(f"{len(hosts)} hosts, {entries} entries, {len(findings)} findings")
+        counted = (len(hosts), "host"), (entries, "entry", "entries"), (len(findings), "finding")
+        print(", ".join(amounts.number(*one) for one in counted))
         for finding in findings:
             print(f"  {_time(finding.time_s)} {finding.kind}: {finding.detail}")
     return FaultsFound.exit_code if findings else 0

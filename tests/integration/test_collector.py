@@ -555,7 +555,7 @@ def test_token_hosts_and_status(
     store.enrol(token, PREFIX, HOST.vkey, UPLOAD.vkey)
     store.append(ORIGIN, note(3), ENTRIES[:3])
     assert run(config, "status") == 0
-    assert "1 hosts, 3 entries, 0 findings" in capsys.readouterr().out
+    assert "1 host, 3 entries, 0 findings" in capsys.readouterr().out
     assert run(config, "hosts", "--json") == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["host"] == PREFIX and row["ledgers"][0]["entries"] == 3

@@ -21,3 +21,8 @@ def test_size(count: int, words: str) -> None:
 )
 def test_span(seconds: float, words: str) -> None:
     assert amounts.span(seconds) == words
+
+
+def test_numbers_of_things() -> None:
+    assert [amounts.number(n, "login") for n in (0, 1, 2)] == ["0 logins", "1 login", "2 logins"]
+    assert [amounts.number(n, "entry", "entries") for n in (1, 5)] == ["1 entry", "5 entries"]

@@ -246,7 +246,7 @@ def test_verify_checks_the_grant_with_the_approvers_of_the_host(
 ) -> None:
     assert main(["--root", str(root), "verify"]) == 0
     told = capsys.readouterr().out
-    assert "1 uses of grants checked" in told and "signatures were not checked" not in told
+    assert "1 use of grants checked" in told and "signatures were not checked" not in told
     approvers = root / "etc/recuse/approvers"
     approvers.write_text(approvers.read_text().splitlines()[0] + "\n")
     assert main(["--root", str(root), "verify"]) == 10

@@ -372,7 +372,7 @@ def test_doctor_warns_of_an_old_backlog_and_a_collector_out_of_reach(host: FakeH
     then = (host.root / "var/spool/recuse/out" / ("a" * 64)).stat().st_mtime_ns
     checks = checkup.look(host.machine(now_ns=lambda: then + 7200 * 10**9))
     assert named(checks, "backlog").words == (
-        "1 segments (2.0 KiB) wait to be shipped, the oldest since 2 h 0 min"
+        "1 segment (2.0 KiB) to be shipped, the oldest waits since 2 h 0 min"
     )
     assert named(checks, "backlog").state == "warn"
     assert named(checks, "collector").words.endswith("connection refused")
