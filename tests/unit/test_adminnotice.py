@@ -43,7 +43,7 @@ def test_notice_of_a_failed_session_is_grave_although_its_entry_is_not() -> None
 
 def test_notice_of_a_kind_that_nobody_knows_is_told_all_the_same() -> None:
     data = json.loads(entry())
-    data["unmapped"]["recuse"].update(kind="teleport")
+    data["unmapped"]["recuse"]["kind"] = data["metadata"]["event_code"] = "teleport"
     data["status_detail"] = "through the wall"
     one = adminnotice.of_entry(json.dumps(data).encode())
     assert one.title == "teleport of dave: through the wall"
@@ -52,7 +52,7 @@ def test_notice_of_a_kind_that_nobody_knows_is_told_all_the_same() -> None:
 @pytest.mark.parametrize("kind", adminnotice.KNOWN_KINDS)
 def test_every_kind_has_a_title_that_leaves_no_placeholder_open(kind: str) -> None:
     data = json.loads(entry())
-    data["unmapped"]["recuse"] = {"kind": kind}
+    data["unmapped"]["recuse"], data["metadata"]["event_code"] = {"kind": kind}, kind
     assert "{" not in adminnotice.of_entry(json.dumps(data).encode()).title
 
 
