@@ -342,6 +342,7 @@ class _Recording:
 _HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 # Lines of a recording that hold what was shown or typed.
 _CONTENT = re.compile(rb'^\[[^,"]*,\s*"[oeib]"', re.MULTILINE)
+_GAP = re.compile(rb'^\[[^,"]*,\s*"g"', re.MULTILINE)
 
 
 def _run_name(first: int, last: int) -> str:
@@ -867,11 +868,9 @@ class _Audit:
         entered, elsewhere = len(row.sessions), row.login in self._taken_over
         if elsewhere and (self._set_back or entered < (stated or 0)):
             pass
-        elif stated is not None and stated != entered:
+        elif stated != entered:
             self._entry_fault(
-                "session-count",
-                entry,
-                f"says {stated} sessions, but {len(row.sessions)} were entered",
+                "session-count", entry, f"says {stated} sessions, but {entered} were entered"
             )
         outcome = entry.get("outcome")
         if outcome is not None and outcome not in OUTCOMES:
@@ -943,6 +942,8 @@ class _Audit:
             recording.digest = None
         elif recording.digest is not None:
             recording.digest.update(plain)
+        if plain is not None and not gaps and _GAP.search(plain):
+            self._entry_fault("gap-unstated", entry, "its recording has gaps, and it says of none")
         if withheld and plain is not None and _CONTENT.search(plain):
             self._entry_fault("exempt-content", entry, "content of a session that was exempt")
 
@@ -1066,7 +1067,7 @@ class _Audit:
             ("verdict", row.verdict, verdict),
             ("start", row.started, entry.get("started")),
         ):
-            if was is not None and was != now:
+            if was != now:
                 self._entry_fault("close-differs", entry, f"{key} is {now!r}, but was {was!r}")
         if row.paused_seq is not None:
             self._entry_fault("gap-unstated", entry, "paused, and never resumed")

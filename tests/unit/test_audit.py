@@ -715,6 +715,20 @@ def test_a_recorded_session_has_a_recording_unless_it_is_nested(world: World) ->
     assert (fault.code, fault.session) == ("segment-count", "s-1")
 
 
+def test_gaps_of_a_recording_that_its_entry_hides_are_named(world: World) -> None:
+    plain = b'[0.5,"g","stream=o bytes=9 sha256= cause=limit"]\n'
+    recorded(world).segment("s-1", 0, plain).close("s-1", plain, 1)
+    assert only(world.verify()).code == "gap-unstated"
+
+
+def test_a_session_that_began_as_nobodys_and_a_logout_of_no_number_are_named(world: World) -> None:
+    nobody = replace(SESSION, id="s-2", login=replace(LOGIN, user=None))
+    recorded(world).segment("s-1", 0, b"ab").close("s-1", b"ab", 1)
+    world.enter(at(rec.open_entry, nobody, RECORD)).segment("s-2", 0, b"ab").close("s-2", b"ab", 1)
+    world.enter(at(rec.logout_entry, LOGIN, None, None))
+    assert sorted(codes(world.verify())) == ["close-differs", "session-count"]
+
+
 def test_a_lost_session_need_not_say_what_it_held(world: World) -> None:
     recorded(world).segment("s-1", 0, b"abcd")
     world.close("s-1", b"", 0, outcome="lost", digest=None)
