@@ -111,9 +111,17 @@ class LiveSession:
             return "failed"
         if self._passes_unseen or gaps:
             return "partial"
-        if self.label == "record" and self.recording is None:
+        if self.label == "record" and not self._has_recording:
             return "lost"
         return "recorded"
+
+    @property
+    def _has_recording(self) -> bool:
+        """Say whether anything is left of it: a host that lost power may not have its first line.
+
+        One of a recorder that died before it wrote that is empty, and nothing was shown.
+        """
+        return self.recording is not None and (self.recording.n > 0 or self.orphan is not None)
 
     def implied_gaps(self, gaps: Sequence[Gap]) -> Tuple[Gap, ...]:
         """Give the gaps that the recording cannot speak of itself.

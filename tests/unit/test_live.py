@@ -12,6 +12,7 @@ import pytest
 from recuse import live
 from recuse.live import Live, LiveLog, LiveLogin, LiveSession
 from recuse.records import Grounds, Login, Session, Source, new_id
+from recuse.spool import Recording
 
 L, A, B = "l-aaaaaaaaaaaaaaaa", "s-aaaaaaaaaaaaaaaa", "s-bbbbbbbbbbbbbbbb"
 LOGIN = Login(L, "alice", 1000, 1000, 7, "sshd", Source("192.0.2.7:1", "x"), None, None, 5, 9)
@@ -121,3 +122,17 @@ def test_full_disk_is_tried_once_more_when_room_was_made(
         log.on_fault = lambda: room.append(room.pop() * 1000)
         log.save(session(B))
     assert [one.id for one in loaded(log)] == [L, B]
+
+
+@pytest.mark.parametrize(
+    "segments, orphan, outcome",
+    [(None, None, "lost"), (0, None, "lost"), (1, None, "recorded"), (0, "1-2-3.cast", "recorded")],
+)
+def test_a_recording_of_which_nothing_is_left_is_lost(
+    segments: "int | None", orphan: "str | None", outcome: str
+) -> None:
+    ended = session()
+    ended.orphan = orphan
+    if segments is not None:
+        ended.recording = Recording(A, "/nowhere", -1, n=segments)
+    assert ended.outcome(()) == outcome
