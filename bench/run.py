@@ -105,15 +105,18 @@ def furnish(host: Host) -> None:
 
 
 def part(host: Host, name: str, *options: str) -> Any:
-    """Run one part inside the host; give what it found."""
-    say(name)
-    done = subprocess.run(
-        host.enter("python3", f"/root/bench/{name}", *options),
-        stdout=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        check=True,
-    )
-    return json.loads(done.stdout)
+    """Run one part inside the host, once more if a peer hangs; give what it found."""
+    for last in (False, True):
+        say(name)
+        done = subprocess.run(
+            host.enter("python3", f"/root/bench/{name}", *options),
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+        )
+        if done.returncode == 0:
+            return json.loads(done.stdout)
+        if last:
+            raise SystemExit(f"{name} failed twice")
 
 
 def time_ssh(host: Host, user: str, control: str = "") -> float:
