@@ -3,6 +3,9 @@
 Part of the agent. A file in orphan/ is a recording (.cast) or the stub of a session that went on
 unrecorded (.stub); its first line says what the kernel cannot tell any more. The agent enters it
 as late, and follows the session if it still lives. What makes no sense is set aside.
+
+Without the agent nobody makes durable what is recorded. So that is done before it is entered: what
+the ledger has is not lost with the power, but for the last second as always.
 """
 
 from __future__ import annotations
@@ -129,7 +132,10 @@ async def _adopt_all(agent: Agent) -> int:
                 raise BadOrphan(fault)
             first = os.pread(fd, MAX_HEADER_BYTES, 0).partition(b"\n")
             orphan = parse_orphan(name, first[0] + first[1])
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, agent.spool.sync_orphan, fd)
             await _adopt(agent, orphan, locked)
+            await loop.run_in_executor(None, agent.spool.sync_names)
             adopted += 1
         except BadOrphan as error:
             if not locked:

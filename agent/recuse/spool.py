@@ -396,6 +396,21 @@ class Spool:
     def has_orphan(self, name: str) -> bool:
         return os.path.lexists(os.path.join(self.orphan, name))
 
+    def sync_orphan(self, fd: int) -> None:
+        """Make durable what was written to an orphan so far.  Raises: SpoolError"""
+        try:
+            os.fdatasync(fd)
+        except OSError as error:
+            raise SpoolError(f"{self.orphan}: {error.strerror}") from error
+
+    def sync_names(self) -> None:
+        """Make durable that an orphan was moved.  Raises: SpoolError"""
+        try:
+            for directory in (self.live, self.orphan):  # better twice than nowhere
+                files.sync_directory(directory)
+        except OSError as error:
+            raise SpoolError(f"{error.filename}: {error.strerror}") from error
+
     def remove_orphan(self, name: str) -> None:
         _unlink(os.path.join(self.orphan, name))
 

@@ -2125,6 +2125,29 @@ def test_orphan_of_a_dead_recorder_is_entered_late(paths: Paths) -> None:
     run(paths, scene)
 
 
+def test_orphan_is_durable_before_it_is_entered(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else has made durable what was recorded without us."""
+    done: List[str] = []
+    fdatasync, fsync = os.fdatasync, os.fsync
+
+    def name(fd: int) -> str:
+        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        return "entries" if paths.ledger in path.parents else path.name
+
+    async def scene(world: World) -> None:
+        path = write_orphan(paths, 4_000_000, "cast", b'[0.1,"o","hi"]')
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", lambda fd: (done.append(name(fd)), fdatasync(fd)))
+            patch.setattr(os, "fsync", lambda fd: (done.append(name(fd)), fsync(fd)))
+            await adopt_orphans(world.agent)
+        assert done.index(path.name) < done.index("entries"), done
+        assert done[-2:] == ["live", "orphan"], done
+
+    run(paths, scene)
+
+
 @pytest.mark.parametrize("step", [0, -3600, 3600], ids=["", "set-back", "set-forward"])
 def test_orphan_of_a_living_recorder_is_followed(paths: Paths, step: int) -> None:
     async def scene(world: World) -> None:

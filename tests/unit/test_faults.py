@@ -344,6 +344,7 @@ PROOF = {
     "power lost": (
         "system/test_booted_fault.py::test_power_loss_costs_a_second_at_most",
         "unit/test_agent.py::test_power_that_took_what_the_segments_have_lost_nothing",
+        "unit/test_agent.py::test_orphan_is_durable_before_it_is_entered",
     ),
     "a recording cannot be written to": (
         "c/test_shell.py::test_full_disk_leaves_a_gap_that_says_what_is_missing",
