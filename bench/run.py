@@ -60,7 +60,7 @@ SIZES = {
         "scale": "--sessions 1000 --seconds 10",
         "loss": "--rounds 3",
         "ssh": "40",
-        "transfer": "3 1024",
+        "transfer": "2 1024",
     },
     "one": {
         "startup": "--rounds 3 --cpu 5",
