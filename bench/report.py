@@ -168,8 +168,8 @@ def ssh(found: Mapping[str, Mapping[str, float]]) -> str:
     head = ["ms", "bare", "recuse adds", "exempt adds", "tlog adds"]
     head += ["recuse of tlog", "exempt of tlog"]
     words = (
-        "Keys are exchanged by curve25519-sha256: the default's take the client ten times as long "
-        "as all else.\n\n"
+        "Keys are exchanged by curve25519-sha256: with the default's the client computes for much "
+        "of a login.\n\n"
     )
     return "## Over ssh\n\n" + words + table(head, rows)
 
