@@ -125,6 +125,7 @@ def _trusted(call: Call, sources: Sequence[audit.Source]) -> dict[str, audit.Tru
     """Find the keys to check each host's ledger with: those given, else those of this host."""
     args, paths = call.args, call.paths
     hosts = {audit.split_epoch(k.name)[0]: k for k in map(_key, args.key)}
+    wanted = set(hosts)  # of whom nothing is here, is missed
     collectors = [_key(given) for given in args.collector_key]
     if args.dir is None:
         if not hosts:
@@ -152,8 +153,6 @@ def _trusted(call: Call, sources: Sequence[audit.Source]) -> dict[str, audit.Tru
         approvers = _file_of_keys(str(paths.approvers), AllowedSigners.parse)
     trusted = {}
     grouped = audit.group_by_host(sources, hosts)
-    # A host whose key was given, and of which nothing is here, is missed.
-    wanted = {audit.split_epoch(_key(given).name)[0] for given in args.key}
     for prefix in [*grouped, *sorted(wanted - set(grouped))]:
         if prefix not in hosts:
             raise CryptoError(

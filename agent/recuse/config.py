@@ -26,6 +26,7 @@ from typing import (
     Union,
 )
 
+from recuse import amounts
 from recuse.errors import ConfigError, Fault, PolicyError, count_faults
 from recuse.tomlfile import Key, TomlFile, did_you_mean, parse_duration, parse_size
 
@@ -561,6 +562,6 @@ def read_policy_dir(path: AnyPath) -> List[Tuple[str, bytes]]:
         except _Untrusted as error:
             faults.append(Fault(file, None, str(error)))
     if faults:
-        count = "1 file" if len(faults) == 1 else f"{len(faults)} files"
+        count = amounts.number(len(faults), "file")
         raise PolicyError(f"{count} of the policy not used", faults=faults)
     return files

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Optional, Sequence, Tuple
 
+from . import amounts
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -25,7 +27,7 @@ class Fault:
 
 def count_faults(number: int) -> str:
     """Say it in words."""
-    return "1 fault" if number == 1 else f"{number} faults"
+    return amounts.number(number, "fault")
 
 
 class RecuseError(Exception):
