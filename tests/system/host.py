@@ -479,7 +479,7 @@ class Host:
                     found.append(entry)
                 if len(found) == count:
                     return found
-        # What it follows, journalctl may miss an entry of, as one that begins a file.
+        # journalctl has been seen to miss an entry when it follows.
         found = self.journal(*wanted, after=after)
         if len(found) >= count:
             return found[:count]

@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Dict, List, Set
 
 from accounts import rows, verify
@@ -55,10 +56,21 @@ def shown_in(host: Host, sessions: Set[str]) -> Iterator[bytes]:
     # In this order: what recuse-ship has just taken from the one is in the other.
     kept = ("spool/recuse/out", "lib/recuse-central", "lib/recuse-collector")
     places = [host.path(f"/var/{one}") for one in kept]
-    files = {path.name: path for place in places for path in place.rglob("*")}
+
+    def find() -> Dict[str, Path]:
+        return {path.name: path for place in places for path in place.rglob("*")}
+
+    def read(blob: str) -> bytes:
+        try:
+            return files[blob].read_bytes()
+        except FileNotFoundError:  # taken since it was found
+            files.update(find())
+            return files[blob].read_bytes()
+
+    files = find()
     found = records.fold(records.parse(raw) for raw in ledger.entries()).sessions
     for session in sessions:
-        segments = [gzip.decompress(files[s.blob].read_bytes()) for s in found[session].segments]
+        segments = [gzip.decompress(read(s.blob)) for s in found[session].segments]
         events = (json.loads(line) for line in b"".join(segments).splitlines()[1:])
         text = "".join(event[2] for event in events if event[1] == "o")
         yield text.encode(errors="surrogateescape")
@@ -187,7 +199,6 @@ class Storm:
         assert all(row["outcome"] in ("recorded", "partial") for row in ended), found
         commands = Counter(row["command"] for row in ended if row["command"] != "exit 3")
         assert set(commands.values()) == {1}, commands  # each round is a session, and no two
-        await_shipped(self.host, 120)  # nothing is moved while it is read
         kept: Dict[int, Set[bytes]] = {}
         for text in shown_in(self.host, {row["session"] for row in ended}):
             for line in re.findall(rb"line-\d+-\d+-", text):
@@ -196,5 +207,6 @@ class Storm:
             lost = {one.rstrip() for one in shown} - kept.get(number, set())
             assert not lost, f"round {number}: {len(lost)} lines shown and not kept"
         verify(self.host)
+        await_shipped(self.host, 120)
         stored = self.host.run("recuse", "verify", "--dir", STORE)
         assert stored.returncode == 0, stored.stdout + stored.stderr
