@@ -486,7 +486,7 @@ def test_what_is_not_signed_yet_is_not_told(host: Notified, tmp_path: Path) -> N
             index = host.ledger.size
             host.ledger.append([entry(index, origin=host.origin, at_ns=int(time.time() * 1e9))])
             service.wake()
-            await until(lambda: len(hook.got) == 1)
+            await until(lambda: service.workers["soc"]._delivered == 1)
             assert (await service.workers["soc"].status())["waiting"] == 0
             host.ledger.checkpoint()
             service.wake()
