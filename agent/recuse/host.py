@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import ctypes
 import fcntl
 import grp
 import importlib.machinery
@@ -47,6 +48,7 @@ MAX_NAMED = 16  # processes named in one entry; more are counted
 SO_PEERPIDFD = 77  # include/uapi/asm-generic/socket.h, Linux 6.5
 TIOCGPTN = 0x80045430
 TIOCGPTPEER = 0x5441
+AT_FDCWD, AT_STATX_DONT_SYNC, STATX_TYPE = -100, 0x4000, 1  # include/uapi/linux/{fcntl,stat}.h
 TTY_MAJORS = frozenset({4, 5, 204, 229} | set(range(136, 144)))
 USER_FILES = ("/etc/passwd", "/etc/group", "/etc/nsswitch.conf")
 TCP_STATES = (1 << 1) | (1 << 8)  # ESTABLISHED, CLOSE_WAIT: net/tcp_states.h
@@ -452,15 +454,11 @@ class Kernel:
 
     def writes_to(self, pid: int, rdev: int, instance: int) -> bool:
         """Say whether standard output and error of a process are this terminal of this devpts."""
-        paths = [f"{self.proc}/{pid}/fd/{fd}" for fd in (1, 2)]
         try:
-            # A file's server may be away, and stat(2) wait for it: where it lies is known here.
-            if not all(os.readlink(path).startswith("/dev/") for path in paths):
-                return False
-            found = [os.stat(path) for path in paths]
+            found = [_device_at(f"{self.proc}/{pid}/fd/{fd}") for fd in (1, 2)]
         except OSError:
             return False  # closed, or the process is gone
-        return all(one.st_rdev == rdev and instance in (0, one.st_dev) for one in found)
+        return all(one == rdev and instance in (0, lies_on) for one, lies_on in found)
 
     def is_led_by_child(self, pid: int, parent: int) -> bool:
         """Say whether the leader of a process's session is a child of `parent`.
@@ -533,7 +531,7 @@ class Kernel:
 
     @staticmethod
     def _show(path: str, rdev: int, text: bytes) -> bool:
-        if os.stat(path).st_rdev != rdev:  # before it is opened: that may be felt elsewhere
+        if _device_at(path)[0] != rdev:  # before it is opened: that may be felt elsewhere
             return False
         fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:
@@ -708,9 +706,40 @@ def _device(number: int) -> int:
     return os.makedev((number >> 8) & 0xFFF, (number & 0xFF) | ((number >> 12) & 0xFFF00))
 
 
+class _Statx(ctypes.Structure):
+    """struct statx, as far as it is read here."""
+
+    _fields_ = [
+        ("before", ctypes.c_uint8 * 128),
+        ("rdev_major", ctypes.c_uint32),
+        ("rdev_minor", ctypes.c_uint32),
+        ("dev_major", ctypes.c_uint32),
+        ("dev_minor", ctypes.c_uint32),
+        ("after", ctypes.c_uint8 * 112),
+    ]
+
+
+_statx = ctypes.CDLL(None, use_errno=True).statx
+
+
+def _device_at(path: str) -> Tuple[int, int]:
+    """Say which device a file is, 0 if none, and on which it lies: st_rdev and st_dev.
+
+    Takes what this kernel knows: stat(2) asks whoever serves the file, which may be away, or be a
+    user's own program, and waits. Raises: OSError
+    """
+    found = _Statx()
+    name = os.fsencode(path)
+    if _statx(AT_FDCWD, name, AT_STATX_DONT_SYNC, STATX_TYPE, ctypes.byref(found)):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    rdev = os.makedev(found.rdev_major, found.rdev_minor)
+    return rdev, os.makedev(found.dev_major, found.dev_minor)
+
+
 def _rdev(path: str) -> int:
     try:
-        return os.stat(path).st_rdev
+        return _device_at(path)[0]
     except OSError:
         return 0
 
