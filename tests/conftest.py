@@ -15,6 +15,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "agent"))
 sys.path.insert(0, str(ROOT / "tests"))
+# And on that of the programs that tests start.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT / "agent"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 # Programs under test inherit what is ignored: by nohup(1) the hang-up, by a shell's "&" the others.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

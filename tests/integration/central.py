@@ -140,6 +140,7 @@ class Agent:
         self._host = host
         self._removes = removes
         self._server: Optional[asyncio.AbstractServer] = None
+        self._starts = 0
         self._watchers: List[asyncio.StreamWriter] = []
         self.watched = asyncio.Event()
         self.pokes = 0
@@ -150,25 +151,35 @@ class Agent:
         return {"ok": True, "waiting": False, "outgoing": []}
 
     async def start(self) -> None:
+        self._starts += 1
+        this = self._starts
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            request = json.loads(await reader.readline() or "null")
+            if self._server is None or this != self._starts:  # let in while it was stopped
+                writer.close()
+            else:
+                await self._serve(request, writer)
+
         path = str(self._host.paths.control_socket)
-        self._server = await asyncio.start_unix_server(self._serve, path)
+        self._server = await asyncio.start_unix_server(serve, path)
 
     async def stop(self) -> None:
         assert self._server is not None
-        self._server.close()
+        server, self._server = self._server, None
+        server.close()
         for writer in self._watchers:
             writer.close()
         self._watchers.clear()
         self.watched.clear()
-        await self._server.wait_closed()
+        await server.wait_closed()
         os.unlink(self._host.paths.control_socket)
 
     def tell(self, news: Any) -> None:
         for writer in self._watchers:
             writer.write(json.dumps(news).encode() + b"\n")
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request = json.loads(await reader.readline())
+    async def _serve(self, request: Dict[str, Any], writer: asyncio.StreamWriter) -> None:
         if request["verb"] == "watch":
             self._watchers.append(writer)
             self.tell({"ok": True})

@@ -239,9 +239,10 @@ async def status_of_part(central: Central, key: tlog.Signer, body: str) -> int:
 
 def test_a_wrong_clock_is_told_the_time(central: Central) -> None:
     async def story(client: Client) -> None:
+        began = int(time.time())
         status, headers, _ = await client.put(skew_s=-3600)
         assert status == 401
-        assert abs(parsedate_to_datetime(headers["Date"]).timestamp() - time.time()) < 5
+        assert began <= parsedate_to_datetime(headers["Date"]).timestamp() <= time.time()
 
     talk(central, story)
 
@@ -471,11 +472,12 @@ def test_a_port_that_is_taken_is_reported(central: Central) -> None:
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "collector.toml"
-    with socket.create_server(("127.0.0.1", 0)) as free:
+    # No connection takes a port of that address meanwhile, as it may of 127.0.0.1.
+    with socket.create_server(("127.0.0.2", 0)) as free:
         port = free.getsockname()[1]
     path.write_text(
         'org = "example.com"\n'
-        f'[listen]\nhost = "127.0.0.1"\nport = {port}\n'
+        f'[listen]\nhost = "127.0.0.2"\nport = {port}\n'
         f'[tls]\ncert = "{tmp_path}/c.crt"\nkey = "{tmp_path}/c.key"\n'
         f'[store]\npath = "{tmp_path}/store"\n'
     )
@@ -587,7 +589,7 @@ def test_serve_runs_answers_reloads_and_stops(config: Path, tmp_path: Path) -> N
         assert notify.recv(100) == b"READY=1"
         port = int(config.read_text().split("port = ")[1].split()[0])
         context = client_ssl(tmp_path / "c.crt")
-        with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as plain:
+        with socket.create_connection(("127.0.0.2", port), PATIENCE_S) as plain:
             with context.wrap_socket(plain, server_hostname="localhost") as tls:
                 tls.sendall(b"GET /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                 assert tls.recv(4096).startswith(b"HTTP/1.1 200")
