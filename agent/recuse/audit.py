@@ -41,6 +41,7 @@ from .checkpoint import (
     open_note,
     tree_root,
 )
+from .consistency import Consistency
 from .errors import CryptoError, LedgerError, RecuseError, count_faults
 from .grantaudit import GrantAudit
 from .records import OUTCOMES, Entry, Row, SessionRow, View, format_time, parse
@@ -55,6 +56,8 @@ MAX_PLAIN_BYTES = 64 << 20
 MAX_HOLE = 1 << 20
 """Entries missing in a row that are still looked at one by one."""
 BLOB_MODES = ("require", "present", "skip")
+DECIDED = ("login", "open", "exempt", "refused")
+"""Kinds of entries that say what was decided, and by which policy."""
 
 Json = Dict[str, Any]
 Item = Tuple[int, Optional[bytes], Optional[bytes]]
@@ -354,6 +357,17 @@ def _label(entry: Entry) -> str:
     return f"entry {entry.index} ({entry.kind}{f' of {about}' if about else ''})"
 
 
+@dataclass
+class _Policies:
+    """The policies that entries of a host name, and decisions by others."""
+
+    named: Set[str] = field(default_factory=set)
+    unnamed: List[Tuple[str, Report, AuditFault, bool]] = field(default_factory=list)
+    """Digest, whose report it is for, what is wrong, whether an entry that is lost may name it."""
+    are_lost: bool = False
+    """Entries of a ledger before are: it is not here, or was set back."""
+
+
 class _Audit:
     """One ledger being verified."""
 
@@ -374,6 +388,8 @@ class _Audit:
             if earlier
             else GrantAudit(trusted.approvers, trusted.revoked, trusted.approval_policies)
         )
+        self._told: Consistency = earlier._told if earlier else Consistency()
+        self._policies: _Policies = earlier._policies if earlier else _Policies()
         self._source = source
         self._trusted = trusted
         self._blobs = blobs
@@ -441,6 +457,7 @@ class _Audit:
         self._judge_silence(now_ns)
         if self._later is None:
             self._judge_ends()
+            self._judge_policies()
             self._judge_grants(now_ns)
         self._count(logins, sessions, ended)
 
@@ -596,6 +613,9 @@ class _Audit:
         # By the numbers that entries give themselves, so that two swapped ones are two faults and
         # not also those of everything between them.
         for entry in sorted(found, key=lambda one: one.index):
+            # What was altered is named; that others say what it said is no fault of theirs.
+            if entry.index not in tree.altered:
+                self._compare(entry)
             self._read_entry(entry)
             self.view.apply(entry)
             self._previous = entry
@@ -772,6 +792,7 @@ class _Audit:
         self._read_time(entry)
         for fault in self.grants.read(entry):
             self._entry_fault(fault.code, entry, fault.message)
+        self._read_policy(entry)
         if entry.kind == "start" and entry.index == 0:
             self._read_first(entry)
         elif entry.kind == "login":
@@ -799,6 +820,33 @@ class _Audit:
         ):
             self._read_open(entry)
 
+    def _compare(self, entry: Entry) -> None:
+        """Hold what an entry repeats of its login and session against what was said before."""
+        code = "close-differs" if entry.kind == "close" else "differs"
+        for difference in self._told.read(entry):
+            self._entry_fault(code, entry, str(difference))
+
+    def _read_policy(self, entry: Entry) -> None:
+        """See that decisions name policies of which entries say that they were in force."""
+        digest = entry.get("policy")
+        if entry.kind == "policy":
+            self._policies.named.add(digest or "")
+        elif entry.kind in DECIDED and digest is not None and digest not in self._policies.named:
+            # One that could not be entered when it came into force is entered later.
+            told = f"by policy {digest:.16}, of which no entry says that it was in force"
+            found = AuditFault(
+                "policy-unknown", _label(entry), told, entry.index, entry.get("session")
+            )
+            is_older = self._began is not None and (entry.get("started") or "") < self._began
+            named_elsewhere = is_older and self._policies.are_lost
+            self._policies.unnamed.append((digest, self.report, found, named_elsewhere))
+
+    def _judge_policies(self) -> None:
+        """Name decisions by policies that no entry names."""
+        for digest, report, found, may_be in self._policies.unnamed:
+            if digest not in self._policies.named:
+                (report.warnings if may_be else report.faults).append(found)
+
     def _read_finding(self, entry: Entry) -> None:
         info = entry.data.get("finding_info")
         words = info.get("desc") if isinstance(info, dict) else None
@@ -821,7 +869,9 @@ class _Audit:
         self._began = format_time(entry.time_ns)
         self._set_back = isinstance(previous.get("given_up"), dict)
         earlier = self._earlier
-        if earlier is None or earlier.report.origin != previous.get("origin"):
+        gone = earlier is None or earlier.report.origin != previous.get("origin")
+        self._policies.are_lost |= gone or self._set_back
+        if earlier is None or gone:
             self.warn(
                 "no-previous",
                 _label(entry),
@@ -899,7 +949,8 @@ class _Audit:
         if (entry.get("login") or "") not in self.view.logins and not late:
             self._entry_fault("unknown-login", entry, "no entry says that its login began")
         if entry.kind == "exempt":
-            without = [key for key in ("reason", "owner") if not entry.get(key)]
+            needed = ("reason", "owner", "expires", "policy")
+            without = [key for key in needed if not entry.get(key)]
             if not entry.get("rule") and not entry.get("grant"):
                 without.insert(0, "rule")
             if without:
@@ -1062,13 +1113,6 @@ class _Audit:
         if row.closed_seq is not None:
             self._entry_fault("repeated", entry, f"this session had ended before: {row.outcome}")
             return
-        for key, was, now in (
-            ("user", row.user, entry.get("user")),
-            ("verdict", row.verdict, verdict),
-            ("start", row.started, entry.get("started")),
-        ):
-            if was != now:
-                self._entry_fault("close-differs", entry, f"{key} is {now!r}, but was {was!r}")
         if row.paused_seq is not None:
             self._entry_fault("gap-unstated", entry, "paused, and never resumed")
         if row.is_withheld:

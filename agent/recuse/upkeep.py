@@ -113,6 +113,7 @@ class Upkeep:
         self.approval = boot_approval(paths, policy, journal)
         self.disabled = False
         self._wiring: Optional[Wiring] = None  # as last entered
+        self._entered: Optional[str] = None  # digest of the policy that was last entered
         self._looking = asyncio.Lock()
         self.full = False
         self.faults: Dict[str, str] = {}  # of configuration and policy as they lie there
@@ -175,7 +176,7 @@ class Upkeep:
                 self.policy = policy
                 if changed:
                     keep_policy(self.paths)
-                    await self.enter_policy()
+                await self.enter_policy()
             try:
                 self.approval = load_approval(self.paths, self.policy)
             except PolicyError as error:
@@ -210,15 +211,18 @@ class Upkeep:
             self._journal.write("config-bad", fault=fault, proceeding="the usual notice")
 
     async def enter_policy(self) -> None:
-        """Enter which policy is in force."""
+        """Enter which policy is in force, if that was not what was last entered."""
         policy = self.policy
+        if policy.digest == self._entered:
+            return
         files = {os.path.basename(name): digest for name, digest in policy.files}
         try:
             seq = await self._book.enter(
                 records.policy_entry, policy.digest, files, len(policy.rules)
             )
         except NotEntered:
-            return
+            return  # it is still not as entered at the next heartbeat
+        self._entered = policy.digest
         rules = len(policy.rules)
         self._journal.write("policy-changed", policy=policy.digest, rules=rules, seq=seq)
 

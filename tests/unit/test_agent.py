@@ -2639,6 +2639,34 @@ def test_each_change_of_how_logins_are_wired_is_entered_once(paths: Paths) -> No
     run(paths, scene)
 
 
+def test_policy_that_cannot_be_entered_is_entered_with_the_next_heartbeat(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: World) -> None:
+        async def no(*_: Any, **__: Any) -> int:
+            raise NotEntered("full")
+
+        (paths.policy_dir / "60-more.toml").write_text(
+            '[[rule]]\nname = "x"\neffect = "deny"\nusers = ["eve"]\n'
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(world.agent.book, "enter", no)
+            await world.control(verb="reload")
+        assert "policy" not in world.kinds()
+        upkeep = world.agent.upkeep
+        upkeep.config = dataclasses.replace(
+            upkeep.config, ledger=dataclasses.replace(upkeep.config.ledger, heartbeat_seconds=0)
+        )
+        beating = asyncio.ensure_future(world.agent.beat())
+        await world.until(lambda: world.kinds().count("heartbeat") >= 2)
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
+        assert world.kinds()[0] == "policy" and world.kinds().count("policy") == 1
+        assert world.last("policy").get("policy") == world.agent.policy.digest
+
+    run(paths, scene)
+
+
 def test_change_that_cannot_be_entered_is_entered_later(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from recuse.archive import open_archive
 from recuse.audit import AuditFault, Report, Trusted, verify, verify_all
 from recuse.errors import CryptoError
 from recuse.ledger import Ledger
+from recuse.pauserecords import pause_entry, resume_entry
 from recuse.policy import Decision
 from some_entries import some_facts
 
@@ -39,10 +40,10 @@ KEY, STORE = key(1), key(2, "store.example.org")
 TRUSTED = Trusted(KEY.verifier, (STORE.verifier,))
 HOST = rec.Host(ORIGIN, "h1", "m" * 32, "boot-1", "Debian GNU/Linux 12", "0.1.0")
 FACTS = some_facts(source="192.0.2.7", tty=True, login_shell=True)
-RECORD = Decision("record", None, "record", None, None, None, None, "d" * 64, (), FACTS)
+RECORD = Decision("record", None, "record", None, None, None, None, None, (), FACTS)
 EXEMPT = replace(
     RECORD, verdict="exempt", effect="exempt", rule="payroll", reason="works-council",
-    owner="carol", expires="2026-12-31",
+    owner="carol", expires="2026-12-31", policy="d" * 64,
 )  # fmt: skip
 REFUSE = replace(RECORD, verdict="refuse", effect="deny", rule="nobody", message="no")
 LOGIN = rec.Login(
@@ -64,6 +65,9 @@ def at(build: Build, *args: Any, **kwargs: Any) -> Build:
 
 def start(**kwargs: Any) -> Build:
     return at(rec.start_entry, None, "boot", **kwargs)
+
+
+POLICY = at(rec.policy_entry, "d" * 64, {}, 3)
 
 
 @dataclass
@@ -106,7 +110,7 @@ class World:
         """One login with a recorded, an exempt and a refused session; one with nothing in it."""
         second = replace(LOGIN, id="l-2", user="bob")
         self.enter(
-            start(), at(rec.policy_entry, "d" * 64, {}, 3), at(rec.login_entry, LOGIN, RECORD)
+            start(), POLICY, at(rec.login_entry, LOGIN, RECORD)
         )
         self.enter(at(rec.open_entry, SESSION, RECORD))
         self.segment("s-1", 0, b"first\n").segment("s-1", 1, b"second\n")
@@ -328,7 +332,8 @@ def test_an_altered_entry_is_named_with_what_it_was(copy: Path) -> None:
 def test_an_altered_entry_without_leaf_hashes_is_at_least_noticed(copy: Path) -> None:
     rewrite(copy, 0, lambda e: e.__setitem__(6, e[6].replace(b"works-council", b"works-kouncil")))
     forget_leaves(copy)
-    fault = only(check(copy))
+    told, fault = check(copy).faults
+    assert (told.code, told.object) == ("close-differs", "entry 8 (close of s-2)")
     assert (fault.code, fault.object) == ("root-mismatch", "checkpoint")
 
 
@@ -337,7 +342,7 @@ def test_an_entry_altered_with_its_leaf_hash_is_at_least_noticed(copy: Path) -> 
     entries = cp.unpack_bundle((copy / "ledger/tile/entries/000.part").read_bytes())
     leaves = b"".join(cp.leaf_hash(one) for one in entries)
     (copy / "ledger/tile/0/000.part").write_bytes(leaves)
-    assert codes(check(copy)) == ["root-mismatch"]
+    assert codes(check(copy)) == ["close-differs", "root-mismatch"]
 
 
 def test_several_faults_are_all_named(copy: Path) -> None:
@@ -643,10 +648,16 @@ def blob_of(plain: bytes) -> str:
     return hashlib.sha256(gzip.compress(plain, mtime=0)).hexdigest()
 
 
-def recorded(world: World) -> World:
+def recorded(world: World, decision: Decision = RECORD) -> World:
     return world.enter(
-        start(), at(rec.login_entry, LOGIN, RECORD), at(rec.open_entry, SESSION, RECORD)
+        start(), at(rec.login_entry, LOGIN, RECORD), at(rec.open_entry, SESSION, decision)
     )
+
+
+def exempted(world: World, **changes: Any) -> World:
+    decision = replace(EXEMPT, **changes)
+    world.enter(start(), POLICY, at(rec.login_entry, LOGIN, RECORD))
+    return world.enter(at(rec.exempt_entry, SESSION, decision))
 
 
 def test_a_segment_left_out_is_named(world: World) -> None:
@@ -706,6 +717,156 @@ def test_a_close_that_does_not_fit_is_named(
     assert {one.object for one in report.faults} == {"entry 4 (close of s-1)"}
 
 
+def changed(build: Build, **changes: Any) -> Build:
+    """Sign other values of what stands in unmapped.recuse; None leaves a field out."""
+
+    def make(host: rec.Host, index: int, time_ns: int) -> bytes:
+        event = json.loads(build(host, index, time_ns))
+        ours = event["unmapped"]["recuse"]
+        ours.update(changes)
+        event["unmapped"]["recuse"] = {key: one for key, one in ours.items() if one is not None}
+        return json.dumps(event).encode()
+
+    return make
+
+
+FULL_LOGIN = replace(LOGIN, ruser="root", outer="s-0", tty="ssh", source=rec.Source("::1", "h"))
+FULL = replace(
+    SESSION, login=FULL_LOGIN, command="id", command_sha256="1" * 64, notice_sha256="2" * 64,
+    notice_language="de", agreed=rec.format_time(NOW),
+)  # fmt: skip
+BY_ALL = replace(
+    EXEMPT, grant=None, level="metadata", reason_code="R", pause_seconds=60, supervised=True
+)
+BY_OTHER = replace(EXEMPT, policy="e" * 64)
+PAUSABLE = replace(RECORD, rule="r", pause_seconds=60)
+BEGUN = at(rec.exempt_entry, FULL, BY_ALL)
+
+
+def ended(told: rec.Session, decision: Decision) -> Build:
+    return at(
+        rec.close_entry, told, "exempt", "exempt", NOW, 0, 0, 0, None, decision=decision
+    )  # fmt: skip
+
+
+ENDED = ended(FULL, BY_ALL)
+
+
+def full_story(world: World, begun: Build, *then: Build) -> World:
+    return world.enter(start(), POLICY, at(rec.login_entry, FULL_LOGIN, RECORD), begun, *then)
+
+
+def test_an_end_that_repeats_all_that_was_said_is_in_order(world: World) -> None:
+    logout = at(rec.logout_entry, FULL_LOGIN, None, 1)
+    report = full_story(world, BEGUN, ENDED, logout).verify()
+    assert report.ok and not report.warnings, report.lines()
+
+
+# What is made from the ledger alone after a crash has no word on these.
+LACKED = ("audit_session", "ruser", "effect", "supervised", "pause_seconds", "notice_sha256",
+          "notice_language", "agreed", "late")  # fmt: skip
+LOGIN_FIELDS = ("user", "uid", "auid", "audit_session", "service", "source", "source_claimed",
+                "ruser", "outer")  # fmt: skip
+SESSION_FIELDS = ("login", "session_kind", "tty", "started", "command_cut", "command_sha256",
+                  "notice_sha256", "notice_language", "agreed", "late")  # fmt: skip
+GROUNDS = tuple(vars(rec.Grounds())) + ("verdict",)
+
+
+@pytest.mark.parametrize("name", LOGIN_FIELDS + SESSION_FIELDS + GROUNDS)
+def test_an_end_that_says_otherwise_than_the_beginning_is_named(
+    tmp_path: Path, name: str
+) -> None:
+    event = json.loads(BEGUN(HOST, 0, NOW))["unmapped"]["recuse"]
+    was = event.get(name)
+    other = {int: 99, bool: False, type(None): "x"}.get(type(was), f"{was}x")
+    for number, value in enumerate((other, None)):
+        world = full_story(World(tmp_path / str(number)), BEGUN, changed(ENDED, **{name: value}))
+        report = world.verify(blobs="skip")
+        faults = [one for one in report.faults if one.code == "close-differs"]
+        if value is None and (name in LACKED or was is None):
+            assert report.ok, report.lines()
+            continue
+        assert faults and faults[0].message.startswith(f"{name} is "), report.lines()
+        assert faults[0].object == "entry 4 (close of s-1)"
+
+
+@pytest.mark.parametrize("name", LOGIN_FIELDS + ("tty", "started"))
+def test_a_logout_that_says_otherwise_than_the_login_is_named(world: World, name: str) -> None:
+    logout = changed(at(rec.logout_entry, FULL_LOGIN, None, 1), **{name: "other"})
+    fault = only(full_story(world, BEGUN, ENDED, logout).verify())
+    assert (fault.code, fault.object) == ("differs", "entry 5 (logout of l-1)")
+
+
+@pytest.mark.parametrize("name", LOGIN_FIELDS)
+def test_a_session_of_another_than_logged_in_is_named(world: World, name: str) -> None:
+    fault = only(full_story(world, changed(BEGUN, **{name: "other"})).verify())
+    assert (fault.code, fault.object) == ("differs", "entry 3 (exempt of s-1)")
+
+
+@pytest.mark.parametrize("name", ["user", "uid", "login", "rule"])
+def test_a_pause_of_another_session_than_it_says_is_named(world: World, name: str) -> None:
+    grounds = rec.Grounds.of(PAUSABLE)
+    pause = at(pause_entry, SESSION, grounds, "R", "", NOW, 1000)
+    recorded(world, PAUSABLE).enter(changed(pause, **{name: "other"}))
+    fault = only(world.enter(at(resume_entry, SESSION, grounds, "asked", NOW)).verify())
+    assert (fault.code, fault.object) == ("differs", "entry 3 (pause of s-1)")
+
+
+@pytest.mark.parametrize("change", [{"command": "rm -rf /"}, {"shell": "/bin/sh"}])
+def test_what_was_run_is_the_same_at_the_end(world: World, change: Dict[str, str]) -> None:
+    full_story(world, BEGUN, ended(replace(FULL, **change), BY_ALL))
+    assert codes(world.verify()) == ["close-differs"]
+
+
+@pytest.mark.parametrize("first, found", [("", []), ("x", ["close-differs"])])
+def test_what_found_no_room_in_one_of_two_entries_does_not_differ(
+    world: World, first: str, found: List[str]
+) -> None:
+    command = "\u00e4" * 4000  # in the first entry it stands twice
+    decision = replace(BY_ALL, level="commands", facts=some_facts(command=command))
+    told = replace(FULL, command=command, command_sha256=None)
+    close = ended(replace(told, command=first + command), decision)
+    full_story(world, at(rec.exempt_entry, told, decision), close)
+    _, _, _, begun, end = (rec.parse(one).ours for one in world.ledger.entries())
+    assert begun["cut"] and "cut" not in end
+    assert codes(world.verify()) == found
+
+
+# Policies
+
+
+def test_a_decision_by_a_policy_that_was_never_in_force_is_named(world: World) -> None:
+    world.enter(start(), POLICY, at(rec.login_entry, LOGIN, RECORD))
+    report = world.enter(at(rec.exempt_entry, SESSION, replace(EXEMPT, policy="e" * 64))).verify()
+    fault = only(report)
+    assert (fault.code, fault.object) == ("policy-unknown", "entry 3 (exempt of s-1)")
+    assert fault.message.startswith("by policy eeeeeeeeeeeeeeee, of which no entry says")
+
+
+def test_a_policy_may_be_entered_late_and_hold_in_a_later_epoch(world: World) -> None:
+    late = at(rec.policy_entry, "e" * 64, {}, 1)
+    told = [at(rec.login_entry, LOGIN, RECORD), at(rec.exempt_entry, SESSION, BY_OTHER)]
+    assert world.enter(start(), *told, late).verify().ok
+    size, root = world.ledger.size, world.ledger.root().hex()
+    os.rename(world.directory, world.path / "ledger.1")
+    origin = ORIGIN[:-1] + "2"
+    second = World(world.path, key(1, origin), replace(HOST, origin=origin), world.time_ns)
+    previous = {"origin": ORIGIN, "size": size, "root": root}
+    second.enter(at(rec.start_entry, previous, "damaged"), *told).done()
+    reports = verify_all(open_archive(world.path), TRUSTED)
+    assert all(one.ok for one in reports), [one.lines() for one in reports]
+    # What goes on from a ledger that is not here may have been decided by a policy named there.
+    shutil.rmtree(world.path / "ledger.1")
+    report = check(world.path)
+    assert [one.code for one in report.warnings] == ["no-previous", "policy-unknown"]
+    assert report.ok, report.lines()
+    # What begins in this one may not.
+    third = World(world.path, key(1, origin), replace(HOST, origin=origin), second.time_ns)
+    began = replace(SESSION, id="s-3", started_ns=third.time_ns)
+    third.enter(at(rec.exempt_entry, began, BY_OTHER))
+    assert only(third.verify()).code == "policy-unknown"
+
+
 def test_a_recorded_session_has_a_recording_unless_it_is_nested(world: World) -> None:
     recorded(world).close("s-1", b"", 0, digest=None)
     nested = replace(session("s-2"), kind="nested")
@@ -726,7 +887,7 @@ def test_a_session_that_began_as_nobodys_and_a_logout_of_no_number_are_named(wor
     recorded(world).segment("s-1", 0, b"ab").close("s-1", b"ab", 1)
     world.enter(at(rec.open_entry, nobody, RECORD)).segment("s-2", 0, b"ab").close("s-2", b"ab", 1)
     world.enter(at(rec.logout_entry, LOGIN, None, None))
-    assert sorted(codes(world.verify())) == ["close-differs", "session-count"]
+    assert sorted(codes(world.verify())) == ["close-differs", "differs", "session-count"]
 
 
 def test_a_lost_session_need_not_say_what_it_held(world: World) -> None:
@@ -743,26 +904,18 @@ def test_a_second_outcome_is_named(world: World) -> None:
 
 
 def test_content_of_an_exempt_session_is_named(world: World) -> None:
-    world.enter(start(), at(rec.login_entry, LOGIN, RECORD), at(rec.exempt_entry, SESSION, EXEMPT))
-    assert codes(world.segment("s-1", 0, b"secret").verify()) == ["exempt-content"]
+    assert codes(exempted(world).segment("s-1", 0, b"secret").verify()) == ["exempt-content"]
 
 
-@pytest.mark.parametrize("missing", ["rule", "reason", "owner"])
+@pytest.mark.parametrize("missing", ["rule", "reason", "owner", "expires", "policy"])
 def test_an_exemption_without_grounds_is_named(world: World, missing: str) -> None:
-    decision = replace(EXEMPT, **{missing: None})
-    world.enter(
-        start(), at(rec.login_entry, LOGIN, RECORD), at(rec.exempt_entry, SESSION, decision)
-    )
-    fault = only(world.verify())
+    fault = only(exempted(world, **{missing: None}).verify())
     assert (fault.code, fault.message) == ("exempt-ungrounded", f"exempt without {missing}")
 
 
 def test_an_exemption_by_grant_needs_no_rule(world: World) -> None:
-    decision = replace(EXEMPT, rule=None, grant="g-1")
-    world.enter(
-        start(), at(rec.login_entry, LOGIN, RECORD), at(rec.exempt_entry, SESSION, decision)
-    )
-    assert [one.code for one in world.verify().faults] == ["grant-uses"]  # no rule, but a grant
+    exempted(world, rule=None, grant="g-1")
+    assert codes(world.verify()) == ["grant-uses"]  # no rule, but a grant
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,8 @@ ALLOWED = {"sha256sum", "ssh-keygen", "age", "zcat", "python3"}
 FACTS = some_facts(host="h", tty=True, login_shell=True)
 RECORD = Decision("record", None, "record", None, None, None, None, "d" * 64, (), FACTS)
 BY_GRANT = Decision(
-    "exempt", None, "grant", "maintenance", "bob", None, None, "d" * 64, (), FACTS, GRANT,
-    level="metadata",
+    "exempt", None, "grant", "maintenance", "bob", "2099-01-01T00:00:00Z", None, "d" * 64, (),
+    FACTS, GRANT, level="metadata",
 )  # fmt: skip
 LOGIN = records.Login(
     "l-1", "alice", 1000, 1000, 7, "sshd", records.Source("192.0.2.7:40112"), "ssh", None, 42,
@@ -71,6 +71,7 @@ def root(tmp_path: Path) -> Iterator[Path]:
         uids.setdefault(kind, []).append(f"{ORIGIN}:{index}")
 
     add(records.start_entry, None, "boot")
+    add(records.policy_entry, "d" * 64, {}, 3)
     add(records.login_entry, LOGIN, RECORD)
     add(records.open_entry, session(RECORDED), RECORD)
     for n, part in enumerate(PARTS):

@@ -152,6 +152,7 @@ def made(tmp_path: Path) -> Iterator[Made]:
     )
     forward = one.login(FORWARD, "tom")
     one.enter(records.start_entry, 0, None, "boot")
+    one.enter(records.policy_entry, 0, "d" * 64, {}, 3)
     one.enter(records.login_entry, 0, ann, record)
     first = one.session(RECORDED, ann, 1)
     one.enter(records.open_entry, 1, first, record)
@@ -1249,8 +1250,8 @@ def test_own_sessions_are_asked_of_the_agent(agent: Any) -> None:
 
 
 def _handed(made: Made, change: str = "") -> dict[str, Any]:
-    raw = [one.decode() + change for one in made.ledger.entries()][1]  # a login
-    entry = {"entry": raw, "proof": made.ledger.prove(1).decode()}
+    raw = [one.decode() + change for one in made.ledger.entries()][2]  # a login
+    entry = {"entry": raw, "proof": made.ledger.prove(2).decode()}
     return {"ok": True, "unsigned": 1, "vkey": made.ledger.vkey, "entries": [entry]}
 
 

@@ -53,6 +53,7 @@ FLOORS: Dict[int, Set[str]] = {
         "unprintable",
         "amounts",
         "treeaudit",
+        "consistency",
     },
     1: {
         "config",
