@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 
 from . import records, strictjson
 from .errors import RecuseError, SpoolError
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 65536
 MAX_TEXT = 4096
 RETRY_SECONDS = 5.0
+AT_ONCE = 16
+"""Orphans that wait for the disk together; after a loss of power as many may be entered again."""
 
 
 class BadOrphan(Exception):
@@ -122,30 +125,55 @@ async def adopt_orphans(agent: Agent) -> int:
 async def _adopt_all(agent: Agent) -> int:
     adopted = 0
     known = {live.orphan for live in agent.sessions.values() if live.orphan}
-    for name, fd, locked, fault in agent.spool.orphans(agent.recuse_uid):
-        if name in known:
-            if fd is not None:
-                os.close(fd)
-            continue
+    found = agent.spool.orphans(agent.recuse_uid)
+    while some := list(itertools.islice(found, AT_ONCE)):
+        try:
+            adopted += await _adopt_some(agent, [one for one in some if one[0] not in known])
+        finally:
+            for _, fd, _, _ in some:
+                if fd is not None:
+                    os.close(fd)
+    return adopted
+
+
+async def _adopt_some(
+    agent: Agent, found: Sequence[Tuple[str, Optional[int], bool, str]]
+) -> int:
+    """Enter some orphans: what a disk is waited for is done for all of them at once."""
+    good: Dict[int, Tuple[Orphan, bool]] = {}
+    for name, fd, locked, fault in found:
         try:
             if fd is None:
                 raise BadOrphan(fault)
             first = os.pread(fd, MAX_HEADER_BYTES, 0).partition(b"\n")
-            orphan = parse_orphan(name, first[0] + first[1])
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(None, agent.spool.sync_orphan, fd)
-            await _adopt(agent, orphan, locked)
-            await loop.run_in_executor(None, agent.spool.sync_names)
-            adopted += 1
+            good[fd] = parse_orphan(name, first[0] + first[1]), locked
         except BadOrphan as error:
             if not locked:
                 set_aside(agent, os.path.join(agent.spool.orphan, name), str(error))
-        except (SpoolError, RecuseError, OSError) as error:
+        except OSError as error:
             agent.journal.write("spool-fault", file=f"orphan/{name}", fault=str(error))
-        finally:
-            if fd is not None:
-                os.close(fd)
+    if not good:
+        return 0
+    loop = asyncio.get_running_loop()
+    faults = await loop.run_in_executor(None, agent.spool.sync_orphans, list(good))
+    taken: List[LiveSession] = []
+    adopted = 0
+    for fd, (orphan, locked) in good.items():
+        try:
+            if fd in faults:
+                raise faults[fd]
+            live = await _adopt(agent, orphan, locked)
+            if live is not None:
+                taken.append(live)
+            adopted += 1
+        except (RecuseError, OSError) as error:
+            agent.journal.write("spool-fault", file=f"orphan/{orphan.name}", fault=str(error))
         await asyncio.sleep(0)  # logins come first
+    try:
+        await loop.run_in_executor(None, agent.spool.sync_names)
+    except SpoolError as error:
+        agent.journal.write("spool-failed", fault=str(error))
+    await asyncio.gather(*(_go_on(agent, live) for live in taken))  # their ends share writes
     return adopted
 
 
@@ -158,9 +186,10 @@ def set_aside(agent: Agent, path: str, fault: str) -> None:
     agent.journal.write("spool-fault", file=os.path.basename(where), fault=fault)
 
 
-async def _adopt(agent: Agent, orphan: Orphan, locked: bool) -> None:
+async def _adopt(agent: Agent, orphan: Orphan, locked: bool) -> Optional[LiveSession]:
+    """Enter an orphan and take its file; give the session, if it is to go on now."""
     if _answer_was_lost(agent, orphan, locked):
-        return
+        return None
     pidfd, start = _living(agent, orphan, locked)
     try:
         live = await _enter(agent, orphan, pidfd, start)
@@ -168,14 +197,14 @@ async def _adopt(agent: Agent, orphan: Orphan, locked: bool) -> None:
         if pidfd >= 0:
             os.close(pidfd)
         raise
+    agent.sessions[live.id] = live  # known: it must not be entered again
     try:
         take_file(agent, live)
     except (SpoolError, OSError) as error:
-        agent.sessions[live.id] = live  # known: it must not be entered again
         agent.journal.write("spool-fault", file=f"orphan/{orphan.name}", fault=str(error))
         agent.spawn(_take_later(agent, live))
-        return
-    await _go_on(agent, live)
+        return None
+    return live
 
 
 def _answer_was_lost(agent: Agent, orphan: Orphan, locked: bool) -> bool:
@@ -223,13 +252,15 @@ async def _take_later(agent: Agent, live: LiveSession) -> None:
 
 async def _go_on(agent: Agent, live: LiveSession) -> None:
     """Follow a session that lives, end one that does not."""
-    if live.pidfd >= 0:
-        agent.follow_session(live)
-        return
-    agent.sessions[live.id] = live
-    if live.recording is not None:
-        agent.sealer.follow(live.recording)
-    await agent.end_session(live)
+    try:
+        if live.pidfd >= 0:
+            agent.follow_session(live)
+            return
+        if live.recording is not None:
+            agent.sealer.follow(live.recording)
+        await agent.end_session(live)
+    except (RecuseError, OSError) as error:
+        agent.journal.write("spool-fault", file=f"orphan/{live.orphan}", fault=str(error))
 
 
 async def _enter(agent: Agent, orphan: Orphan, pidfd: int, start: int) -> LiveSession:

@@ -21,7 +21,7 @@ import stat as stat_module
 import threading
 import zlib
 from dataclasses import dataclass, field
-from typing import Any, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from . import files
 from .cast import MAX_LINE_BYTES
@@ -396,20 +396,23 @@ class Spool:
     def has_orphan(self, name: str) -> bool:
         return os.path.lexists(os.path.join(self.orphan, name))
 
-    def sync_orphan(self, fd: int) -> None:
-        """Make durable what was written to an orphan so far.  Raises: SpoolError"""
-        try:
-            os.fdatasync(fd)
-        except OSError as error:
-            raise SpoolError(f"{self.orphan}: {error.strerror}") from error
+    def sync_orphans(self, fds: Sequence[int]) -> Dict[int, SpoolError]:
+        """Make durable what was written to orphans so far; give those where that failed, and why.
+
+        Raises: SpoolError if their names are not durable
+        """
+        faults = {}
+        for fd in fds:
+            try:
+                os.fdatasync(fd)
+            except OSError as error:
+                faults[fd] = SpoolError(f"{self.orphan}: {error.strerror}")
+        _sync_directories(self.orphan)
+        return faults
 
     def sync_names(self) -> None:
-        """Make durable that an orphan was moved.  Raises: SpoolError"""
-        try:
-            for directory in (self.live, self.orphan):  # better twice than nowhere
-                files.sync_directory(directory)
-        except OSError as error:
-            raise SpoolError(f"{error.filename}: {error.strerror}") from error
+        """Make durable that orphans were moved.  Raises: SpoolError"""
+        _sync_directories(self.live, self.orphan)  # better twice than nowhere
 
     def remove_orphan(self, name: str) -> None:
         _unlink(os.path.join(self.orphan, name))
@@ -612,6 +615,14 @@ def _try_lock(fd: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _sync_directories(*paths: str) -> None:
+    try:
+        for path in paths:
+            files.sync_directory(path)
+    except OSError as error:
+        raise SpoolError(f"{error.filename}: {error.strerror}") from error
 
 
 def _unlink(path: str) -> None:

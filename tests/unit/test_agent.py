@@ -37,7 +37,7 @@ from typing import (
 import pytest
 
 from recuse import checkpoint as tlog
-from recuse import keys, pausing, records, recovery, wire
+from recuse import keys, orphan, pausing, records, recovery, wire
 from recuse.archive import LedgerArchive
 from recuse.audit import Report, Trusted, verify
 from recuse.book import NotEntered
@@ -2137,13 +2137,44 @@ def test_orphan_is_durable_before_it_is_entered(
         return "entries" if paths.ledger in path.parents else path.name
 
     async def scene(world: World) -> None:
-        path = write_orphan(paths, 4_000_000, "cast", b'[0.1,"o","hi"]')
+        count = 2 * orphan.AT_ONCE
+        names = [
+            write_orphan(paths, 4_000_000 + n, "cast", b'[0.1,"o","hi"]').name for n in range(count)
+        ]
         with monkeypatch.context() as patch:
             patch.setattr(os, "fdatasync", lambda fd: (done.append(name(fd)), fdatasync(fd)))
             patch.setattr(os, "fsync", lambda fd: (done.append(name(fd)), fsync(fd)))
-            await adopt_orphans(world.agent)
-        assert done.index(path.name) < done.index("entries"), done
-        assert done[-2:] == ["live", "orphan"], done
+            assert await adopt_orphans(world.agent) == count
+        for some in (names[: orphan.AT_ONCE], names[orphan.AT_ONCE :]):
+            entered = done.index("entries", done.index(some[-1]))
+            assert done[entered - len(some) - 1 : entered] == [*some, "orphan"], done
+        moved = [at for at, one in enumerate(done) if done[at : at + 2] == ["live", "orphan"]]
+        assert len(moved) == 2 and done.count("orphan") == 4, done  # not for each of them
+        sealed = {at for at, one in enumerate(done) if one == "out"}
+        assert min(sealed) > moved[0], done
+
+    run(paths, scene)
+
+
+def test_orphan_that_cannot_be_made_durable_waits_and_keeps_no_other(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: World) -> None:
+        bad, good = (write_orphan(paths, 4_000_000 + n, "cast", b'[0.1,"o","hi"]') for n in (0, 1))
+        inode, fdatasync = bad.stat().st_ino, os.fdatasync
+
+        def failing(fd: int) -> None:
+            if os.fstat(fd).st_ino == inode:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            fdatasync(fd)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", failing)
+            assert await adopt_orphans(world.agent) == 1
+        assert bad.exists() and not good.exists()
+        assert world.event("spool-fault")["RECUSE_FILE"] == f"orphan/{bad.name}"
+        assert await adopt_orphans(world.agent) == 1
+        assert world.kinds().count("close") == 2
 
     run(paths, scene)
 
