@@ -138,6 +138,8 @@ class Report:
     """The result for one ledger. Faults disprove something; warnings leave something unproved."""
 
     origin: str
+    checked: bool = True
+    """Whether it was looked at: without a key of its host nothing can be said of it."""
     entries: int = 0
     signed_size: Optional[int] = None
     root: Optional[str] = None
@@ -166,8 +168,8 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Say whether there are no faults."""
-        return not self.faults
+        """Say whether it was looked at and there are no faults."""
+        return self.checked and not self.faults
 
     def of_session(self, session: str) -> List[AuditFault]:
         """List the faults of one session, and those of the ledger as a whole."""
@@ -186,6 +188,8 @@ class Report:
     def lines(self) -> List[str]:
         """Write the report for people."""
         found = [f"ledger {self.origin}"]
+        if not self.checked:
+            return [*found, "  not checked: there is no key of its host"]
         entries = amounts.number(self.entries, "entry", "entries")
         if self.signed_size is not None:
             found.append(f"  {entries}, {self.signed_size} signed for")
@@ -249,10 +253,8 @@ def verify_all(
 ) -> List[Report]:
     """Verify ledgers; the epochs of one host in order, as sessions may end in a later one.
 
-    `trusted` is one for all, or by host as group_by_host() names it. min_size is that of the
-    newest epoch.
-
-    Raises: CryptoError if nothing is trusted for one of the hosts.
+    `trusted` is one for all, or by host as group_by_host() names it; ledgers of other hosts are
+    reported as not checked. min_size is that of the newest epoch.
     """
     if blobs not in BLOB_MODES:
         raise ValueError(f"{blobs!r} is no way to treat blobs")
@@ -263,7 +265,8 @@ def verify_all(
     ).items():
         known = trusted if isinstance(trusted, Trusted) else trusted.get(prefix)
         if known is None:
-            raise CryptoError(f"no trusted key for host {prefix}", hint="give its vkey with --key")
+            reports += [Report(one.origin, checked=False) for one in epochs]
+            continue
         earlier: Optional[_Audit] = None
         for source, later in zip(epochs, [*epochs[1:], None]):
             renamed = split_epoch(source.origin)[0] != prefix

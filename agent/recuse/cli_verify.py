@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any, Callable, Iterator, Optional, Sequence, TypeVar
 
-from recuse import audit, catalog, cli_own, config, keys
+from recuse import amounts, audit, catalog, cli_own, config, keys
 from recuse.approval import ApprovalPolicy
 from recuse.approvaltoml import parse_approval
 from recuse.cast import printable
@@ -17,6 +17,9 @@ from recuse.policytoml import parse_policy
 from recuse.sshsig import MAX_REVOKED_BYTES, AllowedSigners, RevokedKeys, SignersError
 
 _T = TypeVar("_T")
+
+_NAMED = 3  # hosts
+_GIVE_KEY = "give its host.pub, from a place you trust: --key FILE, once for each host"
 
 
 def add_commands(add: Add, commands: Any) -> None:
@@ -122,7 +125,10 @@ def _approval_policy(directory: str) -> ApprovalPolicy:
 
 
 def _trusted(call: Call, sources: Sequence[audit.Source]) -> dict[str, audit.Trusted]:
-    """Find the keys to check each host's ledger with: those given, else those of this host."""
+    """Find the keys to check each host's ledger with: those given, else those of this host.
+
+    Hosts of which there is none are left out.
+    """
     args, paths = call.args, call.paths
     hosts = {audit.split_epoch(k.name)[0]: k for k in map(_key, args.key)}
     wanted = set(hosts)  # of whom nothing is here, is missed
@@ -154,14 +160,10 @@ def _trusted(call: Call, sources: Sequence[audit.Source]) -> dict[str, audit.Tru
     trusted = {}
     grouped = audit.group_by_host(sources, hosts)
     for prefix in [*grouped, *sorted(wanted - set(grouped))]:
-        if prefix not in hosts:
-            raise CryptoError(
-                "no trusted key for host %s" % printable(prefix),
-                "give its host.pub, from a place you trust: --key FILE",
+        if prefix in hosts:
+            trusted[prefix] = audit.Trusted(
+                hosts[prefix], tuple(collectors), args.min_size, approvers, revoked, policies
             )
-        trusted[prefix] = audit.Trusted(
-            hosts[prefix], tuple(collectors), args.min_size, approvers, revoked, policies
-        )
     return trusted
 
 
@@ -172,13 +174,14 @@ def verify(call: Call) -> int:
     found = call.catalog(add_up=args.id is not None)
     name = found.session(args.id).session if args.id else None
     trusted = _trusted(call, found.sources)
-    if not trusted:
+    if not trusted and not found.sources:
         raise NotFound("there is no ledger in %s" % printable(args.dir or "this host's storage"))
     watched = console.err.isatty()
 
     def tell(count: int) -> None:
         if watched:
-            console.err.write("\r\x1b[Kverifying: %d entries" % count)
+            done = amounts.number(count, "entry", "entries")
+            console.err.write("\r\x1b[Kverifying: %s" % done)
             console.err.flush()
 
     sources: list[Any] = [_Watched(source, found, tell) for source in found.sources]
@@ -206,12 +209,41 @@ def verify(call: Call) -> int:
             continue
         for fault in listed:
             console.print("fault: %s" % printable(str(fault)))
-    if name is not None and not faults and not args.json:
+    of = None if name is None else found.view.sessions[name].origin
+    unchecked = _unchecked(reports, found.sources, of)
+    if name is not None and not (faults or unchecked or args.json):
         console.print("session %s verified" % name)
     if faults:
         words = "verification found " + count_faults(faults)
-        raise FaultsFound(words, _bare_ledger(call, reports))
+        if unchecked:
+            words += ", and has no trusted key for " + _say_hosts(unchecked)
+        raise FaultsFound(words, _bare_ledger(call, reports) or _GIVE_KEY * bool(unchecked))
+    if unchecked:
+        raise CryptoError("no trusted key for " + _say_hosts(unchecked), _GIVE_KEY)
     return 0
+
+
+def _unchecked(
+    reports: Sequence[audit.Report], sources: Sequence[audit.Source], of: Optional[str]
+) -> list[str]:
+    """Name the hosts of which there was no key; with `of` no other than that ledger's."""
+    hosts = audit.group_by_host(sources)
+    wanted = {
+        one.origin
+        for host in hosts.values()
+        if of is None or of in [one.origin for one in host]
+        for one in host
+    }
+    left = [one.origin for one in reports if not one.checked and one.origin in wanted]
+    return sorted({audit.split_epoch(origin)[0] for origin in left})
+
+
+def _say_hosts(names: Sequence[str]) -> str:
+    """Word which hosts they are, the first few by name."""
+    told = ", ".join(map(printable, names[:_NAMED]))
+    more = len(names) - _NAMED
+    which = "host" if len(names) == 1 else "%d hosts:" % len(names)
+    return "%s %s%s" % (which, told, " and %d more" % more if more > 0 else "")
 
 
 def _bare_ledger(call: Call, reports: Sequence[audit.Report]) -> Optional[str]:

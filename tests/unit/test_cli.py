@@ -905,6 +905,63 @@ def test_everything_works_on_a_store_too(recuse: Any, made: Made, tmp_path: Path
     assert ran.code == 10 and "hint: central storage %s is not there" % central in ran.err
 
 
+@pytest.fixture()
+def two_hosts(made: Made, tmp_path: Path) -> Iterator[tuple[Path, str, str]]:
+    """A store of two hosts, with the vkey of each."""
+    from recuse.store import Store
+
+    origin = "example.org/recuse/host/web2/1"
+    signer = keys.load_or_create(tmp_path / "web2.key", origin)
+    store = Store(tmp_path / "central", "example.org/recuse/store/c")
+    try:
+        with Ledger.open(tmp_path / "web2", signer, T0) as ledger:
+            ledger.append([records.start_entry(replace(HOST, origin=origin), 0, T0, None, "boot")])
+            for one in (made.ledger, ledger):
+                vkey = one.vkey
+                store.enrol_local(vkey.split("+")[0].rpartition("/")[0], vkey, vkey)
+                if one is made.ledger:
+                    for path in _blobs(made):
+                        store.put_blob(ORIGIN, path.name, path.read_bytes())
+                store.append(one.origin, one.checkpoint(), list(one.entries()))
+            yield tmp_path / "central", made.ledger.vkey, ledger.vkey
+    finally:
+        store.close()
+
+
+def test_a_host_without_a_key_is_told_and_the_others_are_checked(
+    recuse: Any, two_hosts: tuple[Path, str, str]
+) -> None:
+    central, first, second = two_hosts
+    where = ["verify", "--dir", str(central), "--key"]
+    assert recuse(*where, first, "--key", second).code == 0
+    for known, other, name in ((first, 1, "web2"), (second, 0, "web1")):
+        ran = recuse(*where, known)
+        assert ran.code == 14, ran.out
+        host = "example.org/recuse/host/" + name
+        assert ran.err == (
+            "recuse: error: no trusted key for host %s\n"
+            "recuse: hint: give its host.pub, from a place you trust: --key FILE, "
+            "once for each host\n" % host
+        )
+        assert "ledger %s/1\n  not checked: there is no key of its host\n" % host in ran.out
+        assert ran.out.count("  verified\n") == 1
+        told = recuse(*where, known, "--json")
+        assert (told.code, told.json["ok"]) == (14, False)
+        checked = [(one["checked"], one["ok"]) for one in told.json["ledgers"]]
+        assert checked[other] == (False, False) and checked[1 - other] == (True, True)
+    # A session is checked if there is a key of its host.
+    assert recuse(*where, first, RECORDED).out == "session %s verified\n" % RECORDED
+    ran = recuse(*where, second, RECORDED)
+    assert ran.code == 14 and ran.out == "" and "no trusted key for host" in ran.err
+    # What is wrong elsewhere is said all the same, and counts for more.
+    with closing(sqlite3.connect(central / "store.db")) as database, database:
+        database.execute("DELETE FROM entries WHERE origin LIKE '%web1%' AND idx = 4")
+    ran = recuse(*where, first)
+    assert ran.code == 10 and "entry 4: missing" in ran.out and "not checked" in ran.out
+    assert "and has no trusted key for host example.org/recuse/host/web2\n" in ran.err
+    assert "--key FILE" in ran.err
+
+
 def test_verify_remembers_how_long_the_ledger_was(recuse: Any, made: Made) -> None:
     cut = recuse("verify", "--min-size", str(made.ledger.size + 1))
     assert cut.code == 10 and cut.out.endswith("  1 fault\n")
