@@ -7,9 +7,11 @@ nothing is believed: that is the work of audit.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sqlite3
+import stat
 import urllib.parse
 from contextlib import closing
 from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
@@ -37,6 +39,7 @@ _STATE = "var/lib/recuse"
 _SPOOL = "var/spool/recuse"
 _RECEIPTS = "var/lib/recuse-ship/receipts"
 _STORE = "store.db"
+_COPY_ANEW = "copy it anew, where it is kept: sqlite3 store.db '.backup COPY/store.db'"
 
 
 def _read(path: str) -> Optional[bytes]:
@@ -220,7 +223,7 @@ class StoreArchive:
                     (self._origin,),
                 ).fetchone()
         except sqlite3.DatabaseError as error:
-            raise LedgerError(f"store {self.path}: {error}") from None
+            raise _damaged(self.path, error) from None
         return _as_bytes(row[0]) if row is not None else None
 
     def checkpoint(self) -> Optional[bytes]:
@@ -242,7 +245,7 @@ class StoreArchive:
                         yield index, _as_bytes(entry), _as_bytes(leaf)
                         due = index + 1
         except sqlite3.DatabaseError as error:
-            raise LedgerError(f"store {self.path}: {error}") from None
+            raise _damaged(self.path, error) from None
 
     def tiles(self) -> Iterable[Tuple[str, int, int, bytes]]:
         """Give nothing: a store computes tiles when it serves them."""
@@ -264,20 +267,65 @@ class StoreArchive:
 
 
 def _connect(database: str) -> sqlite3.Connection:
-    """Open read only, leaving nothing behind.
+    """Open read only, with what is in the log of SQLite beside it, leaving and changing nothing.
 
-    Even a reader makes the files of SQLite's log if there are none, as its own user: a collector
-    could not open them afterwards. If there are none, nobody is writing, and they are not needed.
+    Even a reader makes an index of the log if there is none, as its own user: a collector could
+    not open it afterwards. Where there is none, nobody is writing, and it is made in memory.
+
+    Raises: LedgerError
     """
     path = urllib.parse.quote(os.path.abspath(database))
-    mode = "mode=ro" if os.path.exists(f"{database}-wal") else "mode=ro&immutable=1"
     try:
-        connection = sqlite3.connect(f"file:{path}?{mode}", uri=True, timeout=10)
+        _check_unfinished(f"{database}-journal")
+        beside = [_is_there(f"{database}{end}") for end in ("-wal", "-shm")]
+        is_empty = os.path.getsize(database) == 0  # of such a one SQLite removes the log
+    except OSError as error:
+        raise LedgerError(f"{error.filename}: {error.strerror}", _COPY_ANEW) from None
+    in_memory = beside == [True, False] and not is_empty
+    if not beside[0] or is_empty:
+        mode = "immutable=1"
+    else:
+        mode = "vfs=unix-none" if in_memory else "readonly_shm=1"
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode=ro&{mode}", uri=True, timeout=10)
         connection.execute("PRAGMA trusted_schema = OFF")
+        if in_memory:
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
         return connection
     except sqlite3.DatabaseError as error:
-        raise LedgerError(f"store {database}: {error}") from None
+        raise _damaged(database, error) from None
+
+
+def _is_there(path: str) -> bool:
+    """Raises: OSError, also if it is no regular file"""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "is not a regular file", path)
+    return True
+
+
+def _check_unfinished(journal: str) -> None:
+    """See that there is no transaction to be taken back, which could only be done by writing.
+
+    Raises: LedgerError, OSError
+    """
+    if not _is_there(journal):
+        return
+    with open(journal, "rb") as file:
+        if file.read(1) in (b"", b"\0"):  # it is over
+            return
+    raise LedgerError(
+        f"{journal}: the store was copied in the middle of a transaction, which is half in it",
+        _COPY_ANEW,
+    )
+
+
+def _damaged(path: str, error: sqlite3.DatabaseError) -> LedgerError:
+    return LedgerError(f"store {path}: {error}", _COPY_ANEW)
 
 
 def _check_tables(connection: sqlite3.Connection, path: str) -> None:
@@ -304,7 +352,7 @@ def _open_store(path: str, database: str) -> List[StoreArchive]:
                 " ORDER BY 1"
             ).fetchall()
     except sqlite3.DatabaseError as error:
-        raise LedgerError(f"store {path}: {error}") from None
+        raise _damaged(path, error) from None
     for (origin,) in rows:
         if not isinstance(origin, str) or not origin.isprintable():
             raise LedgerError(f"store {path}: rows of {origin!r:.80}, which names no ledger")

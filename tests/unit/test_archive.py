@@ -203,6 +203,71 @@ def test_a_store_at_work_is_read(store: Path, tmp_path: Path) -> None:
         made.close()
 
 
+def copied(store: Path, to: Path, *names: str) -> Path:
+    to.mkdir()
+    for name in names:
+        shutil.copy(store / name, to)
+    return to
+
+
+LOG, INDEX = "store.db-wal", "store.db-shm"
+
+
+@pytest.mark.parametrize("names", [(LOG,), (LOG, INDEX)], ids=["log", "log-and-index"])
+@pytest.mark.parametrize("mode", [0o755, 0o555])
+def test_a_store_that_was_copied_at_work_is_read_with_its_log(
+    store: Path, tmp_path: Path, names: "tuple[str, ...]", mode: int
+) -> None:
+    with closing(sqlite3.connect(store / "store.db")) as working:
+        working.execute("UPDATE entries SET leaf = x'07' WHERE idx = 299")
+        working.commit()
+        copy = copied(store, tmp_path / "copy", "store.db", *names)
+    copy.chmod(mode)
+    before = {one: (one.stat().st_mtime_ns, one.read_bytes()) for one in copy.iterdir()}
+    (found,) = open_archive(copy)
+    assert list(found.entries())[-1][2] == b"\x07" and found.checkpoint()
+    assert {one: (one.stat().st_mtime_ns, one.read_bytes()) for one in copy.iterdir()} == before
+    copy.chmod(0o755)
+
+
+def test_a_store_copied_in_a_transaction_is_refused_with_the_next_step(
+    store: Path, tmp_path: Path
+) -> None:
+    with closing(sqlite3.connect(store / "store.db", isolation_level=None)) as working:
+        working.execute("PRAGMA journal_mode = DELETE")
+        working.execute("PRAGMA cache_size = 1")
+        working.execute("BEGIN")
+        working.execute("UPDATE entries SET bytes = zeroblob(9000)")
+        copy = copied(store, tmp_path / "copy", "store.db", "store.db-journal")
+        working.execute("ROLLBACK")
+    assert bytes(4000) in (copy / "store.db").read_bytes()  # half of it is there
+    with pytest.raises(LedgerError, match="in the middle of a transaction") as raised:
+        open_archive(copy)
+    assert ".backup" in (raised.value.hint or "")
+    (copy / "store.db-journal").write_bytes(bytes(512))  # as one that is over is left
+    open_archive(copy)
+
+
+@pytest.mark.parametrize("name", [LOG, INDEX, "store.db-journal"])
+def test_what_is_no_file_beside_a_store_is_not_opened(
+    store: Path, tmp_path: Path, name: str
+) -> None:
+    copy = copied(store, tmp_path / "copy", "store.db")
+    (copy / LOG).touch()
+    (copy / name).unlink(missing_ok=True)
+    os.mkfifo(copy / name)
+    with pytest.raises(LedgerError, match=f"{name}: is not a regular file"):
+        open_archive(copy)
+
+
+def test_the_log_of_an_empty_store_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "store.db").touch()
+    (tmp_path / LOG).write_bytes(b"kept")
+    with pytest.raises(LedgerError, match="no such table"):
+        open_archive(tmp_path)
+    assert (tmp_path / LOG).read_bytes() == b"kept"
+
+
 def test_a_damaged_store_is_named(tmp_path: Path) -> None:
     (tmp_path / "store.db").write_bytes(b"no database" * 100)
     with pytest.raises(LedgerError, match=f"store {tmp_path}: "):
