@@ -61,7 +61,7 @@
 
 #define LAST_SHELL          "/bin/sh"
 #define GETENT_DEADLINE_MS  5000    /* then who is not root is not let in */
-#define GETENT_ENTRY        4096u
+#define GETENT_OUTPUT       8192u   /* two entries */
 
 /* Without an agent nobody says how much of a stream to keep, and how much of a
  * flood. */
@@ -752,6 +752,21 @@ carry_out(const struct caller *c, struct recuse_relay *r,
 
 /* ------------------------------------------------------------ without agent */
 
+/* An entry of passwd(5), as far as it is of use here. */
+struct entry {
+    const char *name, *uid, *shell;
+    size_t name_len, uid_len, shell_len;
+};
+
+/* The name that the user logged in by, as the environment has it: a claim. */
+static const char *
+get_login_name(const struct caller *c)
+{
+    const char *name = get_variable(c, "LOGNAME");
+
+    return strlen(name) > RECUSE_MAX_NAME || *name == '-' ? "" : name;
+}
+
 static void
 exec_getent(const struct caller *c, int out)
 {
@@ -759,13 +774,17 @@ exec_getent(const struct caller *c, int out)
                            NULL };
     char uid[24];
     struct recuse_text t = { uid, 0, sizeof uid - 1 };
-    char *argv[] = { "getent", "passwd", uid, NULL };
+    char name[RECUSE_MAX_NAME + 1];
+    char *argv[] = { "getent", "passwd", uid, NULL, NULL };
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     struct rlimit processes;
     sigset_t none;
 
     recuse_text_number(&t, c->uid);
     uid[t.len] = '\0';
+    strcpy(name, get_login_name(c));
+    if (*name)
+        argv[3] = name;
     sigemptyset(&none);
     setsid();       /* no key of the terminal's ends or stops it */
     /* The user's limit, but what is counted from here on are all the relays
@@ -784,7 +803,7 @@ exec_getent(const struct caller *c, int out)
 }
 
 /*
- * Ask for the user's entry.  Another program does it, as name services are
+ * Ask for the user's entry, and that of the name they logged in by.  Another program does it, as name services are
  * shared libraries, which a static set-id program had better not load; as
  * `recuse`, so that the user cannot disturb it.  Sets *ret_len to how much
  * came, which may be nothing.  Returns 0 or -errno.
@@ -829,30 +848,68 @@ read_entry(const struct caller *c, char *entry, size_t size, size_t *ret_len)
     return e;
 }
 
-/* The user's name and real shell: fields 1 and 7 of passwd(5).  Returns what is
- * wrong with the entry, or NULL. */
+/* Read one line.  Returns where the next begins, or NULL if this is no entry. */
 static const char *
-take_entry(struct caller *c, struct program *p, const char *entry, size_t len)
+split_entry(const char *start, const char *end, struct entry *ret)
 {
-    const char *end = memchr(entry, '\n', len);
-    const char *start = entry;
-    size_t size;
+    const char *fields[8];
 
+    end = memchr(start, '\n', (size_t) (end - start));
+    if (!end)
+        return NULL;
+    fields[0] = start;
     for (unsigned i = 1; i < 7; i++) {
-        const char *colon = end ? memchr(start, ':', (size_t) (end - start))
-            : NULL;
+        const char *colon = memchr(fields[i - 1], ':',
+                                   (size_t) (end - fields[i - 1]));
 
         if (!colon)
-            return "your account is not found";
-        size = (size_t) (colon - start);
-        if (i == 1 && size < sizeof c->name)
-            memcpy(c->name, start, size);
-        start = colon + 1;
+            return NULL;
+        fields[i] = colon + 1;
     }
-    size = (size_t) (end - start);
-    if (size > RECUSE_MAX_PATH || (size > 0 && start[0] != '/'))
+    *ret = (struct entry) {
+        .name = fields[0], .name_len = (size_t) (fields[1] - fields[0]) - 1,
+        .uid = fields[2], .uid_len = (size_t) (fields[3] - fields[2]) - 1,
+        .shell = fields[6], .shell_len = (size_t) (end - fields[6]),
+    };
+    return end + 1;
+}
+
+static bool
+is_same_text(const char *a, size_t a_len, const char *b, size_t b_len)
+{
+    return a_len == b_len && memcmp(a, b, a_len) == 0;
+}
+
+/*
+ * Take the user's name and real shell from their entry.  By which account of
+ * several with one uid they came, only the environment says, and that is
+ * theirs: it gives them no other shell, but it can show that one would be.
+ * Returns what is wrong, or NULL.
+ */
+static const char *
+take_entry(struct caller *c, struct program *p, const char *text, size_t len)
+{
+    const char *login = get_login_name(c), *end = text + len;
+    struct entry own, other;
+    const char *next = split_entry(text, end, &own);
+    bool is_login = next && is_same_text(own.name, own.name_len,
+                                         login, strlen(login));
+
+    if (!next)
+        return "your account is not found";
+    if (split_entry(next, end, &other)) {
+        if (is_same_text(own.uid, own.uid_len, other.uid, other.uid_len)
+            && !is_same_text(own.shell, own.shell_len,
+                             other.shell, other.shell_len))
+            return "several accounts have your uid, and not all the same shell";
+    } else if (is_login)        /* found by that name alone */
+        return "your account is not found";
+    if (own.name_len < sizeof c->name)
+        memcpy(c->name, own.name, own.name_len);
+    if (own.shell_len > RECUSE_MAX_PATH
+        || (own.shell_len > 0 && own.shell[0] != '/'))
         return "the shell of your account is no path";
-    set_path(p, start, size);   /* none stands for LAST_SHELL: passwd(5) */
+    set_path(p, own.shell, own.shell_len);  /* none: LAST_SHELL, passwd(5) */
     return NULL;
 }
 
@@ -865,7 +922,7 @@ take_entry(struct caller *c, struct program *p, const char *entry, size_t len)
 static const char *
 look_up(struct caller *c, struct program *p)
 {
-    char entry[GETENT_ENTRY];
+    char entry[GETENT_OUTPUT];
     size_t len = 0;
     int e = read_entry(c, entry, sizeof entry, &len);
     const char *wrong = e == -ETIMEDOUT ? "your account is not found in time"

@@ -19,7 +19,7 @@ import subprocess
 import termios
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 from native import failing
@@ -2073,6 +2073,44 @@ def test_alone_without_an_entry_root_has_sh(host: Host, script: str) -> None:
     (host.root / "getent").write_text(f"#!/bin/sh\n{script}\n")
     done = host.run(host.command("readlink /proc/$$/exe"), uid=0)
     assert done.stdout == os.fsencode(os.path.realpath("/bin/sh") + "\n")
+
+
+MINE, REST = f"x:{USER}:{USER}:A Tester:/", f"x:{OTHER}:{OTHER}:Another:/"
+SEVERAL = [
+    pytest.param(f"mine:{MINE}:/bin/sh\nmine:{MINE}:/bin/sh", None, id="one"),
+    pytest.param(f"mine:{MINE}:/bin/sh", "not found", id="by-name-alone"),
+    pytest.param(f"a:{MINE}:/bin/sh", None, id="name-of-nobody"),
+    pytest.param(f"a:{MINE}:/bin/sh\nmine:{REST}:/bin/rbash", None, id="name-of-another"),
+    pytest.param(f"a:{MINE}:/bin/sh\nmine:{MINE}:/bin/sh", None, id="same-shell"),
+    pytest.param(f"a:{MINE}:/bin/sh\nmine:{MINE}:/bin/rbash", "several", id="restricted"),
+    pytest.param(f"a:{MINE}:/bin/rbash\nmine:{MINE}:/bin/sh", "several", id="first-restricted"),
+    pytest.param(f"a:{MINE}:/bin/sh\nmine:{MINE}:", "several", id="none-named"),
+]
+
+
+@pytest.mark.parametrize(("entries", "wrong"), SEVERAL)
+def test_alone_the_name_of_the_environment_gets_nobody_another_shell(
+    host: Host, entries: str, wrong: Optional[str]
+) -> None:
+    asked = host.root / "asked"
+    asked.touch()
+    asked.chmod(0o666)
+    script = f"#!/bin/sh\necho $* >{asked}\ncat <<E\n{entries}\nE\n"
+    (host.root / "getent").write_text(script)
+    done = host.run(host.command("echo in"), env={**ENVIRONMENT, "LOGNAME": "mine"})
+    assert asked.read_text() == f"passwd {USER} mine\n"
+    asked.unlink()
+    if wrong is None:
+        assert (done.stdout, done.returncode) == (b"in\n", 0), done.stderr
+    else:
+        assert (done.stdout, done.returncode) == (b"", OS_ERROR) and wrong.encode() in done.stderr
+
+
+@pytest.mark.parametrize("name", ["-s", "n" * 257, ""])
+def test_alone_a_name_that_is_none_is_not_asked_for(host: Host, name: str) -> None:
+    (host.root / "getent").write_text(f"#!/bin/sh\n[ $# = 2 ] && echo a:{MINE}:/bin/sh\n")
+    done = host.run(host.command("echo in"), env={**ENVIRONMENT, "LOGNAME": name})
+    assert (done.stdout, done.returncode) == (b"in\n", 0), done.stderr
 
 
 def test_alone_with_an_entry_that_names_no_shell_there_is_sh(host: Host) -> None:
