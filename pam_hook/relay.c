@@ -1071,22 +1071,29 @@ record_rest(struct recuse_relay *r)
     }
 }
 
+/* Without a terminal, on an error output that is apart: what goes the way of
+ * the output is somebody's data. */
 static void
 say_failed(const struct recuse_relay *r)
 {
+    const struct recuse_flow *err = &r->flows[ERROR];
     char text[256];
     struct recuse_text t = { text, 0, sizeof text };
 
-    recuse_text_string(&t, "\r\nrecuse: error: ");
+    recuse_text_string(&t, r->terminal ? "\r\nrecuse: error: "
+                       : "recuse: error: ");
     if (r->cast.fault) {
         recuse_text_string(&t, "recording failed (");
         recuse_text_string(&t, recuse_describe(r->cast.fault));
         recuse_text_string(&t, ")");
     } else
         recuse_text_string(&t, "more output than may be recorded");
-    recuse_text_string(&t, ", the session ends\r\n");
+    recuse_text_string(&t, r->terminal ? ", the session ends\r\n"
+                       : ", the session ends\n");
     if (r->terminal)
         recuse_write_some(r->tty_out, recuse_terminal_kind(r), text, t.len);
+    else if (err->sink >= 0)
+        recuse_write_some(err->sink, err->sink_kind, text, t.len);
 }
 
 /* End what has not ended, and the recording.  Returns how to end ourselves. */

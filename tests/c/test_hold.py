@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 import termios
 import time
 from pathlib import Path
@@ -405,6 +406,19 @@ def test_flood_beyond_a_limit_may_end_the_session(
         assert terminal.end() == 74
     assert b"more output than may be recorded" in terminal.output
     assert host.recording.stat().st_size < 200000
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["apart", "one"])
+def test_session_without_a_terminal_that_a_limit_ends_says_why(host: Host, apart: bool) -> None:
+    """On its error output, unless that is what the data goes to."""
+    limits: Any = {"size_limit": 100000, "on_size": wire.Action.END, "on_rate": wire.Action.GAP}
+    errors = subprocess.PIPE if apart else subprocess.STDOUT
+    with host.agent(**limits):
+        done = host.run(host.command(f"echo mine >&2; {FLOOD}"), stderr=errors)
+    assert done.returncode == 74
+    why = b"recuse: error: more output than may be recorded, the session ends\n"
+    assert done.stderr == (b"mine\n" + why if apart else None)
+    assert b"recuse" not in done.stdout
 
 
 @pytest.mark.parametrize("action", [wire.Action.SLOW, wire.Action.GAP], ids=["slow", "gap"])

@@ -1510,7 +1510,8 @@ def test_full_disk_ends_the_session_if_policy_says_so(
             assert b"up" not in terminal.output
         else:
             done = host.run(host.command(command), stdin=b"word\n")
-            assert (done.stdout, done.stderr, done.returncode) == (b"", b"", FAULT)
+            why = b"recuse: error: recording failed (No space left on device), the session ends\n"
+            assert (done.stdout, done.stderr, done.returncode) == (b"", why, FAULT)
         agent.asked()
 
 
