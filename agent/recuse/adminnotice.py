@@ -21,7 +21,7 @@ from email.policy import SMTP
 from email.utils import format_datetime
 from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
 
-from . import grantrecords, pauserecords
+from . import amounts, grantrecords, pauserecords
 from .checkpoint import leaf_hash
 from .records import KINDS, Entry, Json, format_time, parse
 from .unprintable import escaped
@@ -46,8 +46,8 @@ _DATA_SCHEMAS = {
 _TITLES = {
     "start": "the agent starts: {reason}",
     "stop": "the agent stops",
-    "heartbeat": "{live} sessions live",
-    "policy": "policy {policy} is in force, {rules} rules",
+    "heartbeat": "{live:session} live",
+    "policy": "policy {policy} is in force, {rules:rule}",
     "login": "{user} logged in by {service} from {source}",
     "logout": "login of {user} ended",
     "open": "session of {user} is recorded",
@@ -59,14 +59,14 @@ _TITLES = {
     "request": "{requester} asks for an exemption of {user}: {reason}, {why}",
     "approval": "{principal} approves request {grant} of {user}, by {method}",
     "rejection": "{by} rejects request {grant} of {user}",
-    "grant": "{user} may be exempt in {uses} sessions until {expires}: {reason}, by {owner}",
+    "grant": "{user} may be exempt in {uses:session} until {expires}: {reason}, by {owner}",
     "revocation": "{by} revokes grant {grant} of {user}",
     "debt": "{user} has broken the glass: {why}; review due {due}",
     "review": "{principal} has reviewed what {user} did behind broken glass",
     "pause": "{user} pauses the recording of {session} until {until}: {pause_reason}",
     "resume": "the pause in {session} of {user} is over: {why}",
     "finding": "{title}: login of {user} by {service} from {source} at {seen}",
-    "undelivered": "{count} notices of channel {channel} were given up: {cause}",
+    "undelivered": "{count:notice} of channel {channel} given up: {cause}",
 }
 _SHOWN = (
     "outcome",
@@ -137,11 +137,6 @@ class Notice:
         return hashlib.sha256(self.id.encode()).hexdigest()[:32]
 
 
-class _Dashes(Dict[str, str]):
-    def __missing__(self, key: str) -> str:
-        return "-"
-
-
 def _severity(entry: Entry) -> int:
     """Take the entry's own severity, but that of an outcome that should not be."""
     stated = entry.data.get("severity_id")
@@ -157,15 +152,13 @@ def _object(value: object) -> Json:
 
 
 def _title(entry: Entry) -> str:
-    values = _Dashes(
-        {key: one_line(value) for key, value in entry.ours.items() if value is not None}
-    )
+    values = {key: one_line(value) for key, value in entry.ours.items() if value is not None}
     finding = _object(entry.data.get("finding_info"))
     if finding.get("title"):
         values["title"] = one_line(finding["title"])
     known = _TITLES.get(entry.kind)
     if known is not None:
-        return known.format_map(values)
+        return amounts.fill(known, values)
     detail = finding.get("title") or entry.data.get("status_detail") or entry.get("reason")
     of_user = f" of {values['user']}" if "user" in values else ""
     return f"{one_line(entry.kind)}{of_user}" + (f": {one_line(detail)}" if detail else "")

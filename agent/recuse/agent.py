@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Set, Tuple
 
-from . import __version__, records, wire
+from . import __version__, amounts, records, wire
 from .accounts import Accounts, Found
 from .asking import Asking
 from .batching import Batcher, in_thread
@@ -1090,8 +1090,8 @@ class Agent:
         recorded = sum(1 for live in self.sessions.values() if live.label == "record")
         others = len(self.sessions) - recorded
         self.notifier.notify(
-            f"STATUS={recorded} sessions recorded, {others} others, "
-            f"ledger at {self.book.size} entries"
+            f"STATUS={amounts.number(recorded, 'session')} recorded, others: {others}, "
+            f"entries in the ledger: {self.book.size}"
         )
 
     async def beat(self) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import FrozenSet, Iterable, List, Mapping, Optional, Sequence, Tuple
 
+from recuse import amounts
 from recuse.facts import Facts, Subject, facts_from_json
 from recuse.matchers import Matcher
 from recuse.reasons import Reason
@@ -366,7 +367,7 @@ def check_claimed_glass(
         found.append(Refusal("supervised", "only supervised exemptions break the glass"))
     window = (asked.expires - asked.not_before).total_seconds()
     if window > glass.longest_seconds or asked.uses > glass.uses or asked.scope != "session":
-        most = f"{say_seconds(glass.longest_seconds)} and {glass.uses} sessions"
+        most = f"{say_seconds(glass.longest_seconds)} and {amounts.number(glass.uses, 'session')}"
         found.append(Refusal("longest", f"broken glass is good for {most}"))
     return (*found, *_never(policy, user))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Set, Tuple
 
+from recuse import amounts
 from recuse.approval import (
     KEY_COUNTER,
     LEVELS,
@@ -95,7 +96,9 @@ class _Parser:
             order = {file.path: position for position, file in enumerate(self._files)}
             faults = sorted(self._faults, key=lambda fault: (order[fault.path], fault.line or 0))
             count = count_faults(len(faults))
-            raise PolicyError(f"{count} in the approval policy", faults=tuple(faults))
+            raise PolicyError(
+                f"{count} in the approval policy", "see recuse-approval(5)", tuple(faults)
+            )
         self._allowances.sort(key=lambda one: one.name)
         return ApprovalPolicy(
             tuple(self._allowances), self._reasons, self._groups, self._accounts,
@@ -273,7 +276,8 @@ class _Parser:
         groups = self._group_names(file, place, table["from"])
         people: Set[str] = set().union(*(self._groups.get(name, ()) for name in groups))
         if groups and 0 < len(people) < approvers:
-            file.fault(place, f"there are {len(people)} approvers, and {approvers} are wanted")
+            there = amounts.number(len(people), "approver")
+            file.fault(place, f"{there} to be had, and {approvers} are wanted")
         return groups
 
     def _group_names(self, file: TomlFile, key: Key, value: object) -> Tuple[str, ...]:

@@ -190,13 +190,13 @@ class Report:
         found = [f"ledger {self.origin}"]
         if not self.checked:
             return [*found, "  not checked: there is no key of its host"]
-        entries = amounts.number(self.entries, "entry", "entries")
+        entries = _entries(self.entries)
         if self.signed_size is not None:
             found.append(f"  {entries}, {self.signed_size} signed for")
         else:
             found.append(f"  {entries}, none signed for")
         if self.receipted_size:
-            receipted = amounts.number(self.receipted_size, "entry", "entries")
+            receipted = _entries(self.receipted_size)
             found.append(f"  {receipted} receipted by a collector")
         counts = [f"{getattr(self, name)} {name}" for name in OUTCOMES if getattr(self, name)]
         if self.live:
@@ -351,6 +351,15 @@ _CONTENT = re.compile(rb'^\[[^,"]*,\s*"[oeib]"', re.MULTILINE)
 _GAP = re.compile(rb'^\[[^,"]*,\s*"g"', re.MULTILINE)
 
 
+def _say(count: Optional[int], one: str) -> str:
+    """Word how many an entry says that there are."""
+    return f"no number of {one}s" if count is None else amounts.number(count, one)
+
+
+def _entries(count: int) -> str:
+    return amounts.number(count, "entry", "entries")
+
+
 def _run_name(first: int, last: int) -> str:
     return f"entry {first}" if first == last else f"entries {first}..{last}"
 
@@ -501,7 +510,7 @@ class _Audit:
             self.fault(
                 "rollback",
                 "checkpoint",
-                f"is for {size} entries, but the ledger had {self._trusted.min_size} before",
+                f"is for {_entries(size)}, but the ledger had {self._trusted.min_size} before",
             )
         for receipt in receipts:
             self._read_receipt(receipt, origin, size)
@@ -542,7 +551,7 @@ class _Audit:
             self.fault("bad-receipt", "receipt", error.message)
             return
         by = ", ".join(one.name for one in opened.by)
-        what = f"receipt of {by} for {found.size} entries"
+        what = f"receipt of {by} for {_entries(found.size)}"
         if found.origin != origin:
             if split_epoch(found.origin)[1] <= split_epoch(origin)[1]:
                 self.fault("bad-receipt", what, f"is for {found.origin}")
@@ -551,7 +560,7 @@ class _Audit:
                 self.fault("rollback", f"ledger {origin}", message)
             return
         if found.size > size:
-            self.fault("rollback", "checkpoint", f"is for {size} entries, older than the {what}")
+            self.fault("rollback", "checkpoint", f"is for {_entries(size)}, older than the {what}")
             self._contradictions.append(self.report.faults[-1])
         self.report.receipted_size = max(self.report.receipted_size, found.size)
         self.heads.append(Head(what, found, True))
@@ -650,7 +659,8 @@ class _Audit:
                 self.fault(
                     "tail-cut",
                     _run_name(first, last),
-                    f"missing: the checkpoint says {size} entries, the ledger ends before {first}",
+                    f"missing: the checkpoint says {_entries(size)}, the ledger ends "
+                    f"before {first}",
                     first,
                 )
             else:
@@ -708,7 +718,7 @@ class _Audit:
                     self.fault("root-mismatch", head.what, "its root cannot be computed again")
                 continue
             if head.what == "checkpoint" or tree.altered or tree.displaced:
-                message = f"its root is not that of the first {size} entries: "
+                message = f"its root is not that of the first {_entries(size)}: "
                 message += (
                     "the ones named here do not account for all that was altered"
                     if tree.altered or tree.displaced or missing
@@ -890,7 +900,7 @@ class _Audit:
             earlier.fault(
                 "rollback",
                 "checkpoint",
-                f"is for {there} entries, but {self.report.origin} says that it had {size}",
+                f"is for {_entries(there)}, but {self.report.origin} says that it had {size}",
             )
 
     def explain(self, size: object, root: object) -> bool:
@@ -923,7 +933,7 @@ class _Audit:
             pass
         elif stated != entered:
             self._entry_fault(
-                "session-count", entry, f"says {stated} sessions, but {entered} were entered"
+                "session-count", entry, f"says {_say(stated, 'session')}, but {entered} entered"
             )
         outcome = entry.get("outcome")
         if outcome is not None and outcome not in OUTCOMES:
@@ -1147,7 +1157,9 @@ class _Audit:
         )
         if segments != recording.next:
             self._entry_fault(
-                "segment-count", entry, f"says {segments} segments, {recording.next} were entered"
+                "segment-count",
+                entry,
+                f"says {_say(segments, 'segment')}, {recording.next} entered",
             )
         if size != recording.size:
             self._entry_fault(

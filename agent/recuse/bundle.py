@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Callable, Dict, List, Optional, Sequence
 
-from . import records
+from . import amounts, records
 from .audit import Source
 from .cast import printable
 from .checkpoint import (
@@ -237,7 +237,8 @@ def _readme(
         _PROOFS,
     )
     if unproved:
-        say(f"{unproved} entries are newer than the checkpoint and have no proof yet.")
+        newer = amounts.number(unproved, "entry", "entries")
+        say(f"Of {newer} newer than the checkpoint there is no proof yet.")
     say(
         "What remains is that the host signed the checkpoint, and a collector its receipts: any "
         "tool for signed notes (C2SP signed-note) says so. The host's public key has to come from "

@@ -530,7 +530,9 @@ def _check_files(machine: Machine) -> list[Check]:
     try:
         files = config.read_policy_dir(machine.path("/etc/recuse/policy.d"))
         parsed = policytoml.parse_policy(files)
-        words = "policy is valid: %d files, %d rules" % (len(files), len(parsed.rules))
+        words = "policy is valid: %s, %s" % (
+            amounts.number(len(files), "file"), amounts.number(len(parsed.rules), "rule"),
+        )  # fmt: skip
         found.append(Check("policy", "ok", words))
         if parsed.asks:
             found.append(_check_consult(machine))
@@ -599,7 +601,7 @@ def _check_debts(machine: Machine) -> list[Check]:
     if not late:
         return []
     who = ", ".join(sorted({printable(str(one["user"])) for one in late}))
-    words = "%d reviews of broken glass are overdue, of: %s" % (len(late), who)
+    words = "%s of broken glass overdue, of: %s" % (amounts.number(len(late), "review"), who)
     return [Check("reviews", "warn", words, "see: recuse grants --debts; recuse review ID")]
 
 
@@ -950,9 +952,9 @@ def _check_channel(one: Mapping[str, Any]) -> Check:
     }.get(state, state)
     if waiting and one["oldest_seconds"] is not None:
         age = amounts.span(one["oldest_seconds"])
-        words += "; %d notices wait, the oldest for %s" % (waiting, age)
+        words += "; %s waiting, the oldest for %s" % (amounts.number(waiting, "notice"), age)
     if one["given_up"]:
-        words += "; %d were given up" % one["given_up"]
+        words += "; given up: %d" % one["given_up"]
     level = {"dead": "fail", "gone": "fail", "failing": "warn"}.get(state, "ok")
     hint = None if level == "ok" else "see: recuse notify status; journalctl -t recuse-notify"
     return Check(name, level, words, hint)

@@ -517,7 +517,8 @@ def export_bundle(call: Call) -> int:
         ) from None
     except OSError as e:
         raise RecuseError("%s: %s" % (e.filename, (e.strerror or str(e)).lower())) from None
-    call.console.print("%s: %d files; README.md says how to check them" % (args.bundle, len(files)))
+    many = amounts.number(len(files), "file")
+    call.console.print("%s: %s; README.md says how to check them" % (args.bundle, many))
     return 0
 
 

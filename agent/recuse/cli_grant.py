@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
+import operator
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Iterator, List, Mapping, Optional, Sequence
 
-from recuse import audit, mail
+from recuse import amounts, audit, mail
 from recuse.approval import LEVELS, SCOPES, say_seconds
 from recuse.cast import printable
 from recuse.cli_mail import Collector, choose, statement_of
@@ -187,13 +188,14 @@ def _tell(call: Call, grant: Mapping[str, Any]) -> int:
     call.console.print("%s: %s" % (word(grant["grant"]), word(grant["state"])))
     if grant["state"] == "pending":
         groups = ", ".join(map(word, grant.get("groups") or ()))
-        call.console.print("%d approvals are missing, from: %s" % (grant["missing"], groups))
+        missing = amounts.number(int(grant["missing"]), "approval")
+        call.console.print("%s missing, from: %s" % (missing, groups))
         call.console.hint("tell approvers: recuse approve %s" % word(grant["grant"]))
     elif grant["state"] == "granted":
         call.console.print(
-            "%d %s of %s on %s, until %s"
+            "%s of %s on %s, until %s"
             % (
-                grant["left"], word(grant["scope"]) + "s", word(grant["user"]),
+                amounts.number(int(grant["left"]), word(grant["scope"])), word(grant["user"]),
                 word(grant["host"]), local(grant["expires"]),
             )  # fmt: skip
         )
@@ -352,9 +354,10 @@ def describe(raw: str) -> Iterator[str]:
             raise ValueError
         who = word(told["user"]) + " (uid %d)" % told["uid"]
         scope = told.get("scope", "session")
-        may = {"session": "sessions of %s on %s may be exempt",
-               "pause": "pauses in recorded sessions of %s on %s"}[scope]  # fmt: skip
-        yield "%d " % told["uses"] + may % (who, word(told["host"]))
+        may = {"session": "%s of %s on %s may be exempt",
+               "pause": "%s in recorded sessions of %s on %s"}[scope]  # fmt: skip
+        uses = amounts.number(operator.index(told["uses"]), scope)
+        yield may % (uses, who, word(told["host"]))
         if told.get("source"):
             yield "from       %s" % word(told["source"])
         yield "between    %s and %s" % (local(told["not_before"]), local(told["expires"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Optional
 
-from recuse import proved
+from recuse import amounts, proved
 from recuse.cast import printable
 from recuse.checkpoint import Verifier
 from recuse.console import Call, UsageError, local, table, word
@@ -53,11 +53,16 @@ def verify(call: Call) -> int:
         for fault in checked.faults:
             console.print("fault: %s" % printable(fault))
         console.print(
-            "%d entries of yours stand in the ledger %s, as signed for %d entries"
-            % (checked.entries, word(checked.origin), checked.size)
+            "%s of yours %s in the ledger %s, as signed for %s"
+            % (
+                amounts.number(checked.entries, "entry", "entries"),
+                "stands" if checked.entries == 1 else "stand",
+                word(checked.origin),
+                amounts.number(checked.size, "entry", "entries"),
+            )
         )
         if unsigned:
-            console.print("%s more are not signed yet" % word(unsigned))
+            console.print("not signed yet: %s more" % word(unsigned))
         if not is_given:
             console.hint("the host's key is as the agent told it; --key checks with one you keep")
     if checked.faults:

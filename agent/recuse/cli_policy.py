@@ -6,9 +6,9 @@ import argparse
 import dataclasses
 import os
 from datetime import datetime, timezone
-from typing import Any, Iterator, Optional, Sequence, Tuple
+from typing import Any, Iterator, Optional, Sequence, Sized, Tuple
 
-from recuse import cli_whatif, config, policy
+from recuse import amounts, cli_whatif, config, policy
 from recuse.approvaltoml import parse_approval
 from recuse.asks import FAILURES, Answer
 from recuse.cast import printable
@@ -130,15 +130,23 @@ def check(call: Call) -> int:
         )
     else:
         call.console.print(
-            "policy is valid: %d files, %d rules, digest %s"
-            % (len(parsed.files), len(parsed.rules), parsed.digest)
+            "policy is valid: %s, %s, digest %s"
+            % (_files(parsed.files), amounts.number(len(parsed.rules), "rule"), parsed.digest)
         )
         if approval.files:
             call.console.print(
-                "approval policy is valid: %d files, %d allowances, digest %s"
-                % (len(approval.files), len(approval.allowances), approval.digest)
+                "approval policy is valid: %s, %s, digest %s"
+                % (
+                    _files(approval.files),
+                    amounts.number(len(approval.allowances), "allowance"),
+                    approval.digest,
+                )
             )
     return 0
+
+
+def _files(names: Sized) -> str:
+    return amounts.number(len(names), "file")
 
 
 def _facts(call: Call) -> policy.Facts:

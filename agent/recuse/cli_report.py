@@ -76,9 +76,9 @@ def cover(call: Call) -> int:
             new += bool(call.control("finding", finding=vars(finding)).get("new"))
     _show(call, counted, new)
     if counted.findings:
-        many = len(counted.findings)
+        many = amounts.number(len(counted.findings), "login")
         raise DoctorFound(
-            "%d login%s not as the ledger has it, %d new" % (many, "" if many == 1 else "s", new),
+            "%s not as the ledger has it, %d new" % (many, new),
             "each is an entry of the ledger: recuse verify lists them",
         )
     return 0
@@ -91,8 +91,13 @@ def _show(call: Call, counted: coverage.Reconciled, new: int) -> None:
         call.console.json({**found, "new": new})
         return
     call.console.print(
-        "%d logins seen by others: %d in the ledger, %d under way, %d before recuse was enabled"
-        % (counted.sightings, counted.matched, counted.under_way, counted.before)
+        "%s seen by others: %d in the ledger, %d under way, %d before recuse was enabled"
+        % (
+            amounts.number(counted.sightings, "login"),
+            counted.matched,
+            counted.under_way,
+            counted.before,
+        )
     )
     for one in counted.findings:
         call.console.print("FAIL  " + _words(one))
@@ -208,8 +213,8 @@ def _percent(rate: float) -> str:
 
 def _lines(made: optout.Report) -> Iterator[str]:
     total = made.total
-    yield "%d of %d sessions were exempt from recording: %s, %s in all" % (
-        total.exempt, total.sessions, _percent(total.rate),
+    yield "%d of %s exempt from recording: %s, %s in all" % (
+        total.exempt, amounts.number(total.sessions, "session"), _percent(total.rate),
         amounts.span(made.exempt_seconds),
     )  # fmt: skip
     yield "hosts: %s" % (", ".join(map(word, made.hosts)) or "-")

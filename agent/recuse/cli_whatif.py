@@ -10,7 +10,7 @@ import time
 from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, Iterator, List, Optional
 
-from recuse import lint, policytest, records, whatif
+from recuse import amounts, lint, policytest, records, whatif
 from recuse.cast import printable
 from recuse.console import (
     Add,
@@ -94,7 +94,8 @@ class _Teller:
         self.count += 1
         if self._watched and self.count % TELL_EVERY == 0 and time.monotonic() >= self._next:
             self._next = time.monotonic() + TELL_SECONDS
-            self._console.err.write("\r\x1b[K%s: %d entries" % (self._words, self.count))
+            done = amounts.number(self.count, "entry", "entries")
+            self._console.err.write("\r\x1b[K%s: %s" % (self._words, done))
             self._console.err.flush()
 
     def done(self) -> None:
@@ -139,7 +140,8 @@ def replay(call: Call) -> int:
         return 0
     unchanged = ", ".join("%d %s" % (report.unchanged[one], one) for one in whatif.VERDICTS)
     same = sum(report.unchanged.values())
-    console.print("%d sessions, of which %d unchanged (%s)" % (report.sessions, same, unchanged))
+    sessions = amounts.number(report.sessions, "session")
+    console.print("%s, of which %d unchanged (%s)" % (sessions, same, unchanged))
     for name, verdict in whatif.NEWLY.items():
         changes = report.group(verdict)
         console.print("%-15s %d" % (name.replace("_", " ") + ":", len(changes)))
@@ -152,10 +154,12 @@ def replay(call: Call) -> int:
                 console.print("  by %-10s %s" % (what, told))
     if report.uncertain:
         console.warn(
-            "%d sessions had facts that are not known: see unknown in --json" % report.uncertain
+            "%s had facts that are not known: see unknown in --json"
+            % amounts.number(report.uncertain, "session")
         )
     if report.skipped:
-        console.warn("%d entries make no sense, ignoring: see recuse verify" % report.skipped)
+        skipped = amounts.number(report.skipped, "entry", "entries")
+        console.warn("ignoring %s that cannot be read: see recuse verify" % skipped)
     if report.changes:
         console.print()
         for line in table(list(_changes(report))):
@@ -207,13 +211,12 @@ def lint_policy(call: Call) -> int:
     for one in findings if not args.json else ():
         console.print(printable(str(one)))
     if findings:
-        many = len(findings)
         raise LintFound(
-            "%d finding%s in the policy" % (many, "" if many == 1 else "s"),
+            "%s in the policy" % amounts.number(len(findings), "finding"),
             "see recuse(1) for what the codes mean; --ignore CODE leaves one out",
         )
     if not args.json:
-        console.print("nothing found in %d rules" % len(parsed.rules))
+        console.print("nothing found in %s" % amounts.number(len(parsed.rules), "rule"))
     return 0
 
 

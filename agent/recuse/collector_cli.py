@@ -134,7 +134,8 @@ def _hosts(arguments: argparse.Namespace, config: CollectorConfig) -> int:
         print(f"{row['host']}  enrolled {row['enrolled']}")
         for ledger in row["ledgers"]:
             origin = ledger["origin"]
-            print(f"  {origin}  {ledger['entries']} entries, last {ledger['last']}")
+            size = amounts.number(ledger["entries"], "entry", "entries")
+            print(f"  {origin}  {size}, last {ledger['last']}")
     return 0
 
 

@@ -398,7 +398,7 @@ def load(path: AnyPath) -> Config:
 
     Raises: ConfigError with every fault found, by file and line.
     """
-    return _load(Config, path)
+    return _load(Config, path, "recuse.toml(5)")
 
 
 def load_collector(path: AnyPath) -> CollectorConfig:
@@ -406,10 +406,10 @@ def load_collector(path: AnyPath) -> CollectorConfig:
 
     Raises: ConfigError with every fault found, by file and line.
     """
-    return _load(CollectorConfig, path)
+    return _load(CollectorConfig, path, "recuse-collector(8)")
 
 
-def _load(kind: Type[_T], path: AnyPath) -> _T:
+def _load(kind: Type[_T], path: AnyPath, manual: str) -> _T:
     name = os.fspath(path)
     try:
         source = _read_trusted(name)
@@ -424,7 +424,7 @@ def _load(kind: Type[_T], path: AnyPath) -> _T:
     if found:
         found.sort(key=lambda fault: fault.line or 0)
         count = count_faults(len(found))
-        raise ConfigError(f"{count} in {name}", faults=found)
+        raise ConfigError(f"{count} in {name}", f"see {manual}", found)
     return config
 
 

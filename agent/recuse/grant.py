@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple
 
-from recuse import sshsig, strictjson
+from recuse import amounts, sshsig, strictjson
 from recuse.approval import LEVELS, SCOPES, Asked
 from recuse.errors import CryptoError, LedgerError
 from recuse.grantrecords import MAX_REQUEST_BYTES, Approval, Request
@@ -208,7 +208,7 @@ class Checked:
     def shortfall(self) -> str:
         """Say how many hold, and why what else is there does not count."""
         why = "; ".join(one.message for one in self.faults)
-        told = f"only {self.people} of {self.needed} approvals hold"
+        told = f"only {self.people} of {amounts.number(self.needed, 'approval')} hold"
         return f"{told}: {why}" if why else told
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Dict, List, Optional, Sequence, Set, Tuple
 
+from recuse import amounts
 from recuse.approval import (
     LEVELS,
     ApprovalPolicy,
@@ -109,13 +110,14 @@ class GrantAudit:
                 found.append((f"debt {debt.id}", GrantFault("debt-overdue", told)))
         for (approvers, groups, policy), grants in sorted(self.claimed.items()):
             told = (
-                f"took {approvers} approvers from {', '.join(groups) or 'nowhere'} for "
-                f"{len(grants)} grants: the host's word, no such policy was given"
+                f"took {amounts.number(approvers, 'approver')} from "
+                f"{', '.join(groups) or 'nowhere'} for {amounts.number(len(grants), 'grant')}: "
+                "the host's word, no such policy was given"
             )
             about = f"approval policy {policy[:16] or 'unknown'}"
             found.append((about, GrantFault("grant-policy-unchecked", told)))
         for digest, grants in sorted(self.other_files.items()):
-            told = f"made {len(grants)} grants, and is not the one given"
+            told = f"made {amounts.number(len(grants), 'grant')}, and is not the one given"
             found.append(
                 (f"file of approvers {digest[:16]}", GrantFault("grant-approvers", told))
             )
@@ -186,7 +188,10 @@ class GrantAudit:
         if one is None:
             return found
         if request.approvers < one.approvers:
-            told = f"the host asked for {request.approvers} approvers, and it takes {one.approvers}"
+            told = (
+                f"the host asked for {amounts.number(request.approvers, 'approver')}, "
+                f"and it takes {one.approvers}"
+            )
             found.append(GrantFault("grant-policy", told))
         others = sorted(set(request.groups) - set(one.groups))
         if others:
@@ -314,7 +319,12 @@ class GrantAudit:
         if row.method == "automatic":
             self.unsigned[row.id] = "approved automatically"
             if many:
-                return [GrantFault("grant-quorum", f"automatic, and {many} approvers were needed")]
+                return [
+                    GrantFault(
+                        "grant-quorum",
+                        f"automatic, and {amounts.number(many, 'approver')} needed",
+                    )
+                ]
             return []
         signed = [one for one in row.approvals if one.method == "signature"]
         local = any(one.method == "pam" for one in row.approvals)

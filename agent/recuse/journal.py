@@ -17,6 +17,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Callable, Dict, List, Mapping, Optional, Union
 
+from . import amounts
 from .unprintable import escaped
 
 ALERT, CRIT, ERR, WARNING, NOTICE, INFO = 1, 2, 3, 4, 5, 6  # syslog(3)
@@ -52,7 +53,7 @@ EVENTS: Mapping[str, Event] = {
             "stopped",
             "52b18a4b4d9a4d9f8601e1aeb597c952",
             INFO,
-            "recuse-agent stops, {live} sessions go on",
+            "recuse-agent stops, {live:session} going on",
         ),
         Event(
             "reloaded",
@@ -76,7 +77,7 @@ EVENTS: Mapping[str, Event] = {
             "policy-changed",
             "3d96b7a252d14b84ae7f65f0ad3e6ecc",
             NOTICE,
-            "policy {policy} is in force, {rules} rules",
+            "policy {policy} is in force, {rules:rule}",
         ),
         Event(
             "login",
@@ -289,7 +290,7 @@ EVENTS: Mapping[str, Event] = {
             "undelivered",
             "316d2098fe9f46ddb793232fbdd0ae9d",
             ERR,
-            "{count} notices of channel {channel} are given up, {first} to {last}: {fault}",
+            "{count:notice} of channel {channel} given up, {first} to {last}: {fault}",
         ),
         Event(
             "request",
@@ -333,7 +334,7 @@ EVENTS: Mapping[str, Event] = {
             "422064822b8247d2ab134cd941a31360",
             NOTICE,
             "request {grant} of {requester} is granted until {expires}, "
-            "{uses} sessions of {user} may be exempt",
+            "{uses:session} of {user} may be exempt",
         ),
         Event(
             "grant-used",
@@ -363,7 +364,7 @@ EVENTS: Mapping[str, Event] = {
             "user-limit",
             "11949cf290cc4a8a8e0cc5277b7f9e04",
             WARNING,
-            "recordings of {user} are at their limit, {live} bytes in {sessions} sessions and "
+            "recordings of {user} are at their limit, {live} bytes in {sessions:session} and "
             "{spent} in a while, proceeding with {proceeding}",
         ),
         Event(
@@ -425,7 +426,7 @@ def compose(
     event = EVENTS[kind]
     values = {name: clean(str(value)) for name, value in fields.items() if value is not None}
     entry = {
-        "MESSAGE": event.text.format_map(_Dashes(values)),
+        "MESSAGE": amounts.fill(event.text, values),
         "MESSAGE_ID": event.message_id,
         "PRIORITY": str(event.priority),
         "SYSLOG_IDENTIFIER": identifier,
@@ -436,11 +437,6 @@ def compose(
 
 
 _DISK_FAILS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
-
-
-class _Dashes(Dict[str, str]):
-    def __missing__(self, key: str) -> str:
-        return "-"
 
 
 class Journal:

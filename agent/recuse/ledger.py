@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Type
 
+from . import amounts
 from .checkpoint import (
     HASH_BYTES,
     MAX_FRAME_BYTES,
@@ -522,8 +523,8 @@ class Ledger:
         size = bundles * TILE_WIDTH + len(tail)
         if size < signed.size:
             raise LedgerError(
-                f"ledger {self._path}: the checkpoint says {signed.size} entries, "
-                f"but only {size} are there",
+                f"ledger {self._path}: the checkpoint says "
+                f"{amounts.number(signed.size, 'entry', 'entries')}, but only {size} of them there",
                 hint="recuse verify names what is missing",
             )
         notes: List[str] = []
@@ -621,7 +622,8 @@ class Ledger:
             which = f"entry {', '.join(altered[:8])}" if altered else "an entry"
             raise LedgerError(
                 f"ledger {self._path}: {which} was altered: "
-                f"the root over {signed.size} entries is not the one that was signed",
+                f"the root over {amounts.number(signed.size, 'entry', 'entries')} "
+                "is not the one that was signed",
                 hint="recuse verify names every fault",
             )
         for n in range(self._bundles):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Callable, Dict, FrozenSet, Hashable, Iterator, List, Mapping, Optional, Set
 
+from recuse import amounts
 from recuse.matchers import (
     Globs,
     Groups,
@@ -107,7 +108,7 @@ def _times_of(rule: Rule, today: date, days: int) -> Iterator[Finding]:
         yield _of(rule, "expired", f"rule {rule.name!r} expired: its last day was {rule.expires}")
     elif rule.expires <= today + timedelta(days=days):
         left = (rule.expires - today).days
-        when = "today" if not left else f"in {left} day{'s' if left > 1 else ''}"
+        when = "today" if not left else f"in {amounts.number(left, 'day')}"
         message = f"rule {rule.name!r} expires {when}, on {rule.expires}"
         yield _of(rule, "expires-soon", message)
 
@@ -202,12 +203,12 @@ def _of_sessions(
     by_name = {rule.name: rule for rule in rules}
     for name, count in exempted.by_rule.items():
         if count * 100 > percent * exempted.sessions:
-            share = f"{count} of {exempted.sessions} sessions"
+            share = f"{count} of {amounts.number(exempted.sessions, 'session')}"
             rate = f"{count * 100 / exempted.sessions:.1f} %"
             message = f"rule {name!r} exempts {share} ({rate})"
             yield _of(by_name[name], "exempts-much", message)
     for (name, other), count in exempted.by_pair.items():
-        message = f"rules {name!r} and {other!r} both exempt {count} sessions"
+        message = f"rules {name!r} and {other!r} both exempt {amounts.number(count, 'session')}"
         yield _of(by_name[name], "overlaps", message)
 
 

@@ -302,7 +302,7 @@ def read_notices(files: Sequence[Tuple[str, bytes]]) -> Notices:
             _read_table(file, ("notice", position), value, own)
     if faults:
         count = count_faults(len(faults))
-        raise ConfigError(f"{count} in templates of notices", faults=faults)
+        raise ConfigError(f"{count} in templates of notices", "see recuse.toml(5)", faults)
     return Notices(own)
 
 

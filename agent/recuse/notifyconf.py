@@ -151,7 +151,7 @@ def load(path: AnyPath) -> NotifyConfig:
     if faults:
         faults.sort(key=lambda fault: fault.line or 0)
         count = count_faults(len(faults))
-        raise ConfigError(f"{count} in {name}", faults=faults)
+        raise ConfigError(f"{count} in {name}", "see recuse-notify.toml(5)", faults)
     return NotifyConfig(channels, routes)
 
 

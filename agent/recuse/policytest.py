@@ -116,7 +116,7 @@ def parse_cases(files: Sequence[Tuple[str, bytes]]) -> List[Case]:
     if faults:
         faults.sort(key=lambda fault: (fault.path, fault.line or 0))
         count = count_faults(len(faults))
-        raise PolicyError(f"{count} in the expectations", faults=tuple(faults))
+        raise PolicyError(f"{count} in the expectations", "see recuse-policytest(5)", tuple(faults))
     return cases
 
 

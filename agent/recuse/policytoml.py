@@ -99,7 +99,7 @@ class _Parser:
             order = {file.path: position for position, file in enumerate(self._files)}
             faults = sorted(self._faults, key=lambda fault: (order[fault.path], fault.line or 0))
             count = count_faults(len(faults))
-            raise PolicyError(f"{count} in the policy", faults=tuple(faults))
+            raise PolicyError(f"{count} in the policy", "see recuse-policy(5)", tuple(faults))
         self._rules.sort(key=lambda rule: (STRENGTH[rule.effect], rule.name))
         return tuple(self._rules)
 

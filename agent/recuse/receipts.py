@@ -11,8 +11,8 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Optional, Tuple
 
+from . import amounts, keys
 from . import checkpoint as tlog
-from . import keys
 from .config import CentralConfig, Paths
 from .errors import CryptoError, LedgerError, RecuseError, SpoolError
 from .ledger import Ledger
@@ -124,7 +124,8 @@ def contradiction(ledger: Ledger, there: tlog.Checkpoint) -> Optional[str]:
         return f"{ledger.origin} was set back: {there.origin} has been begun"
     if there.size > ledger.size:
         return (
-            f"{ledger.origin} was set back: it has {ledger.size} entries here, "
+            f"{ledger.origin} was set back: it has "
+            f"{amounts.number(ledger.size, 'entry', 'entries')} here, "
             f"{there.size} in central storage"
         )
     try:
@@ -135,7 +136,7 @@ def contradiction(ledger: Ledger, there: tlog.Checkpoint) -> Optional[str]:
         return None
     return (
         f"{ledger.origin} was set back and written anew: it contradicts "
-        f"the {there.size} entries in central storage"
+        f"what central storage has, {amounts.number(there.size, 'entry', 'entries')}"
     )
 
 

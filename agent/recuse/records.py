@@ -30,7 +30,7 @@ from typing import (
     cast,
 )
 
-from . import strictjson
+from . import amounts, strictjson
 from .asks import answer_to_json
 from .errors import LedgerError
 from .facts import facts_to_json, without_command
@@ -937,7 +937,8 @@ def undelivered_entry(
     return _event(
         host, index, time_ns, "undelivered", EVENT_LOG, _OTHER, _MEDIUM,
         {"channel": channel, "count": count, "first": first, "last": last, "cause": cause},
-        {"status_detail": f"{count} notices of channel {channel}: {cause}"}, status=_FAILURE,
+        {"status_detail": f"{amounts.number(count, 'notice')} of channel {channel}: {cause}"},
+        status=_FAILURE,
     )  # fmt: skip
 
 

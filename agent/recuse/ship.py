@@ -43,9 +43,9 @@ from typing import (
     Tuple,
 )
 
+from recuse import amounts, control, files, keys, stderrlog
 from recuse import checkpoint as tlog
 from recuse import config as configuration
-from recuse import control, files, keys, stderrlog
 from recuse import store as storing
 from recuse.central import (
     PARALLEL,
@@ -91,9 +91,14 @@ class Backlog:
 
     def __str__(self) -> str:
         return (
-            f"{self.blobs} blobs ({self.blob_bytes} bytes) and {self.entries} entries wait,"
+            f"{amounts.number(self.blobs, 'blob')} ({self.blob_bytes} bytes) and "
+            f"{_entries(self.entries)} waiting,"
             f" the oldest for {self.oldest_s} s"
         )
+
+
+def _entries(count: int) -> str:
+    return amounts.number(count, "entry", "entries")
 
 
 class Ship:
@@ -425,9 +430,9 @@ class Ship:
         receipt = self._receipt(central, signed.origin)
         if receipt is not None:
             if receipt.size > signed.size:
-                return f"central storage has {receipt.size} entries, it {signed.size}: set back"
+                return f"central storage has {_entries(receipt.size)}, it {signed.size}: set back"
             if _root(ledger, receipt.size) != receipt.root:
-                return f"it contradicts the {receipt.size} entries in central storage"
+                return f"it contradicts what central storage has, {_entries(receipt.size)}"
             if receipt.size == signed.size:
                 return ""
         start = 0 if receipt is None else receipt.size
@@ -533,7 +538,7 @@ class Ship:
             return False
         self._tell(
             "fork",
-            f"ledger {receipt.origin} contradicts the {receipt.size} entries in central storage;"
+            f"ledger {receipt.origin} contradicts what central storage has;"
             " no entry is sent until the agent begins another",
         )
         return True
@@ -553,7 +558,7 @@ class Ship:
     def _report_rollback(self, receipt: tlog.Checkpoint, signed: tlog.Checkpoint) -> None:
         self._tell(
             "rollback",
-            f"ledger {signed.origin} has {signed.size} entries, central storage {receipt.size}:"
+            f"ledger {signed.origin} has {_entries(signed.size)}, central storage {receipt.size}:"
             " it was set back; no entry is sent until the agent begins another",
         )
 

@@ -715,7 +715,7 @@ class Store:
             raise Conflict(f"{origin} was begun with another host key", head.size)
         first = signed.size - len(entries)
         if first < 0:
-            raise BadRoot(f"{len(entries)} entries sent for a tree of {signed.size}")
+            raise BadRoot(f"more entries sent, {len(entries)}, than a tree of {signed.size} has")
         if signed.size < head.size:
             self._check_past(head, signed, note)
             raise Conflict(f"{origin} is stored up to {head.size}, past {signed.size}", head.size)

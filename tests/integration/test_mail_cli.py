@@ -111,7 +111,7 @@ def test_approving_and_ending_send_what_the_host_can_verify(
         await until(settled(host, central))
         done = await desk.run("approve", GRANT[:6], "--yes")
         assert done.code == 0 and f"{PREFIX} says: g-1: pending" in done.out, done.err
-        assert "1 sessions of alice (uid 1000) on h1" in done.out
+        assert "1 session of alice (uid 1000) on h1" in done.out
         item, signed = last_taken(agent)
         assert (item.kind, item.grant) == ("approval", GRANT)
         assert signed.namespace == "recuse-grant@example.com"

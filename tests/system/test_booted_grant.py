@@ -47,7 +47,7 @@ def test_two_sign_one_login_is_exempt_and_the_next_is_not(office: Host, tmp_path
     listed = by(office, "frank", "recuse", "requests").stdout
     assert asked["grant"] in listed and "0 of 2" in listed
     shown = by(office, "frank", "recuse", "approve", asked["grant"])
-    assert "1 sessions of alice" in shown.stdout and "index rebuild" in shown.stdout
+    assert "1 session of alice" in shown.stdout and "index rebuild" in shown.stdout
     assert shown.returncode == 2 and "no terminal to ask on" in shown.stderr
     assert approve(office, "frank", asked)["missing"] == 1
     # The other one signs by hand, elsewhere.
@@ -227,7 +227,7 @@ def test_an_approver_reads_what_they_sign_and_is_asked(office: Host) -> None:
         assert ran in (14, 130), told
         assert state(office, asked) == ("pending", 2)
         ran, told = says(terminal, locked_key, wrong[0], (wrong[1][0], f"{PASSWORD}\r"))
-        assert ran == 0 and "1 approvals are missing, from: leads" in told, told
+        assert ran == 0 and "1 approval missing, from: leads" in told, told
         assert PASSWORD not in terminal.output.decode()
     assert state(office, asked) == ("pending", 1)
     assert by(office, "alice", "recuse", "reject", asked["grant"]).returncode == 0

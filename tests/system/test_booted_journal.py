@@ -330,7 +330,7 @@ def _(host: Host) -> "tuple[Dict[str, str], str, str]":
     host.run("systemctl", "stop", "fake-collector", check=True)
     host.write("/etc/recuse/recuse.toml", "")
     host.run("systemctl", "restart", "recuse-ship", check=True)
-    return {}, "https://localhost:8443 answers 401.* wait, the oldest for", NOTHING
+    return {}, "https://localhost:8443 answers 401.* waiting, the oldest for", NOTHING
 
 
 @situation("19. Was recuse switched off?")

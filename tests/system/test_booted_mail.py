@@ -124,7 +124,7 @@ def test_two_approve_from_elsewhere_and_one_login_is_exempt(
     shown = arrives(elsewhere, asked["grant"])
     assert (shown["request"], shown["missing"]) == (asked["request"], 2)
     first = elsewhere.run("frank", "approve", asked["grant"], "--yes")
-    assert "1 sessions of alice" in first.stdout and "says: " in first.stdout, first.stderr
+    assert "1 session of alice" in first.stdout and "says: " in first.stdout, first.stderr
     twice = elsewhere.run("frank", "approve", asked["grant"], "--yes")
     assert twice.returncode == 0  # the very same bytes: known, and taken
     stranger = elsewhere.run("mallory", "approve", asked["grant"], "--yes")

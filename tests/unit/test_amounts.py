@@ -26,3 +26,16 @@ def test_span(seconds: float, words: str) -> None:
 def test_numbers_of_things() -> None:
     assert [amounts.number(n, "login") for n in (0, 1, 2)] == ["0 logins", "1 login", "2 logins"]
     assert [amounts.number(n, "entry", "entries") for n in (1, 5)] == ["1 entry", "5 entries"]
+
+
+@pytest.mark.parametrize(
+    "value, words", [("1", "1 rule of x"), ("3", "3 rules of x"), (None, "- rules of x")]
+)
+def test_a_text_is_filled_with_numbers_of_things(value: str, words: str) -> None:
+    values = {"who": "x"} if value is None else {"who": "x", "n": value}
+    assert amounts.fill("{n:rule} of {who}", values) == words
+
+
+@pytest.mark.parametrize("value", ["{n}", "{0}", "\u00b2", "9" * 5000, "-1", ""])
+def test_what_is_filled_in_stands_as_it_is(value: str) -> None:
+    assert amounts.fill("{n:rule}, {n}, {other}", {"n": value}) == f"{value} rules, {value}, -"

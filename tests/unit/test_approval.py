@@ -236,7 +236,7 @@ FAULTS: Dict[str, Tuple[str, str, str, str]] = {
     "duration": ('longest = "4h"', 'longest = "4 hours"', "is no duration", "longest"),
     "many uses": ("uses = 3", "uses = 3000", "'uses' must be 1 to 1000", "uses"),
     "too few": (
-        "approvers = 2", "approvers = 5", "there are 3 approvers, and 5 are wanted",
+        "approvers = 2", "approvers = 5", "3 approvers to be had, and 5 are wanted",
         "from",
     ),
     "no approvers": ("approvers = 2", "", "does not say how many approvers", "[[allow]]"),

@@ -244,7 +244,7 @@ def test_overdue_reviews_are_warned_of(host: FakeHost) -> None:
     host.debts = [{"user": "bob", "overdue": True}, {"user": "eve", "overdue": False}]
     found = named(checkup.prerequisites(host.machine()), "reviews")
     assert (found.state, found.blocks) == ("warn", False)
-    assert found.words == "1 reviews of broken glass are overdue, of: bob"
+    assert found.words == "1 review of broken glass overdue, of: bob"
 
 
 def test_listed_shell_is_warned_of_unless_pam_shells_asks_for_it(host: FakeHost) -> None:

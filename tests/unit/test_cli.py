@@ -992,13 +992,14 @@ def test_policy_check(recuse: Any, made: Made) -> None:
     directory = made.root / "etc/recuse/policy.d"
     directory.mkdir()
     (directory / "a.toml").write_text(RULES)
-    assert recuse("policy", "check").out.startswith("policy is valid: 1 files, 2 rules, digest ")
+    assert recuse("policy", "check").out.startswith("policy is valid: 1 file, 2 rules, digest ")
     assert recuse("policy", "check", "--json").json["rules"] == 2
     bad = made.root / "bad.toml"
     bad.write_text('[[rule]]\nname = "x"\neffect = "perhaps"\nusres = []\n')
     ran = recuse("policy", "check", str(bad))
     assert ran.code == 4
     assert "bad.toml:3:" in ran.err and "bad.toml:4:" in ran.err
+    assert ran.err.endswith("recuse: hint: see recuse-policy(5)\n")
     found = recuse("policy", "check", str(bad), "--json").json
     assert found["ok"] is False and {f["line"] for f in found["faults"]} >= {3, 4}
     assert recuse("policy", "check", "/nowhere.toml").code == 6
@@ -1010,11 +1011,12 @@ def test_policy_check_reads_the_approval_policy_too(recuse: Any, made: Made) -> 
     (made.root / "etc/recuse/policy.d/a.toml").write_text(RULES + '[roles.dba]\nusers = ["x"]\n')
     file = made.root / "etc/recuse/approval.d/a.toml"
     file.write_text('[never]\nroles = ["dba"]\n')
-    assert "approval policy is valid: 1 files, 0 allowances" in recuse("policy", "check").out
+    assert "approval policy is valid: 1 file, 0 allowances" in recuse("policy", "check").out
     file.write_text('[never]\nroles = ["dbo"]\n')
     for files in ((), (str(file),), (str(file.parent),)):
         ran = recuse("policy", "check", *files)
         assert ran.code == 4 and "approval.d/a.toml:2: unknown role 'dbo'" in ran.err
+        assert ran.err.endswith("recuse: hint: see recuse-approval(5)\n")
 
 
 def test_session_is_shown_with_what_was_answered() -> None:
@@ -1323,8 +1325,8 @@ def test_own_entries_are_checked_against_the_key(
     monkeypatch.setattr(cli_own.os, "getuid", lambda: uid)
     shown = run("verify", "--mine")
     assert shown.code == 0, shown.err
-    assert "1 entries of yours stand in the ledger" in shown.out
-    assert "1 more are not signed yet" in shown.out
+    assert "1 entry of yours stands in the ledger" in shown.out
+    assert "not signed yet: 1 more" in shown.out
     assert "--key checks with one you keep" in shown.err
     again = run("verify", "--mine", "--json", "--key", made.ledger.vkey)
     assert (again.code, again.err, again.json["unsigned"]) == (0, "", 1)
@@ -1347,7 +1349,7 @@ def test_report_counts_what_was_exempt(recuse: Any, made: Made) -> None:
     assert (total["exempt"], total["sessions"], told.json["outcomes"]["refused"]) == (1, 3, 1)
     assert [one["name"] for one in told.json["by"]["user"]] == ["bob", "ann", "tom"]
     shown = recuse("report")
-    assert shown.code == 0 and "1 of 3 sessions were exempt from recording: 33.3 %" in shown.out
+    assert shown.code == 0 and "1 of 3 sessions exempt from recording: 33.3 %" in shown.out
     assert "bob" in shown.out
     later = recuse("report", "--json", "--since", "2099-01-01").json
     assert later["total"]["sessions"] == 0

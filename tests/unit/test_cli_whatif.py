@@ -84,7 +84,7 @@ def test_replay_says_what_was_not_known(recuse: Any, made: Made, other: Path) ->
         + rule("b", "exempt", 'users = ["bob"]\nask = "x"')
     )
     ran = recuse("policy", "replay", "--policy", str(other))
-    assert "1 sessions had facts that are not known" in ran.err
+    assert "1 session had facts that are not known" in ran.err
     assert " record?" in next(line for line in ran.out.splitlines() if line.startswith(EXEMPT))
 
 
@@ -114,7 +114,7 @@ def test_replay_tells_how_far_it_is_on_a_terminal_only(
         json.loads(done.stdout)
         if watched:
             assert select.select([master], [], [], 5)[0]
-            assert b"replaying: 1 entries" in os.read(master, 65536)
+            assert b"replaying: 1 entry" in os.read(master, 65536)
         else:
             assert done.stderr == b""
     finally:

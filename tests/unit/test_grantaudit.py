@@ -130,11 +130,11 @@ def test_without_a_policy_the_audit_says_whose_word_the_quorum_is() -> None:
     found = story().under().grant()
     doubt = {one.code: one.message for _, one in found.audit().doubts(None)}
     told = doubt["grant-policy-unchecked"]
-    assert found.codes == [] and "took 2 approvers from leads for 1 grants" in told
+    assert found.codes == [] and "took 2 approvers from leads for 1 grant" in told
 
 
 CLAIMS: Dict[str, Callable[[], Story]] = {
-    "asked for 1 approvers, and it takes 2": lambda: story(request(approvers=1)).grant(["bob"]),
+    "asked for 1 approver, and it takes 2": lambda: story(request(approvers=1)).grant(["bob"]),
     "from security, which may not": lambda: story(request(groups=("security",))).grant(),
     "no allowance 'easy'": lambda: story(request(allowance="easy")).grant(),
     "no allowance ''": lambda: story(request(allowance=None)).grant(),
@@ -469,15 +469,15 @@ def test_root_lowers_the_quorum_and_the_auditor_sees_it(
     code, out = verify(0, lambda raw: raw, *policy)
     assert "grant-" not in out and "approval policy" not in out and code == 0, out
     code, out = verify(1, lambda raw: raw)
-    assert code == 0 and "took 2 approvers from leads, security for 1 grants" in out
+    assert code == 0 and "took 2 approvers from leads, security for 1 grant" in out
 
     def one_is_enough(raw: bytes) -> bytes:
         return raw.replace(b'"approvers":2', b'"approvers":1')
 
     code, out = verify(2, one_is_enough, *policy)
-    assert code == 10 and "the host asked for 1 approvers, and it takes 2" in out, out
+    assert code == 10 and "the host asked for 1 approver, and it takes 2" in out, out
     code, out = verify(3, one_is_enough)
-    assert code == 0 and "took 1 approvers from leads, security" in out
+    assert code == 0 and "took 1 approver from leads, security" in out
 
     def by_erin(raw: bytes) -> bytes:
         kind = rec.parse(raw).kind

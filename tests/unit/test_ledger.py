@@ -386,7 +386,7 @@ def test_a_checkpoint_ahead_of_its_entries_names_both_sizes(tmp_path: Path, cut_
     make(path, 5)
     os.truncate(tail(path), len(cp.pack_bundle(entries(cut_to))))
     before = {one: one.read_bytes() for one in path.rglob("*") if one.is_file()}
-    with pytest.raises(LedgerError, match=f"says 5 entries, but only {cut_to} are there"):
+    with pytest.raises(LedgerError, match=f"says 5 entries, but only {cut_to} of them there"):
         reopen(path)
     assert {one: one.read_bytes() for one in path.rglob("*") if one.is_file()} == before
 
