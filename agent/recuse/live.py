@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
+from . import files
 from .host import Terminal
 from .records import Gap, Grounds, Login, Session, Source, exempt_entry, open_entry
 from .spool import Recording
@@ -206,7 +207,9 @@ class LiveLog:
                 found[where] = where, None
         if any(live is None for _, live in found.values()):
             with contextlib.suppress(OSError):  # what made no sense is kept to be looked at
-                self.path.with_name(f"{self.path.name}.odd").write_bytes(b"\n".join(lines))
+                odd = self.path.with_name(f"{self.path.name}.odd")
+                files.replace(odd, b"\n".join(lines), 0o600)
+                files.sync_directory(odd.parent)
         self._live = {live.id: live for _, live in found.values() if live is not None}
         with contextlib.suppress(OSError):  # the first save says so
             self._rewrite()

@@ -4,6 +4,7 @@ import os
 import stat
 import threading
 from pathlib import Path
+from typing import List
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -29,6 +30,21 @@ def test_a_new_key_is_for_its_owner_alone_and_stays_the_same(tmp_path: Path) -> 
     assert again.vkey == keys.load(path, NAME).vkey == made.vkey
     open_note(sign_note(b"text\n", again), [made.verifier])
     assert os.listdir(tmp_path) == ["host.key"]
+
+
+def test_a_new_key_is_durable_and_its_name_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: List[Path] = []
+    fsync = os.fsync
+
+    def syncing(fd: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{fd}")))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    keys.load_or_create(tmp_path / "key", NAME)
+    assert [one.parent for one in synced] == [tmp_path, tmp_path.parent] and synced[1] == tmp_path
 
 
 def test_two_that_make_a_key_at_once_get_the_same(tmp_path: Path) -> None:

@@ -92,6 +92,33 @@ def test_line_that_makes_no_sense_is_told_and_the_others_count(log: LiveLog, lin
     assert [one.id for one in loaded(log)] == [L, A]
 
 
+def test_what_makes_no_sense_is_kept_whole_and_durable_before_the_file_is_begun_anew(
+    log: LiveLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.save(login())
+    with open(log.path, "ab") as file:
+        file.write(b"x\n")
+    before, odd = log.path.read_bytes(), log.path.with_name("log.odd")
+    done: List[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def syncing(fd: int) -> None:
+        done.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    def renaming(old: object, new: object) -> None:
+        done.append(str(new))
+        rename(old, new)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "rename", renaming)
+    again = LiveLog(log.path)
+    again.load()
+    again.close()
+    assert odd.read_bytes() == before and odd.stat().st_mode & 0o777 == 0o600
+    assert done == [str(odd.with_name(".log.odd.new")), str(odd), str(odd.parent), str(log.path)]
+
+
 def test_file_does_not_grow_with_what_is_gone(log: LiveLog) -> None:
     log.save(login())
     for number in range(2 * live.MAX_LINES):
