@@ -37,7 +37,7 @@ from .notices import encode
 from .orphan import adopt_orphans
 from .pausing import Pauses
 from .policy import UNKNOWN_SOURCE, Decision, Facts, Policy, decide, questions
-from .quota import Quotas
+from .quota import Quotas, user_of
 from .sealing import Sealed, Sealer
 from .spool import Recording, Spool
 from .upkeep import Notifier, Upkeep
@@ -52,6 +52,7 @@ AGAIN_SECONDS = 10.0  # a login refused is refused again without an entry, from 
 FALLBACK_SHELL = "/bin/sh"
 LOOK_EVERY_SECONDS = 0.25  # at most so often at all processes, however many begin and end
 MAX_SOURCES = 4096  # remembered for what daemons of ended logins do
+TOO_MANY = b"recuse: refused: as many sessions of yours run as one user may have, end one first\n"
 
 
 @dataclass(frozen=True)
@@ -467,6 +468,10 @@ class Agent:
             if decision.verdict == "refuse" or label == "refuse":
                 await self._refuse_session(connection, session, decision)
                 return
+            if self._has_enough(live, facts):
+                session = replace(session, notes=(*session.notes, "too-many-sessions"))
+                await self._refuse_session(connection, session, decision, TOO_MANY)
+                return
             # Nothing has been awaited since the grant was found: no two sessions have its last use.
             use = None if decision.grant is None else self.desk.take(decision.grant)
             live.grant_use = 0 if use is None else use.n
@@ -638,9 +643,22 @@ class Agent:
 
     def _may_pass(self, facts: Facts) -> bool:
         """Say whether somebody gets in although they cannot be recorded."""
-        session = self.config.session
-        is_member = bool(set(facts.groups or ()) & set(session.recovery_groups))
-        return is_member or session.on_spool_full == "stub"
+        return self._is_needed(facts) or self.config.session.on_spool_full == "stub"
+
+    def _has_enough(self, live: LiveSession, facts: Facts) -> bool:
+        """Say whether so many sessions of a user run that another would be at others' expense.
+
+        What they all need, descriptors above all, is shared by everybody who logs in.
+        """
+        session, user = self.config.session, user_of(live)
+        most = session.user_sessions
+        if not most or len(self.sessions) < most or self._is_needed(facts):
+            return False
+        return sum(user_of(one) == user for one in self.sessions.values()) >= most
+
+    def _is_needed(self, facts: Facts) -> bool:
+        """Say whether somebody always gets in, to mend things."""
+        return bool(set(facts.groups or ()) & set(self.config.session.recovery_groups))
 
     def _notes(self, label: str, account: Optional[Account]) -> Tuple[str, ...]:
         if label == "stub":
@@ -656,8 +674,9 @@ class Agent:
     ) -> None:
         seq = await self.book.enter(records.refused_entry, session, decision)
         self._tell(
-            "refused", session.login, session, decision, what="session", seq=seq, outcome="refused"
-        )
+            "refused", session.login, session, decision, what="session", seq=seq, outcome="refused",
+            fault=", ".join(session.notes) or None,
+        )  # fmt: skip
         if decision.verdict == "refuse":
             message = refusal(decision)
         elif message is None:

@@ -309,6 +309,7 @@ class SessionConfig:
     burst: int = _key(256 << 20, _number(0, 1 << 40, parse_size))
     size: int = _key(4 << 30, _number(0, 1 << 50, parse_size))  # of a recording; 0: no limit
     on_limit: str = _key("slow", _choice(*ON_LIMIT))
+    user_sessions: int = _key(2000, _number(0, 1_000_000))  # at once; 0: no limit
     user_live: int = _key(4 << 30, _number(0, 1 << 50, parse_size))  # of all that is live
     user_volume: int = _key(8 << 30, _number(0, 1 << 50, parse_size))  # in user_period
     user_period: int = _key(86400, _number(1, 366 * 86400, parse_duration))  # seconds

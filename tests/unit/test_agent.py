@@ -2396,6 +2396,34 @@ def test_reserve_that_was_given_up_is_not_taken_again_by_a_reload(paths: Paths) 
     run(paths, scene)
 
 
+def test_nobodys_sessions_are_more_than_one_user_may_have(paths: Paths) -> None:
+    """Who has too many is told so, and has them again when one ends; nobody else is kept out."""
+    paths.config.write_text(ROOMY + "[session]\nuser_sessions = 2\n")
+
+    async def scene(world: World) -> None:
+        login = await world.login("alice")
+        first, _ = await world.session(login, "alice")
+        nested, answer = await world.session(first, "alice")
+        assert answer.verdict == Verdict.RECORD
+        for parent in (login, nested, await world.login("alice")):
+            _, answer = await world.session(parent, "alice")
+            assert answer.verdict == Verdict.REFUSE
+            assert answer.message.startswith(b"recuse: refused: as many sessions of yours")
+        refused = world.last("refused")
+        assert refused.ours["notes"] == ["too-many-sessions"]
+        assert world.event("refused")["RECUSE_FAULT"] == "too-many-sessions"
+        for other, verdict in (("robot", Verdict.EXEC), ("root", Verdict.RECORD)):
+            for _ in range(2 if other == "robot" else 4):
+                _, answer = await world.session(await world.login(other), other)
+                assert answer.verdict == verdict, other
+        nested.end()
+        await world.until(lambda: len(world.agent.sessions) == 7)
+        _, answer = await world.session(login, "alice")
+        assert answer.verdict == Verdict.RECORD
+
+    run(paths, scene)
+
+
 @pytest.mark.parametrize("setting", ["stub", "refuse"])
 def test_recording_that_cannot_begin_is_not_said_to_be_of_a_full_spool(
     paths: Paths, setting: str

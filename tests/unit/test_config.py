@@ -78,6 +78,7 @@ def test_defaults_are_those_of_the_manual() -> None:
         burst=256 << 20,
         size=4 << 30,
         on_limit="slow",
+        user_sessions=2000,
         user_live=4 << 30,
         user_volume=8 << 30,
         user_period=86400,
@@ -147,6 +148,7 @@ rate = "1 MiB"
 burst = 0
 size = 0
 on_limit = "end"
+user_sessions = 30
 user_live = "2 GiB"
 user_volume = 0
 user_period = "1h"
@@ -184,6 +186,7 @@ heartbeat_seconds = 60
             "burst": 0,
             "size": 0,
             "on_limit": "end",
+            "user_sessions": 30,
             "user_live": 2 << 30,
             "user_volume": 0,
             "user_period": 3600,
