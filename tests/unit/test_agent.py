@@ -2134,24 +2134,24 @@ def test_orphan_is_durable_before_it_is_entered(
 
     def name(fd: int) -> str:
         path = Path(os.readlink(f"/proc/self/fd/{fd}"))
-        return "entries" if paths.ledger in path.parents else path.name
+        return "ledger" if paths.ledger in path.parents else path.name
 
     async def scene(world: World) -> None:
         count = 2 * orphan.AT_ONCE
         names = [
             write_orphan(paths, 4_000_000 + n, "cast", b'[0.1,"o","hi"]').name for n in range(count)
         ]
+        world.agent.book.on_entry.append(lambda raw, _: done.append(records.parse(raw).kind))
         with monkeypatch.context() as patch:
             patch.setattr(os, "fdatasync", lambda fd: (done.append(name(fd)), fdatasync(fd)))
             patch.setattr(os, "fsync", lambda fd: (done.append(name(fd)), fsync(fd)))
             assert await adopt_orphans(world.agent) == count
-        for some in (names[: orphan.AT_ONCE], names[orphan.AT_ONCE :]):
-            entered = done.index("entries", done.index(some[-1]))
-            assert done[entered - len(some) - 1 : entered] == [*some, "orphan"], done
-        moved = [at for at, one in enumerate(done) if done[at : at + 2] == ["live", "orphan"]]
-        assert len(moved) == 2 and done.count("orphan") == 4, done  # not for each of them
-        sealed = {at for at, one in enumerate(done) if one == "out"}
-        assert min(sealed) > moved[0], done
+        opened = [at for at, one in enumerate(done) if one == "open"]
+        assert len(opened) == count
+        for one, at in zip(names, opened):  # they are entered in this order
+            assert done.index(one) < done.index("orphan", done.index(one)) < at, (one, done)
+        assert (done.count("orphan"), done.count("live")) == (4, 2), done  # not for each of them
+        assert done.index("out") > done.index("live") > opened[orphan.AT_ONCE - 1], done
 
     run(paths, scene)
 
