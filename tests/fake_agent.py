@@ -103,7 +103,7 @@ class FakeAgent:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(self.path)
         os.chmod(self.path, 0o666)
-        self._listener.settimeout(30)  # of accept() only: elsewhere it is ready
+        self._listener.settimeout(60)  # of accept() only: elsewhere it is ready
         self._listener.listen(0 if behaviour == "deaf" else 64)
         self._wake_r, self._wake_w = os.pipe()
         self._selector = selectors.DefaultSelector()
@@ -123,7 +123,7 @@ class FakeAgent:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def request(self, timeout: float = 30.0) -> Request:
+    def request(self, timeout: float = 60.0) -> Request:
         """Return the next request; raises queue.Empty if none comes."""
         return self.requests.get(timeout=timeout)
 

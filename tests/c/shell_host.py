@@ -28,7 +28,7 @@ from recuse import cast
 
 RECUSE, USER, OTHER = 61001, 61002, 61003
 HEADER = b'{"version":2,"width":80,"height":24}\n'
-PATIENCE = 30.0  # seconds until a test gives up waiting
+PATIENCE = 60.0  # seconds until a test gives up waiting
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/", "TERM": "xterm", "LANG": "C.UTF-8"}
 VARIANTS = ("musl", "clang", "sanitized")  # as it is shipped, and twice with glibc
 

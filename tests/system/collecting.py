@@ -26,7 +26,7 @@ def size(host: Host) -> int:
     return int(host.read("/var/lib/recuse/ledger/checkpoint").split("\n")[1])
 
 
-def await_shipped(host: Host, seconds: float = 30) -> None:
+def await_shipped(host: Host, seconds: float = 60) -> None:
     """Wait until the collector has every signed entry, and the spool nothing to ship.
 
     Asks again and again, each time by running a command: there is no event to see from here.

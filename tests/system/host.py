@@ -44,6 +44,7 @@ DIST = TOP / "dist"
 ADDRESS = "192.0.2.1"
 CLIENTS = ("192.0.2.7", "198.51.100.9", "2001:db8::7")
 CLIENT = CLIENTS[0]
+FOLLOWED_SECONDS = 5.0  # before the journal is asked for what its follower may have missed
 PACKAGES = ("python3-recuse", "recuse", "recuse-collector")
 
 #: Users of the host, all with the same ssh key, password "pw-<name>".
@@ -413,7 +414,7 @@ class Host:
         input: bytes = b"",
         options: Sequence[str] = (),
         source: str = CLIENT,
-        timeout_seconds: float = 30,
+        timeout_seconds: float = 60,
     ) -> subprocess.CompletedProcess[bytes]:
         """Log in with ssh, with no terminal on our side, and wait for its end."""
         return subprocess.run(
@@ -460,7 +461,7 @@ class Host:
         *matches: str,
         count: int = 1,
         after: str = "",
-        timeout_seconds: float = 20,
+        timeout_seconds: float = 60,
         **fields: str,
     ) -> list[dict[str, str]]:
         """Wait until the journal holds `count` entries with these fields; return the first so many.
@@ -471,18 +472,20 @@ class Host:
         command = ["journalctl", "--output=json", "--all", "--follow", "--no-tail", *wanted]
         if after:
             command.append(f"--cursor={after}")
-        found: list[dict[str, str]] = []
-        with _reading(self.enter(*command)) as lines:
-            for line in lines(timeout_seconds):
-                entry = json.loads(line)
-                if entry["__CURSOR"] != after:
-                    found.append(entry)
-                if len(found) == count:
-                    return found
-        # journalctl has been seen to miss an entry when it follows.
-        found = self.journal(*wanted, after=after)
-        if len(found) >= count:
-            return found[:count]
+        deadline = time.monotonic() + timeout_seconds
+        while (left := deadline - time.monotonic()) > 0:
+            found: list[dict[str, str]] = []
+            with _reading(self.enter(*command)) as lines:
+                for line in lines(min(left, FOLLOWED_SECONDS)):
+                    entry = json.loads(line)
+                    if entry["__CURSOR"] != after:
+                        found.append(entry)
+                    if len(found) == count:
+                        return found
+            # journalctl has been seen to miss an entry when it follows.
+            found = self.journal(*wanted, after=after)
+            if len(found) >= count:
+                return found[:count]
         tail = self.run("journalctl", "--no-pager", "-n", "40").stdout
         raise HostError(f"no {count} journal entries with {wanted}, only {len(found)}:\n{tail}")
 
@@ -539,7 +542,7 @@ class Terminal:
         """Type a line and press return."""
         self.send(text + "\r")
 
-    def expect(self, pattern: str | bytes, timeout_seconds: float = 15) -> re.Match[bytes]:
+    def expect(self, pattern: str | bytes, timeout_seconds: float = 60) -> re.Match[bytes]:
         """Wait until new output matches the regular expression; what it matched is then old.
 
         Raises: HostError if it does not within the time, or the program ended.
@@ -569,7 +572,7 @@ class Terminal:
         self.output += data
         return bool(data)
 
-    def run(self, command: str, timeout_seconds: float = 15) -> bytes:
+    def run(self, command: str, timeout_seconds: float = 60) -> bytes:
         """Give a shell a command, wait until it is done; return what it printed."""
         self._seen = len(self.output)
         # The marker is typed in two parts so that its echo is not taken for it.
@@ -577,7 +580,7 @@ class Terminal:
         match = self.expect(rb"(?s)\n(.*?)done-(\d+)-\r\n", timeout_seconds)
         return match.group(1)
 
-    def wait(self, timeout_seconds: float = 15) -> int:
+    def wait(self, timeout_seconds: float = 60) -> int:
         """Wait for the program's end; return its exit status, negative for a signal."""
         deadline = time.monotonic() + timeout_seconds
         while self._read(deadline):

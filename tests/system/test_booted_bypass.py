@@ -230,7 +230,7 @@ def run(host: Host, clients: Path, case: Case) -> tuple[int, str]:
             if case.by == "shell":
                 terminal.expect(r"[$>%] $")
                 terminal.line(f" exec {inside}")
-            status = terminal.wait(20)
+            status = terminal.wait()
         return status, terminal.output.decode(errors="replace")
     if case.by == "outside":
         who = ("setpriv", f"--reuid={case.user}", f"--regid={case.user}", "--init-groups")

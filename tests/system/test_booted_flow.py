@@ -79,7 +79,7 @@ def test_limit_that_slows_misses_nothing_and_is_interrupted_at_once(host: Host) 
             terminal.line("yes flood | head -c 100M; true")
             terminal.expect("(flood\r\n){9}")
             terminal.send("\x03")
-            terminal.expect(r"(?s)\^C.*\$ $", 5)
+            terminal.expect(r"(?s)\^C.*\$ $")
             assert b"answers" in terminal.run("echo answers")
             terminal.line("exit 6")
             assert terminal.wait() == 6
@@ -89,11 +89,11 @@ def test_limit_that_slows_misses_nothing_and_is_interrupted_at_once(host: Host) 
 
 def test_limit_that_makes_gaps_delays_nothing_and_accounts_for_all(host: Host) -> None:
     """With no other limits than a host has by default: each is held to its own action."""
-    settings = 'rate = "64 KiB"\nburst = "64 KiB"\non_limit = "gap"\n'
+    settings = 'rate = "8 KiB"\nburst = "64 KiB"\non_limit = "gap"\n'
     with session_settings(host, settings), watching(host) as seen:
         began = time.monotonic()
         done = host.ssh("alice", "seq -w 100000 | head -c 500000; echo; echo end", tty=True)
-        assert time.monotonic() - began < 5.0  # slowed down, it would be 7
+        assert time.monotonic() - began < 30.0  # slowed down, it would be 53
     shown = done.stdout[done.stdout.index(b"000001") :]
     session = str(seen.session["session"])
     assert seen.session["outcome"] == "partial" and shown.endswith(b"\r\nend\r\n")
@@ -117,7 +117,7 @@ def test_limit_that_makes_gaps_delays_nothing_and_accounts_for_all(host: Host) -
 def test_limit_that_ends_ends_the_session_and_keeps_what_was_shown(host: Host) -> None:
     with session_settings(host, 'size = "1 MiB"\non_limit = "end"'):
         with watching(host) as seen, host.login("alice", "yes flood; echo not-reached") as terminal:
-            assert terminal.wait(30) == 74
+            assert terminal.wait() == 74
         shown = terminal.output.decode()
         kept = "".join(d for c, d in events(host, str(seen.session["session"])) if c == "o")
         (gap,) = seen.session["gaps"]  # what was read from the program and not shown

@@ -111,7 +111,7 @@ def test_each_channel_of_one_connection_is_a_session(host: Host) -> None:
             first = host.ssh("alice", "echo one", options=[control])
             second = host.ssh("alice", "echo two; exit 9", tty=True, options=[control])
             master.stdin.close()
-            assert master.wait(20) == 0
+            assert master.wait(60) == 0
     assert first.stdout == b"one\n"
     assert b"two" in second.stdout
     assert second.returncode == 9

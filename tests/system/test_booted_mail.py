@@ -36,7 +36,7 @@ class Elsewhere:
         for name in ("frank", "heidi", "mallory"):
             key = home / name
             subprocess.run(
-                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True, timeout=30
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True, timeout=60
             )
             public = " ".join(key.with_suffix(".pub").read_text().split()[:2])
             if name != "mallory":
@@ -99,7 +99,7 @@ def ask(host: Host, *more: str) -> Dict[str, Any]:
 
 def arrives(elsewhere: Elsewhere, grant: str) -> Dict[str, Any]:
     """Wait until a request has come to the collector, by asking it as an approver would."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for one in elsewhere.must("frank", "requests"):
             if one["grant"] == grant:
@@ -141,7 +141,7 @@ def test_two_approve_from_elsewhere_and_one_login_is_exempt(
 
     # An auditor has the collector's store and the approvers' file, and nothing of the host.
     host.run("recuse", "sync", check=True)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     listed = ("recuse", "sessions", "--dir", "/var/lib/recuse-collector", "--json")
     while seen.session["session"] not in host.run(*listed).stdout:
         assert time.monotonic() < deadline, "the stub did not come to the collector"
@@ -172,7 +172,7 @@ def test_revoking_from_elsewhere_ends_the_session_at_once(
         ran = elsewhere.run("heidi", "revoke", grant, "--yes", "--why", "enough")
         assert ran.returncode == 0 and f"take back grant {grant}" in ran.stdout, ran.stderr
         assert "revoked" in ran.stdout
-        terminal.wait(5)
+        terminal.wait()
     assert "grant-revoked" in seen.session["flags"]
     told = host.wait_journal(event("revocation"), RECUSE_GRANT=grant)[0]
     closed = host.wait_journal(event("closed"), RECUSE_SESSION=seen.session["session"])[0]
@@ -202,7 +202,7 @@ def test_revoking_from_elsewhere_records_a_supervised_session_at_once(
     assert apart < 1_000_000
     host.run("recuse", "sync", check=True)
     stored = ("recuse", "export", "--format", "text", "--dir", "/var/lib/recuse-collector", session)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while "on-record" not in (kept := host.run(*stored)).stdout:  # it is on its way
         assert time.monotonic() < deadline, kept.stdout + kept.stderr
     assert "in-private" not in kept.stdout
@@ -213,7 +213,7 @@ def test_broken_glass_is_reviewed_from_elsewhere(office: Tuple[Host, Elsewhere])
     host, elsewhere = office
     ran = host.ssh("carol", "recuse break-glass --json --why 'it burns'")
     owed = json.loads(ran.stdout)["debt"]["debt"]
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while owed not in (listed := elsewhere.run("frank", "grants", "--debts").stdout):
         assert time.monotonic() < deadline, listed
     assert "it burns" in listed

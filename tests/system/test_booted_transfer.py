@@ -81,7 +81,7 @@ def test_sftp_server_runs_with_no_shell_and_nothing_of_ours(host: Host) -> None:
                 shown += client.stdout.read(100) or pytest.fail(f"sftp ended: {shown!r}")
             table = host.run("ps -e -o pid=,ppid=,user=,args=", check=True).stdout
             client.stdin.close()
-            assert client.wait(30) == 0
+            assert client.wait(60) == 0
     rows = [line.split(maxsplit=3) for line in table.splitlines()]
     tree = {pid: (parent, words) for pid, parent, _, words in rows}
     (server,) = [pid for pid, (_, words) in tree.items() if words.startswith(SFTP_SERVER)]
@@ -155,7 +155,7 @@ def test_session_goes_on_while_a_background_process_holds_a_stream(
             assert client.stdout is not None and client.stderr is not None
             assert client.stdout.read(6) == b"early\n"
             host.run("sh", "-c", "echo late >/home/alice/gate", check=True)
-            assert client.wait(30) == 0
+            assert client.wait(60) == 0
             late = client.stdout.read() + client.stderr.read()
     assert late == b"late\n"
     host.path("/home/alice/gate").unlink()

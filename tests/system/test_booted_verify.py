@@ -26,7 +26,7 @@ def sessions(host: Host) -> dict[str, str]:
     return {row["user"]: row["session"] for row in rows(host)}
 
 
-def await_receipts(host: Host, seconds: float = 30) -> None:
+def await_receipts(host: Host, seconds: float = 60) -> None:
     """Wait until every entry is receipted and the spool is free; asks again and again."""
     deadline = time.monotonic() + seconds
     while True:

@@ -27,7 +27,7 @@ class Trap:
             raise HostError(f"{directory}: {os.strerror(ctypes.get_errno())}")
         self._heard = 0
 
-    def wait(self, count: int, seconds: float = 30) -> None:
+    def wait(self, count: int, seconds: float = 60) -> None:
         """Wait for so many more changes. Raises: HostError if they do not come."""
         deadline = time.monotonic() + seconds
         while self._heard < count:

@@ -54,6 +54,7 @@ from recuse.upkeep import Notifier
 from recuse.wire import Verdict
 
 RECUSE = 64000
+PATIENCE_S = 60.0  # until a test gives up waiting
 USERS = {"alice": 1000, "robot": 1001, "mallory": 1002, "root": 0}
 POLICY = """
 [[rule]]
@@ -205,7 +206,7 @@ class Child:
         ready = loop.create_future()
         loop.add_reader(self.ours, lambda: ready.done() or ready.set_result(None))
         try:
-            await asyncio.wait_for(ready, 10)
+            await asyncio.wait_for(ready, PATIENCE_S)
         finally:
             loop.remove_reader(self.ours)
         packet, ancillary, _, _ = self.ours.recvmsg(65536, socket.CMSG_SPACE(4))
@@ -223,7 +224,7 @@ class Child:
         ready = loop.create_future()
         loop.add_reader(self.ours, lambda: ready.done() or ready.set_result(None))
         try:
-            await asyncio.wait_for(ready, 10)
+            await asyncio.wait_for(ready, PATIENCE_S)
         finally:
             loop.remove_reader(self.ours)
         return wire.decode(self.ours.recv(65536))
@@ -390,7 +391,7 @@ class World:
             while not true():
                 await asyncio.sleep(0.002)
 
-        await asyncio.wait_for(wait(), 10)
+        await asyncio.wait_for(wait(), PATIENCE_S)
 
     async def ended(self) -> None:
         """Wait until every session that has ended is in the ledger."""
@@ -400,7 +401,8 @@ class World:
         reader, writer = await asyncio.open_unix_connection(str(self.paths.control_socket))
         try:
             writer.write(json.dumps(request).encode() + b"\n")
-            answer: Dict[str, Any] = json.loads(await asyncio.wait_for(reader.readline(), 10))
+            told = await asyncio.wait_for(reader.readline(), PATIENCE_S)
+            answer: Dict[str, Any] = json.loads(told)
         finally:
             writer.close()
             await writer.wait_closed()
@@ -1812,7 +1814,7 @@ def test_stop_answers_who_was_accepted_and_leaves_the_rest_in_the_socket(paths: 
             await world.until(lambda: len(world.agent.door._connections) == 2)
             first, second = world.child(), world.child()
             first.order(told)
-            await asyncio.wait_for(asked.wait(), 10)
+            await asyncio.wait_for(asked.wait(), PATIENCE_S)
             stopping = asyncio.ensure_future(world.stop())
             await world.until(lambda: "STOPPING=1" in world.store.sent)
             late.send(packet)
@@ -3112,7 +3114,7 @@ def test_control_shows_users_their_own_sessions(
 def test_watch_tells_of_every_checkpoint_and_reload(paths: Paths) -> None:
     async def watch(world: World, reader: asyncio.StreamReader) -> None:
         async def news() -> Dict[str, Any]:
-            told: Dict[str, Any] = json.loads(await asyncio.wait_for(reader.readline(), 60))
+            told: Dict[str, Any] = json.loads(await asyncio.wait_for(reader.readline(), PATIENCE_S))
             return told
 
         assert (await news())["ok"] is True
@@ -3164,7 +3166,7 @@ async def _keep_and_drop(manager: socket.socket) -> None:
             manager.recv(4096)
         arrived = asyncio.Event()
         asyncio.get_running_loop().add_reader(manager, arrived.set)
-        await asyncio.wait_for(arrived.wait(), 60)
+        await asyncio.wait_for(arrived.wait(), PATIENCE_S)
     data, ancillary, _, _ = manager.recvmsg(4096, socket.CMSG_SPACE(64))
     assert data == b"FDSTORE=1\nFDNAME=p-s-a"
     passed = [raw for _, kind, raw in ancillary if kind == socket.SCM_RIGHTS]

@@ -607,7 +607,7 @@ class Terminal:
         """Wait for the end; the terminal must be as it was."""
         import termios
 
-        _, err = self.child.communicate(timeout=20)
+        _, err = self.child.communicate(timeout=60)
         assert termios.tcgetattr(self.theirs) == self.before
         return self.child.returncode, err.decode()
 

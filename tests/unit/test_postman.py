@@ -71,7 +71,7 @@ def play(monkeypatch: pytest.MonkeyPatch, scene: Any) -> None:
         monkeypatch.setattr(postman, "_ask", desk.ask)
         running = asyncio.ensure_future(postman.run())
         try:
-            await asyncio.wait_for(collector.polled.wait(), 10)
+            await asyncio.wait_for(collector.polled.wait(), 60)
             await scene(collector, desk, postman)
         finally:
             running.cancel()
@@ -86,12 +86,12 @@ def test_a_request_goes_out_while_the_collector_is_waited_for(
     async def scene(collector: Collector, desk: Desk, postman: Postman) -> None:
         desk.outgoing.append(OUT)
         postman.wake()
-        await asyncio.wait_for(desk.changed.wait(), 10)
+        await asyncio.wait_for(desk.changed.wait(), 60)
         assert collector.sent == [("example.org/recuse/host/h2", b"request")]
         assert collector.polls == 1
         desk.changed.clear()
         collector.news.set()  # and what it waits for still arrives
-        await asyncio.wait_for(desk.changed.wait(), 10)
+        await asyncio.wait_for(desk.changed.wait(), 60)
 
     play(monkeypatch, scene)
 
@@ -102,7 +102,7 @@ def test_an_agent_that_goes_away_meanwhile_leaves_no_question_behind(
     async def scene(collector: Collector, desk: Desk, postman: Postman) -> None:
         desk.away = True
         postman.wake()
-        await asyncio.wait_for(collector.left.wait(), 10)
+        await asyncio.wait_for(collector.left.wait(), 60)
 
     play(monkeypatch, scene)
 
