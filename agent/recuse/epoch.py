@@ -27,6 +27,7 @@ from .host import Kernel
 from .journal import Journal
 from .ledger import Ledger, LedgerInUse, LedgerReader
 from .receipts import central_key, contradiction, newest_attested, split_origin
+from .records import parse
 
 # What the kernel says of a damaged disk, and of files that are not what they were. Anything else
 # (no space, no permission) would hit the next epoch just as well.
@@ -134,7 +135,14 @@ def reopen_ledger(
         written = ""
     if written != signer.vkey:
         keys.write_vkey(paths.host_pub, signer)
-    return Ledger.open(str(paths.ledger), signer, kernel.now_ns(), acknowledged)
+    return Ledger.open(str(paths.ledger), signer, kernel.now_ns(), acknowledged, _is_entry)
+
+
+def _is_entry(raw: bytes, index: int) -> bool:
+    try:
+        return parse(raw).index == index
+    except LedgerError:
+        return False
 
 
 def host_signer(paths: Paths, origin: str) -> Signer:

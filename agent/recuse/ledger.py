@@ -20,7 +20,7 @@ import os
 import re
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Type
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type
 
 from . import amounts
 from .checkpoint import (
@@ -420,12 +420,15 @@ class Ledger:
         signer: Signer,
         now_ns: int,
         acknowledged: Optional[int] = None,
+        is_entry: Callable[[bytes, int], bool] = lambda entry, index: True,
     ) -> Ledger:
         """Lock a ledger, make it if there is none, and put right what a crash left undone.
 
         On return all its entries are under a published checkpoint; `recovery` says what was done.
         Entries beyond `acknowledged`, if given, are cut off as torn: whoever asked for them was
-        told that they are not there, and asks again.
+        told that they are not there, and asks again. So are those not signed for from the first on
+        that is none for `is_entry`: of what was being written when power was lost, a file system
+        may have kept the length and the beginning.
 
         Raises: LedgerError if another process has it, it belongs to another key, entries that were
         signed are missing or altered, or the disk fails. It is then left as it was found.
@@ -440,7 +443,7 @@ class Ledger:
             raise LedgerError(f"ledger {path}: {error.strerror}") from error
         ledger = cls(path, signer, lock)
         try:
-            ledger._open(now_ns, acknowledged)
+            ledger._open(now_ns, acknowledged, is_entry)
         except OSError as error:
             ledger.close()
             raise LedgerError(f"ledger {path}: {error.strerror}") from error
@@ -496,7 +499,9 @@ class Ledger:
 
     # Opening
 
-    def _open(self, now_ns: int, acknowledged: Optional[int]) -> None:
+    def _open(
+        self, now_ns: int, acknowledged: Optional[int], is_entry: Callable[[bytes, int], bool]
+    ) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -515,8 +520,15 @@ class Ledger:
 
         data = self._files.bundle(bundles) or b""
         tail, used = unpack_frames(data)
-        if acknowledged is not None and bundles * TILE_WIDTH + len(tail) > acknowledged:
-            tail = tail[: max(0, acknowledged - bundles * TILE_WIDTH)]
+        first, good = bundles * TILE_WIDTH, len(tail)
+        if acknowledged is not None:
+            good = min(good, max(0, acknowledged - first))
+        for at in range(max(0, signed.size - first), good):
+            if not is_entry(tail[at], first + at):
+                good = at
+                break
+        if good < len(tail):
+            tail = tail[:good]
             used = len(pack_bundle(tail))
         if len(tail) > TILE_WIDTH:
             raise LedgerError(f"ledger {self._path}: {entries_path(bundles)}.part is overfull")

@@ -26,6 +26,7 @@ from recuse.receipts import attested, contradiction, keep_attested, read_atteste
 from recuse.records import fold, parse
 from recuse.ship import Ship
 from recuse.store import Store
+from some_entries import entry
 
 __all__ = ["paths"]
 
@@ -175,6 +176,27 @@ def test_host_set_back_begins_an_epoch_that_central_storage_takes(
     play(paths, scene)
 
 
+def test_entry_of_which_power_left_the_beginning_alone_is_not_signed(paths: Paths) -> None:
+    """Its length was on the disk, and the file that long, before all of it was."""
+    left: List[Path] = []
+
+    async def scene(world: World) -> None:
+        await world.login("alice")
+        raw = list(world.agent.book.ledger.entries())[-1]
+        await world.stop()
+        half = raw[: len(raw) // 2] + bytes(len(raw) - len(raw) // 2)
+        with open(next(paths.ledger.glob("tile/entries/*.part")), "ab") as file:
+            file.write(len(half).to_bytes(2, "big") + half)
+        await world.start()
+        assert [one.index for one in world.entries()] == list(range(world.agent.book.size))
+        left.extend(paths.ledger.glob("torn-*"))
+        assert left and left[0].read_bytes()[2:] == half
+
+    play(paths, scene)
+    reports = verify_all(open_archive(paths.root), Trusted(keys.read_vkey(paths.host_pub), ()))
+    assert codes(reports) == [[]] and left
+
+
 def test_live_sessions_go_on_in_the_next_epoch(paths: Paths, tmp_path: Path) -> None:
     async def scene(world: ServedWorld) -> None:
         sshd = await world.login("alice")
@@ -274,7 +296,7 @@ def opening(paths: Paths) -> Iterator[Opening]:
 
 
 def entries(count: int, text: str = "entry") -> List[bytes]:
-    return [b"%s %d" % (text.encode(), n) for n in range(count)]
+    return [entry(n, user=text) for n in range(count)]
 
 
 @pytest.mark.parametrize("size", [1, 2, 255, 256, 257, 700])

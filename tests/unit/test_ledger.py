@@ -350,6 +350,23 @@ def test_every_way_to_tear_the_last_entry_is_recovered_and_said(tmp_path: Path) 
         check(path, 4)
 
 
+@pytest.mark.parametrize(("bad", "signed", "left"), [(3, 3, 3), (4, 3, 4), (2, 3, 5), (9, 3, 5)])
+def test_what_is_no_entry_is_torn_with_what_follows_unless_it_is_signed_for(
+    tmp_path: Path, bad: int, signed: int, left: int
+) -> None:
+    path = tmp_path / "ledger"
+    make(path, 5, signed)
+    with Ledger.open(path, KEY, NOW, is_entry=lambda one, index: index != bad) as ledger:
+        assert (ledger.size, ledger.root()) == (left, root(left))
+        torn = ledger.recovery and ledger.recovery.torn
+        assert (torn is not None) == (left < 5)
+        if torn is not None:
+            assert cp.unpack_frames(Path(torn).read_bytes())[0] == entries(5 - left, left)
+        ledger.append(entries(1, left))
+        ledger.checkpoint()
+    check(path, left + 1)
+
+
 def test_zeros_at_the_tail_are_torn_too(tmp_path: Path) -> None:
     make(tmp_path / "ledger", 3)
     with open(tail(tmp_path / "ledger"), "ab") as file:
