@@ -41,16 +41,22 @@ from .checkpoint import (
     open_note,
     tree_root,
 )
-from .consistency import Consistency
+from .consistency import Consistency, event_differences, fact_differences
 from .errors import CryptoError, LedgerError, RecuseError, count_faults
 from .grantaudit import GrantAudit
-from .records import OUTCOMES, Entry, Row, SessionRow, View, format_time, parse
+from .records import OUTCOMES, Entry, Row, SessionRow, View, format_time, parse, parse_time
 from .sshsig import AllowedSigners, RevokedKeys
 from .treeaudit import Head, Tree
 
 OVERDUE_PERIODS = 2.5
 """Heartbeat periods without any entry from which silence is worth a warning."""
+MAX_HEARTBEAT_SECONDS = 86400
+"""What the configuration takes, at most."""
 MAX_CLOCK_STEP_NS = 1_000_000_000
+LONGEST_QUESTION_NS = 300 * 10**9
+"""How long a user may take to agree, before the session is entered: twice what they have."""
+LATE_NS = 60 * 10**9
+"""How much later than it says something may be entered."""
 MAX_PLAIN_BYTES = 64 << 20
 """No segment unpacks to more: the agent cuts at a fraction of that."""
 MAX_HOLE = 1 << 20
@@ -345,6 +351,7 @@ class _Recording:
     digest: Optional[Any] = field(default_factory=hashlib.sha256)
 
 
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 # Lines of a recording that hold what was shown or typed.
 _CONTENT = re.compile(rb'^\[[^,"]*,\s*"[oeib]"', re.MULTILINE)
@@ -358,6 +365,13 @@ def _say(count: Optional[int], one: str) -> str:
 
 def _entries(count: int) -> str:
     return amounts.number(count, "entry", "entries")
+
+
+def _time(entry: Entry, key: str) -> Optional[int]:
+    try:
+        return parse_time(entry.get(key) or "")
+    except LedgerError:
+        return None
 
 
 def _run_name(first: int, last: int) -> str:
@@ -798,6 +812,9 @@ class _Audit:
         if entry.kind == "start":
             seconds = entry.number("heartbeat_seconds")
             self._period_ns = seconds * 1e9 if seconds else None
+            if seconds is None or not 0 < seconds <= MAX_HEARTBEAT_SECONDS:
+                told = "promises no entry within a day: that nothing was entered shows nothing"
+                self.warn("no-heartbeat", _label(entry), told, entry.index)
 
     # Accounting
 
@@ -838,6 +855,12 @@ class _Audit:
         code = "close-differs" if entry.kind == "close" else "differs"
         for difference in self._told.read(entry):
             self._entry_fault(code, entry, str(difference))
+        for difference in (*self._told.read_host(entry), *fact_differences(entry)):
+            self._entry_fault("differs", entry, str(difference))
+        for difference in event_differences(entry):
+            told = f"{difference.now!r:.160}, and by our fields {difference.was!r:.160}"
+            what = f"as an OCSF event its {difference.field} is {told}"
+            self._entry_fault("event-differs", entry, what)
 
     def _read_policy(self, entry: Entry) -> None:
         """See that decisions name policies of which entries say that they were in force."""
@@ -961,7 +984,11 @@ class _Audit:
         late = entry.ours.get("late") is True
         if (entry.get("login") or "") not in self.view.logins and not late:
             self._entry_fault("unknown-login", entry, "no entry says that its login began")
+        if entry.kind == "refused" and entry.get("outcome") != "refused":
+            told = f"refused, and its outcome is {entry.get('outcome')!r:.40}"
+            self._entry_fault("bad-outcome", entry, told)
         if entry.kind == "exempt":
+            self._judge_expiry(entry, known=row is not None)
             needed = ("reason", "owner", "expires", "policy")
             without = [key for key in needed if not entry.get(key)]
             if not entry.get("rule") and not entry.get("grant"):
@@ -970,6 +997,21 @@ class _Audit:
                 self._entry_fault(
                     "exempt-ungrounded", entry, f"exempt without {', '.join(without)}"
                 )
+
+    def _judge_expiry(self, entry: Entry, known: bool) -> None:
+        """See that the rule of an exemption had not expired; of grants, their audit does."""
+        started_ns, last_day = _time(entry, "started"), entry.get("expires") or ""
+        if started_ns is None:
+            self._entry_fault("exempt-ungrounded", entry, "does not say when it began")
+            return
+        if entry.get("grant") is not None or not _DAY.fullmatch(last_day):
+            return
+        begins = [started_ns]
+        if not (known or "carried" in entry.ours):
+            begins.append(entry.time_ns - LONGEST_QUESTION_NS)
+        if any(format_time(max(0, one - LATE_NS))[:10] > last_day for one in begins):
+            told = f"the last day of its rule was {last_day}"
+            self._entry_fault("exempt-ungrounded", entry, told)
 
     def _read_segment(self, entry: Entry) -> None:
         self.report.segments += 1
@@ -1025,10 +1067,22 @@ class _Audit:
             if row.paused_seq is not None:
                 self._entry_fault("repeated", entry, "the session was paused before")
             recording.pauses += 1
+            self._judge_pause(entry, row)
         elif withdrawn:
             recording.resumed = True
         elif row.paused_seq is None:
             self._entry_fault("repeated", entry, "the session was not paused")
+
+    def _judge_pause(self, entry: Entry, row: SessionRow) -> None:
+        """See that a rule allowed a pause, for as long; what a grant allowed, its audit sees."""
+        if isinstance(entry.ours.get("grant_use"), dict) or "continued" in row.notes:
+            return
+        until_ns, seconds = _time(entry, "until"), self._told.longest_pause(row.session)
+        if seconds is None:
+            self._entry_fault("gap-ungrounded", entry, "neither a rule nor a grant allows a pause")
+        elif until_ns is None or until_ns - entry.time_ns > seconds * 10**9 + MAX_CLOCK_STEP_NS:
+            told = f"paused for longer than the {seconds} s that its rule allows"
+            self._entry_fault("gap-ungrounded", entry, told)
 
     def _judge_causes(self, entry: Entry, recording: _Recording) -> None:
         """See that what was withheld was withheld by an entry."""
@@ -1118,6 +1172,7 @@ class _Audit:
         outcome, verdict = entry.get("outcome"), entry.get("verdict")
         if outcome not in OUTCOMES:
             self._entry_fault("bad-outcome", entry, f"{outcome!r:.40} is no outcome")
+        self._read_end(entry)
         row = self.view.sessions.get(name)
         recording = self._recordings.pop(name, _Recording())
         if row is None:
@@ -1136,6 +1191,17 @@ class _Audit:
             self._entry_fault("close-differs", entry, f"verdict {verdict}, outcome {outcome}")
         self._judge_causes(entry, recording)
         self._judge_recording(entry, row, recording)
+
+    def _read_end(self, entry: Entry) -> None:
+        """See when it ended: an exemption that lasted longer could say that it ended earlier."""
+        ended_ns = _time(entry, "ended")
+        if ended_ns is None:
+            self._entry_fault("bad-outcome", entry, "does not say when it ended")
+        elif entry.get("outcome") == "exempt" and "carried" not in entry.ours:
+            passed = entry.time_ns - ended_ns
+            if passed > LATE_NS:
+                told = f"entered {passed // 10**9} s after its end: that is just the host's word"
+                self.warn("late-entry", _label(entry), told, entry.index, entry.get("session"))
 
     def _judge_recording(self, entry: Entry, row: SessionRow, recording: _Recording) -> None:
         outcome = entry.get("outcome")

@@ -1,15 +1,18 @@
-"""Whether what entries repeat of a login or session is what was said when it began.
+"""Whether entries say the same wherever they say it twice.
 
-Pure. Ends are readable alone, so they repeat who it was and why; who has the host's key could sign
-an end that tells another story. Entries come in order.
+Pure. Ends are readable alone, so they repeat who it was and why; an entry is an OCSF event for
+others, and has our own fields; and the host stands in each. Who has the host's key could sign two
+stories, one for whoever reads the one place. Entries come in order.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence
+from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
 
-from recuse.records import Entry
+from recuse.errors import LedgerError
+from recuse.grantrecords import KINDS
+from recuse.records import Entry, parse_time, split_endpoint
 
 Json = Dict[str, Any]
 
@@ -66,6 +69,29 @@ class Consistency:
     def __init__(self) -> None:
         self._logins: Dict[str, _Told] = {}
         self._sessions: Dict[str, _Told] = {}
+        self._host: Optional[Tuple[int, Json]] = None
+        """Number of the entry before, and what the last start says of the host."""
+
+    def longest_pause(self, session: str) -> Optional[int]:
+        """Say for how many seconds the rule of a session allows it to be paused."""
+        told = self._sessions.get(session)
+        seconds = told.fields.get("pause_seconds") if told is not None else None
+        return seconds if type(seconds) is int else None
+
+    def read_host(self, entry: Entry) -> List[Difference]:
+        """See that the host is as the start said, unless entries between are missing."""
+        told, before = _host(entry), self._host
+        if entry.kind == "start" or before is None or before[0] + 1 != entry.index:
+            self._host = (entry.index, told) if entry.kind == "start" else None
+            return []
+        self._host = entry.index, before[1]
+        if "carried" in entry.ours:
+            return []
+        return [
+            Difference(name, value, told.get(name))
+            for name, value in before[1].items()
+            if told.get(name) != value
+        ]
 
     def read(self, entry: Entry) -> List[Difference]:
         """Take in the next entry; say in what it differs from what came before it."""
@@ -85,6 +111,139 @@ class Consistency:
             session = self._sessions.get(name or "")
             return _compare(session, _tell(entry), _PAUSE, frozenset({"source"}))
         return []
+
+
+def _at(data: object, path: Sequence[str]) -> object:
+    for name in path:
+        data = data.get(name) if isinstance(data, dict) else None
+    return data
+
+
+def _host(entry: Entry) -> Json:
+    return {
+        "hostname": _at(entry.data, ("device", "hostname")),
+        "machine": _at(entry.data, ("device", "uid")),
+        "boot_id": entry.get("boot_id"),
+    }
+
+
+# The entry as an OCSF event
+
+_ALONE = (1008, (99,))
+_EVENTS: Mapping[str, Tuple[int, Tuple[int, ...], Tuple[int, ...]]] = {
+    "start": (*_ALONE, (1,)), "stop": (*_ALONE, (1,)), "heartbeat": (*_ALONE, (1,)),
+    "policy": (*_ALONE, (1,)), "segment": (*_ALONE, (1,)), "recovered": (*_ALONE, (2,)),
+    "undelivered": (*_ALONE, (3,)),
+    "login": (3002, (1, 7), (1,)), "logout": (3002, (2,), (1,)), "refused": (3002, (1, 7), (2,)),
+    "open": (1008, (6,), (1,)), "exempt": (1008, (10,), (3,)), "close": (1008, (7, 99), (1,)),
+    "pause": (1008, (10,), (3,)), "resume": (1008, (9,), (1,)), "finding": (2004, (1,), (3, 4)),
+    "request": (*_ALONE, (1,)), "approval": (*_ALONE, (1,)), "review": (*_ALONE, (1,)),
+    "rejection": (*_ALONE, (2,)), "revocation": (*_ALONE, (2,)), "grant": (*_ALONE, (3,)),
+    "debt": (*_ALONE, (3,)),
+}  # fmt: skip
+"""Class, activities and severities of each kind."""
+_SORTED_BY = frozenset(
+    {"category_uid", "severity_id", "metadata.correlation_uid", "user.name", "actor.user.name"}
+)
+_OF_LOGINS = ("login", "logout")
+_OF_SESSIONS = ("open", "exempt", "close", "pause", "resume")
+_DECIDED = ("login", "open", "exempt", "refused", "close")
+
+
+def event_differences(entry: Entry) -> List[Difference]:
+    """Say where an entry, as an OCSF event, says something else than in our own fields.
+
+    What one of the two lacks is no difference, but for what it is sorted and found by; nor is a
+    kind that is not known.
+    """
+    ours, kind, data = entry.ours, entry.kind, entry.data
+    if kind not in _EVENTS:
+        return []
+    class_uid, activities, severities = _EVENTS[kind]
+    if kind == "close":
+        activities = (99,) if ours.get("verdict") == "exempt" else (7,)
+    wanted: Dict[str, Tuple[object, ...]] = {
+        "class_uid": (class_uid,),
+        "category_uid": (class_uid // 1000,),
+        "activity_id": activities,
+        "severity_id": severities,
+        "time": (entry.time_ns // 1_000_000,),
+        "metadata.logged_time": (entry.time_ns // 1_000_000,),
+        "status_id": (_status(entry),),
+    }
+    if activities == (99,):
+        wanted["activity_name"] = (kind,)
+    session, login = ours.get("session"), ours.get("login")
+    subject = ours.get("grant") if kind in KINDS else session or login
+    wanted["metadata.correlation_uid"] = (subject,)
+    where: List[str] = []
+    if kind in _OF_LOGINS or kind == "refused":
+        where.append("user")
+    if kind in _OF_SESSIONS or (kind == "refused" and session is not None):
+        where.append("actor.user")
+    for place in where:
+        wanted[f"{place}.name"] = (ours.get("user"),)
+        wanted[f"{place}.uid"] = (str(ours.get("uid")),)
+        of = "session.uid" if place == "user" else "actor.session.uid"
+        wanted[of] = (subject,)
+    if kind in _DECIDED:
+        refused = 2 if kind == "refused" else 1
+        wanted["policy.name"] = (ours.get("rule") or "default",)
+        wanted["policy.version"] = (ours.get("policy"),)
+        wanted["action_id"] = wanted["disposition_id"] = (refused,)
+    if where and kind != "resume":
+        address, port = split_endpoint(entry.get("source") or "")
+        wanted["src_endpoint.ip"], wanted["src_endpoint.port"] = (address,), (port,)
+    for name, place in (("started", "start_time"), ("ended", "end_time")):
+        if ours.get(name) is not None:
+            wanted[place] = (_milliseconds(ours[name]),)
+    if kind in ("segment", "close"):
+        wanted["file.size"] = (ours.get("size"),)
+    if kind == "close":
+        wanted["status_code"] = (str(ours.get("exit_status")),)
+    found = []
+    for place, values in wanted.items():
+        value = _at(data, place.split("."))
+        if value is None and (place not in _SORTED_BY or values[0] is None):
+            continue
+        if not any(_same(one, value) for one in values):
+            found.append(Difference(place, values[0], value))
+    blob = ours.get("blob" if kind == "segment" else "digest")
+    hashes = _at(data, ("file", "hashes"))
+    if isinstance(hashes, list) and any(_at(one, ("value",)) != blob for one in hashes):
+        found.append(Difference("file.hashes", blob, hashes))
+    return found
+
+
+def _status(entry: Entry) -> int:
+    outcome = entry.get("outcome") if entry.kind in ("close", "logout") else None
+    if entry.kind in ("refused", "undelivered") or outcome in ("failed", "lost", "refused"):
+        return 2
+    return 99 if outcome == "partial" else 1
+
+
+def _milliseconds(written: object) -> object:
+    try:
+        return parse_time(written if isinstance(written, str) else "") // 1_000_000
+    except LedgerError:
+        return None
+
+
+def fact_differences(entry: Entry) -> List[Difference]:
+    """Say what a decision was made from that is not what the entry says of its login."""
+    facts = entry.object("facts")
+    source = entry.get("source")
+    told = {
+        "service": entry.get("service"),
+        "source": None if source is None else split_endpoint(source)[0],
+        "claimed_source": entry.get("source_claimed"),
+        "ruser": entry.get("ruser"),
+    }
+    return [
+        Difference(f"facts.{name}", value, facts[name])
+        for name, value in told.items()
+        if facts.get(name) is not None and facts[name] != value and not entry.ours.get("cut")
+    ]
 
 
 def _begin(

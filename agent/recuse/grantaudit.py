@@ -149,7 +149,7 @@ class GrantAudit:
             return self._signed.read_end(entry, row, policy)
         if kind == "approval":
             return self._signed.read_approval(entry, row)
-        return self._read_grant(row)
+        return [*_compare_grant(entry, row), *self._read_grant(row)]
 
     def _policy_of(self, row: Optional[GrantRow]) -> Optional[ApprovalPolicy]:
         """Find what a request is held against: what the host names if it was given, else the
@@ -292,11 +292,17 @@ class GrantAudit:
             fault("grant-source", f"from {entry.get('source')}, and {row.id} is for {wanted}")
         if not _ns(asked.not_before) <= started_ns < _ns(asked.expires):
             fault("grant-window", f"at another time than {row.id} is for")
+        elif "carried" not in entry.ours and entry.time_ns > _ns(asked.expires) + LEEWAY_NS:
+            late = (entry.time_ns - _ns(asked.expires)) // 10**9
+            fault("grant-window", f"entered {late} s after the end of {row.id}")
         scope = "pause" if entry.kind == "pause" else "session"
         if scope != asked.scope:
             fault("grant-scope", f"a {scope}, and {row.id} is for a {asked.scope}")
         if scope == "pause":
             return found
+        for key, what in (("owner", row.owner), ("reason_code", asked.reason)):
+            if entry.get(key) != what:
+                fault("grant-request", f"it names another {key} than the grant {row.id}")
         level = entry.get("level")
         if _keeps(level) < _keeps(asked.level):
             fault("grant-level", f"keeps {level}, and {row.id} asks for {asked.level}")
@@ -395,6 +401,24 @@ def _compare(row: GrantRow, origin: str) -> Optional[str]:
     if entered != (wanted.id, wanted.asked, wanted.uid, wanted.source):
         return f"the entry of {row.id} says something else than its request"
     return None
+
+
+def _compare_grant(entry: Entry, row: GrantRow) -> List[GrantFault]:
+    """Say in what a grant differs from what it rests on."""
+    asked, found = row.request.asked, []
+    people = {one.principal for one in row.approvals}
+    owners = (entry.get("owner") or "").split(", ")
+    if row.method in ("signature", "pam") and not people.issuperset(owners):
+        found.append(GrantFault("grant-quorum", "its owner is not who approved the request"))
+    for key, wanted in (
+        ("user", asked.user), ("uid", row.request.uid), ("requester", asked.requester),
+        ("reason", asked.reason), ("level", asked.level), ("uses", asked.uses),
+        ("expires", format_time(_ns(asked.expires))), ("request_entry", row.entry),
+        ("approval_entries", row.approval_entries),
+    ):  # fmt: skip
+        if entry.ours.get(key) != wanted:
+            found.append(GrantFault("grant-request", f"its {key} is not that of the request"))
+    return found
 
 
 def _keeps(level: Optional[str]) -> int:

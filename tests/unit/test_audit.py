@@ -21,6 +21,7 @@ from recuse import checkpoint as cp
 from recuse import records as rec
 from recuse.archive import open_archive
 from recuse.audit import AuditFault, Report, Trusted, verify, verify_all
+from recuse.consistency import event_differences
 from recuse.ledger import Ledger
 from recuse.pauserecords import pause_entry, resume_entry
 from recuse.policy import Decision
@@ -729,7 +730,9 @@ def changed(build: Build, **changes: Any) -> Build:
     return make
 
 
-FULL_LOGIN = replace(LOGIN, ruser="root", outer="s-0", tty="ssh", source=rec.Source("::1", "h"))
+FULL_LOGIN = replace(
+    LOGIN, ruser="root", outer="s-0", tty="ssh", source=rec.Source(LOGIN.source.kernel, "h")
+)
 FULL = replace(
     SESSION, login=FULL_LOGIN, command="id", command_sha256="1" * 64, notice_sha256="2" * 64,
     notice_language="de", agreed=rec.format_time(NOW),
@@ -749,6 +752,11 @@ def ended(told: rec.Session, decision: Decision) -> Build:
 
 
 ENDED = ended(FULL, BY_ALL)
+
+
+def by_our_fields(report: Report) -> List[AuditFault]:
+    """List the faults, but for what an OCSF event says that was not changed along."""
+    return [one for one in report.faults if one.code != "event-differs"]
 
 
 def full_story(world: World, begun: Build, *then: Build) -> World:
@@ -792,13 +800,14 @@ def test_an_end_that_says_otherwise_than_the_beginning_is_named(
 @pytest.mark.parametrize("name", LOGIN_FIELDS + ("tty", "started"))
 def test_a_logout_that_says_otherwise_than_the_login_is_named(world: World, name: str) -> None:
     logout = changed(at(rec.logout_entry, FULL_LOGIN, None, 1), **{name: "other"})
-    fault = only(full_story(world, BEGUN, ENDED, logout).verify())
+    (fault,) = by_our_fields(full_story(world, BEGUN, ENDED, logout).verify())
     assert (fault.code, fault.object) == ("differs", "entry 5 (logout of l-1)")
 
 
 @pytest.mark.parametrize("name", LOGIN_FIELDS)
 def test_a_session_of_another_than_logged_in_is_named(world: World, name: str) -> None:
-    fault = only(full_story(world, changed(BEGUN, **{name: "other"})).verify())
+    report = full_story(world, changed(BEGUN, **{name: "other"})).verify()
+    fault = by_our_fields(report)[-1]
     assert (fault.code, fault.object) == ("differs", "entry 3 (exempt of s-1)")
 
 
@@ -807,7 +816,8 @@ def test_a_pause_of_another_session_than_it_says_is_named(world: World, name: st
     grounds = rec.Grounds.of(PAUSABLE)
     pause = at(pause_entry, SESSION, grounds, "R", "", NOW, 1000)
     recorded(world, PAUSABLE).enter(changed(pause, **{name: "other"}))
-    fault = only(world.enter(at(resume_entry, SESSION, grounds, "asked", NOW)).verify())
+    report = world.enter(at(resume_entry, SESSION, grounds, "asked", NOW)).verify()
+    (fault,) = by_our_fields(report)
     assert (fault.code, fault.object) == ("differs", "entry 3 (pause of s-1)")
 
 
@@ -829,6 +839,165 @@ def test_what_found_no_room_in_one_of_two_entries_does_not_differ(
     _, _, _, begun, end = (rec.parse(one).ours for one in world.ledger.entries())
     assert begun["cut"] and "cut" not in end
     assert codes(world.verify()) == found
+
+
+# The OCSF event, and the host
+
+
+def told_otherwise(build: Build, place: str, value: Any) -> Build:
+    """Sign another value, or none, at a place of the event."""
+
+    def make(host: rec.Host, index: int, time_ns: int) -> bytes:
+        event = json.loads(build(host, index, time_ns))
+        *outer, last = place.split(".")
+        inner = event
+        for name in outer:
+            inner = inner[name]
+        inner[last] = value
+        if value is None:
+            del inner[last]
+        return json.dumps(event).encode()
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "place, value",
+    [
+        ("activity_id", 6), ("severity_id", 1), ("severity_id", None), ("category_uid", None),
+        ("time", 1), ("metadata.logged_time", 1), ("metadata.correlation_uid", "s-2"),
+        ("metadata.correlation_uid", None), ("status_id", 2), ("action_id", 2),
+        ("actor.user.name", "mallory"), ("actor.user.name", None), ("actor.user.uid", "0"),
+        ("actor.session.uid", "s-2"), ("policy.name", "other"), ("policy.version", "e" * 64),
+        ("src_endpoint.ip", "198.51.100.1"), ("src_endpoint.port", 1), ("start_time", 1),
+    ],
+)  # fmt: skip
+def test_an_exemption_that_others_would_read_otherwise_is_named(
+    world: World, place: str, value: Any
+) -> None:
+    begun = told_otherwise(BEGUN, place, value)
+    if place == "activity_id":
+        begun = told_otherwise(begun, "type_uid", 100806)
+    fault = only(full_story(world, begun).verify())
+    assert (fault.code, fault.object) == ("event-differs", "entry 3 (exempt of s-1)")
+    assert fault.message.startswith(f"as an OCSF event its {place} is {value!r}")
+
+
+@pytest.mark.parametrize(
+    "place, value", [("end_time", 1), ("status_code", "1"), ("activity_name", "open")]
+)
+def test_an_end_that_others_would_read_otherwise_is_named(
+    world: World, place: str, value: Any
+) -> None:
+    fault = only(full_story(world, BEGUN, told_otherwise(ENDED, place, value)).verify())
+    assert (fault.code, fault.object) == ("event-differs", "entry 4 (close of s-1)")
+
+
+@pytest.mark.parametrize("place", ["file.size", "file.hashes"])
+def test_a_segment_that_others_would_read_otherwise_is_named(world: World, place: str) -> None:
+    recorded(world).segment("s-1", 0, b"ab")
+    *_, last = world.ledger.entries()
+    world.done()
+    other = {"file.size": 9, "file.hashes": [{"algorithm_id": 3, "value": "0" * 64}]}[place]
+    event = json.loads(last)
+    event["file"][place[5:]] = other
+    entry = rec.parse(json.dumps(event).encode())
+    assert [one.field for one in event_differences(entry)] == [place]
+    assert event_differences(rec.parse(last)) == []
+
+
+@pytest.mark.parametrize("name", ["service", "source"])
+def test_a_decision_by_other_facts_than_the_login_has_is_named(world: World, name: str) -> None:
+    begun = told_otherwise(BEGUN, f"unmapped.recuse.facts.{name}", "other")
+    fault = only(full_story(world, begun).verify())
+    assert (fault.code, fault.message[: len(name) + 6]) == ("differs", f"facts.{name}")
+
+
+@pytest.mark.parametrize(
+    "place, name",
+    [("device.hostname", "hostname"), ("device.uid", "machine"),
+     ("unmapped.recuse.boot_id", "boot_id")],
+)  # fmt: skip
+def test_an_entry_of_another_host_than_started_is_named(
+    world: World, place: str, name: str
+) -> None:
+    fault = only(full_story(world, told_otherwise(BEGUN, place, "other")).verify())
+    assert (fault.code, fault.object) == ("differs", "entry 3 (exempt of s-1)")
+    assert fault.message.startswith(f"{name} is 'other', but was ")
+
+
+def test_a_host_may_have_another_name_after_a_start(world: World) -> None:
+    world.enter(start(), at(rec.heartbeat_entry, 0))
+    world.host = replace(HOST, hostname="new", boot_id="boot-2")
+    assert world.enter(start(), at(rec.heartbeat_entry, 0)).verify().ok
+
+
+# Times and limits
+
+
+def test_an_exemption_after_the_last_day_of_its_rule_is_named(world: World) -> None:
+    day = rec.format_time(NOW)[:10]
+    assert exempted(world, expires=day).verify().ok
+    before = rec.format_time(NOW - 86400 * SECOND)[:10]
+    path = world.path.with_name("late")
+    fault = only(exempted(World(path), expires=before).verify())
+    assert (fault.code, fault.message) == (
+        "exempt-ungrounded", f"the last day of its rule was {before}",
+    )  # fmt: skip
+
+
+def test_an_exemption_that_says_that_it_began_before_its_rule_ended_is_named(world: World) -> None:
+    day = rec.format_time(NOW)[:10]
+    world.enter(start(), POLICY, at(rec.login_entry, LOGIN, RECORD))
+    world.time_ns += 86400 * SECOND
+    world.enter(at(rec.exempt_entry, SESSION, replace(EXEMPT, expires=day)))
+    assert only(world.verify()).code == "exempt-ungrounded"
+
+
+@pytest.mark.parametrize("missing", ["started", "ended"])
+def test_a_session_without_a_time_is_named(world: World, missing: str) -> None:
+    begun, end = (changed(one, **{missing: None}) for one in (BEGUN, ENDED))
+    report = full_story(world, begun if missing == "started" else BEGUN, end).verify()
+    assert {"started": "exempt-ungrounded", "ended": "bad-outcome"}[missing] in codes(report)
+
+
+def test_an_exemption_that_is_said_to_have_ended_long_before_is_warned_of(world: World) -> None:
+    full_story(world, BEGUN)
+    world.time_ns += 3600 * SECOND
+    report = world.enter(ENDED, at(rec.logout_entry, FULL_LOGIN, None, 1)).verify()
+    told = [one for one in report.warnings if one.code == "late-entry"]
+    assert [one.object for one in told] == ["entry 4 (close of s-1)"]
+    assert told[0].message.startswith("entered 3605 s after its end")
+
+
+@pytest.mark.parametrize("seconds", [None, 0, 86401])
+def test_a_host_that_promises_no_heartbeat_is_warned_of(
+    world: World, seconds: Optional[int]
+) -> None:
+    report = world.enter(start(heartbeat_seconds=seconds)).verify()
+    assert [one.code for one in report.warnings] == ["no-heartbeat"]
+
+
+def test_a_refusal_with_another_outcome_is_named(world: World) -> None:
+    refused = at(rec.refused_entry, SESSION, REFUSE)
+    world.enter(start(), at(rec.login_entry, LOGIN, RECORD), changed(refused, outcome="exempt"))
+    assert only(world.verify()).code == "bad-outcome"
+
+
+@pytest.mark.parametrize(
+    "decision, seconds, found",
+    [
+        (PAUSABLE, 60, []), (PAUSABLE, 62, ["gap-ungrounded"]), (RECORD, 1, ["gap-ungrounded"]),
+    ],
+)  # fmt: skip
+def test_a_pause_that_nothing_allows_is_named(
+    world: World, decision: Decision, seconds: int, found: List[str]
+) -> None:
+    grounds = rec.Grounds.of(decision)
+    recorded(world, decision)
+    until = world.time_ns + (seconds + 1) * SECOND  # it is entered a second from here
+    world.enter(at(pause_entry, SESSION, grounds, "R", "", until, 1000))
+    assert codes(world.enter(at(resume_entry, SESSION, grounds, "asked", NOW)).verify()) == found
 
 
 # Policies

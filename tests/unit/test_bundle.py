@@ -34,9 +34,10 @@ RECORDED, EXEMPT, GRANT = "s-aaaaaaaaaaaaaaaa", "s-bbbbbbbbbbbbbbbb", "g-ccccccc
 ALLOWED = {"sha256sum", "ssh-keygen", "age", "zcat", "python3"}
 FACTS = some_facts(host="h", tty=True, login_shell=True)
 RECORD = Decision("record", None, "record", None, None, None, None, "d" * 64, (), FACTS)
+OWNERS = "bob@example.org, carol@example.org"
 BY_GRANT = Decision(
-    "exempt", None, "grant", "maintenance", "bob", "2099-01-01T00:00:00Z", None, "d" * 64, (),
-    FACTS, GRANT, level="metadata",
+    "exempt", None, "grant", "maintenance", OWNERS, "2099-01-01T00:00:00Z", None, "d" * 64, (),
+    FACTS, GRANT, level="metadata", reason_code="maintenance",
 )  # fmt: skip
 LOGIN = records.Login(
     "l-1", "alice", 1000, 1000, 7, "sshd", records.Source("192.0.2.7:40112"), "ssh", None, 42,
@@ -95,13 +96,13 @@ def root(tmp_path: Path) -> Iterator[Path]:
     request = gr.Request(GRANT, raw, asked, 1000, 1000, None, "dba", 2, ("leads",), "p" * 64)
     add(gr.request_entry, request)
     signers = ""
-    for name in ("bob@example.org", "carol@example.org"):
+    for name in OWNERS.split(", "):
         key = sshkeys.make_key(tmp_path / "keys", name)
         signers += sshkeys.signers_line(name, sshkeys.public(key))
         armored = sshkeys.sign(key, raw).decode()
         add(gr.approval_entry, gr.Approval(
             GRANT, request.digest, name, "signature", signature=armored))  # fmt: skip
-    add(gr.grant_entry, request, "signature", "bob", uids["request"][0], uids["approval"])
+    add(gr.grant_entry, request, "signature", OWNERS, uids["request"][0], uids["approval"])
     use = {
         "n": 1, "uses": 1, "digest": request.digest, "request_entry": uids["request"][0],
         "grant_entry": uids["grant"][0], "approval_entries": uids["approval"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import json
 import os
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -260,6 +261,7 @@ class Story:
     method: str = "signature"
     raws: List[bytes] = field(default_factory=list)
     uids: Dict[str, List[str]] = field(default_factory=dict)
+    owner: str = "nobody"
 
     def add(self, build: Any, *arguments: Any, **more: Any) -> str:
         kind = build.__name__.partition("_")[0]
@@ -274,8 +276,13 @@ class Story:
         for name in names:
             self.add(gr.approval_entry, approval(name, self.request))
         uids = self.uids.get("approval", [])
-        self.add(gr.grant_entry, self.request, self.method, "bob", self.uids["request"][0], uids)
+        self.own(names)
+        asked = self.uids["request"][0]
+        self.add(gr.grant_entry, self.request, self.method, self.owner, asked, uids)
         return self
+
+    def own(self, names: Sequence[str]) -> None:
+        self.owner = ", ".join(approval(name, self.request).principal for name in names) or "auto"
 
     def use(
         self, n: int = 1, name: str = "s-1", start: timedelta = timedelta(minutes=1), **more: Any
@@ -287,9 +294,10 @@ class Story:
         )  # fmt: skip
         session = rec.Session(name, login, "shell", None, None, False, "/bin/sh", 8, at_ns, 0)
         decision = Decision(
-            "exempt", None, "grant", "maintenance", "bob", None, None, "p", (), FACTS,
-            more.pop("grant", ID), level=more.pop("level", "metadata"),
+            "exempt", None, "grant", "maintenance", more.pop("owner", self.owner), None, None, "p",
+            (), FACTS, more.pop("grant", ID), level=more.pop("level", "metadata"),
             supervised=more.pop("supervised", False),
+            reason_code=more.pop("reason_code", self.request.asked.reason),
         )  # fmt: skip
         use: Optional[Dict[str, Any]] = {
             "n": n, "uses": 2, "digest": self.request.digest,
@@ -392,10 +400,44 @@ def test_audit_of_a_key_that_had_expired_at_the_time_of_use() -> None:
     assert (said(early), said(late)) == ([], ["grant-quorum"])
 
 
+@pytest.mark.parametrize("key", ["owner", "reason_code"])
+def test_audit_names_a_use_that_shows_other_grounds_than_the_grant(key: str) -> None:
+    assert said(Story().grant().use(**{key: "ceo@example.org"})) == ["grant-request"]
+
+
+def test_audit_names_a_use_that_is_entered_after_the_end_of_the_grant() -> None:
+    story = Story().grant().use()
+    late = json.loads(story.raws[-1])
+    late["metadata"]["original_time"] = rec.format_time(NOW_NS + 86400 * 10**9)
+    story.raws[-1] = json.dumps(late).encode()
+    assert said(story) == ["grant-window"]
+
+
+@pytest.mark.parametrize(
+    "key, value, found",
+    [
+        ("owner", "ceo@example.org", "grant-quorum"), ("uses", 9, "grant-request"),
+        ("user", "eve", "grant-request"), ("requester", "eve", "grant-request"),
+        ("expires", "2099-01-01T00:00:00.000000000Z", "grant-request"),
+        ("reason", "other", "grant-request"), ("level", "output", "grant-request"),
+        ("approval_entries", [], "grant-request"), ("request_entry", "x:1", "grant-request"),
+    ],
+)  # fmt: skip
+def test_audit_names_a_grant_that_says_otherwise_than_its_request(
+    key: str, value: Any, found: str
+) -> None:
+    story = Story().grant()
+    grant = json.loads(story.raws[-1])
+    grant["unmapped"]["recuse"][key] = value
+    story.raws[-1] = json.dumps(grant).encode()
+    assert said(story) == [found]
+
+
 def test_audit_names_steps_that_lead_nowhere() -> None:
     story = Story()
     story.add(gr.approval_entry, approval("bob"))
     story.add(gr.review_entry, approval("bob"))
+    story.uids.clear()
     story.grant()
     story.add(gr.request_entry, request())
     story.add(gr.grant_entry, request(), "signature", "bob", "o:1", [])

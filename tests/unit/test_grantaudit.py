@@ -94,8 +94,9 @@ class Story(tg.Story):
         for count, name in enumerate(names, 10):
             self.add(gr.approval_entry, tg.approval(name, self.request, counter=count))
         uids = self.uids.get("approval", [])
+        self.own(names)
         self.add(
-            gr.grant_entry, self.request, self.method, "bob", self.uids["request"][0], uids,
+            gr.grant_entry, self.request, self.method, self.owner, self.uids["request"][0], uids,
             self.basis,
         )  # fmt: skip
         return self
@@ -208,7 +209,9 @@ def test_a_password_counts_by_the_policy_alone() -> None:
             plain = gr.Approval(tg.ID, one.request.digest, f"{name}@example.org", "pam")
             one.add(gr.approval_entry, plain)
         uids = one.uids["approval"]
-        one.add(gr.grant_entry, one.request, "pam", "b", one.uids["request"][0], uids, one.basis)
+        one.own(("bob", "carol"))
+        first = one.uids["request"][0]
+        one.add(gr.grant_entry, one.request, "pam", one.owner, first, uids, one.basis)
         one.use().audit()
         return one.codes
 
@@ -245,6 +248,7 @@ def glass(**more: Any) -> Story:
     statement = more.get("statement") or review_of(one)
     one.add(gr.request_entry, one.request)
     one.add(gr.debt_entry, one.request, due, more.get("reviewers", ["leads"]), statement)
+    one.owner = "a"
     one.add(gr.grant_entry, one.request, "break-glass", "a", one.uids["request"][0], [], one.basis)
     return one
 
