@@ -128,6 +128,7 @@ def test_hostile_orphans_stop_nothing(host: Host) -> None:
     cursor = host.cursor()
     host.run(f"systemctl start {UNITS}", check=True)
     host.wait_journal(event("spool-fault"), count=7, after=cursor)
+    host.run("recuse", "doctor", "--coverage", "--settle", "0")  # waits until all are seen to
     with watching(host):
         assert host.ssh("alice", "true").returncode == 0
     assert host.run("ls", "-A", "/var/spool/recuse/orphan").stdout == ""

@@ -61,6 +61,7 @@ def test_login_while_the_agent_is_down_is_recorded_and_adopted(host: Host) -> No
     finally:
         host.run("systemctl", "start", "recuse-agent.socket", "recuse-control.socket", UNIT)
     adopted = host.wait_journal(event("adopted"), after=cursor)[0]
+    host.wait_journal(event("closed"), RECUSE_SESSION=adopted["RECUSE_SESSION"], after=cursor)
     row = next(row for row in rows(host) if row["session"] == adopted["RECUSE_SESSION"])
     assert row["user"] == "alice"
     assert row["outcome"] in ("recorded", "partial")
@@ -104,8 +105,7 @@ def test_power_cut_in_a_session_is_seen_after_the_next_boot() -> None:
             live = next(row for row in rows(host) if row["outcome"] is None)
             host.crash()
         host.boot()
-        boot = host.read("/proc/sys/kernel/random/boot_id").strip().replace("-", "")
-        host.wait_journal(event("started"), _BOOT_ID=boot)
+        host.wait_journal(event("closed"), RECUSE_SESSION=live["session"])
         row = next(row for row in rows(host) if row["session"] == live["session"])
         assert row["outcome"] in ("recorded", "partial")
         assert "before-the-cut" in export(host, live["session"])
