@@ -25,6 +25,11 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
+if os.environ.get("RECUSE_JITTER"):
+    from jitter import install
+
+    install(int(os.environ["RECUSE_JITTER"]))
+
 try:
     from hypothesis import HealthCheck, settings
 except ImportError:  # the system tests go without

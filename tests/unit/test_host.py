@@ -184,7 +184,6 @@ def test_streams_of_a_process_are_the_terminal_or_not(
         os.close(slave)
 
 
-@pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="no FUSE here")
 def test_nobody_who_serves_a_file_is_waited_for(tmp_path: Path) -> None:
     """They may be away, or a program of the user's: no login is to wait for them, nor any look."""
     program = Path(__file__).with_name("silent_fuse.py")
