@@ -319,7 +319,7 @@ def take_file(agent: Agent, live: LiveSession) -> None:
     if live.label == "stub":
         agent.spool.remove_orphan(live.orphan)
     else:
-        live.recording = agent.spool.adopt_orphan(live.id, live.orphan)
+        live.recording = agent.spool.adopt_orphan(live.id, live.orphan, live.pidfd < 0)
 
 
 def _living(agent: Agent, orphan: Orphan, locked: bool) -> Tuple[int, int]:

@@ -141,7 +141,7 @@ class Spool:
         """Take up a recording after a restart; of its segments: the blobs and plain sizes.
 
         A loss of power may have taken from an `abandoned` one what its segments have; nobody writes
-        to it any more, so they are enough.
+        to it any more, so they are enough. What comes after them is cut off where it was not kept.
 
         Raises: SpoolError if it is not there, or is shorter than its segments.
         """
@@ -161,6 +161,8 @@ class Spool:
                 recording.offset += size
                 recording.digest.update(part)
                 _note_marks(recording, part)
+            if abandoned:
+                _cut_unwritten(recording)
         except (OSError, SpoolError):
             os.close(fd)
             raise
@@ -174,13 +176,18 @@ class Spool:
         except (OSError, zlib.error):
             return b""
 
-    def adopt_orphan(self, session: str, name: str) -> Recording:
+    def adopt_orphan(self, session: str, name: str, abandoned: bool = False) -> Recording:
         """Move an orphan recording into live/; its writer, if there is one, goes on writing it.
+
+        An `abandoned` one has none, and is cut off where a loss of power did not keep it.
 
         Raises: SpoolError
         """
         path = self._live_path(session)
         recording = Recording(session, path, self._take_orphan(name, path))
+        if abandoned:
+            with contextlib.suppress(OSError):  # then it is as it is
+                _cut_unwritten(recording)
         recording.append_only = _set_append_only(recording.fd, True)
         return recording
 
@@ -615,6 +622,22 @@ def _try_lock(fd: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _cut_unwritten(recording: Recording) -> None:
+    """Cut a recording off at the first zero: none is ever written to it.
+
+    A file system may have made the length of a file durable, and not all that was written to it.
+    Raises: OSError
+    """
+    at = recording.offset
+    while block := os.pread(recording.fd, PIECE_BYTES, at):
+        zero = block.find(0)
+        if zero >= 0:
+            _set_append_only(recording.fd, False)
+            os.truncate(recording.path, at + zero)
+            return
+        at += len(block)
 
 
 def _sync_directories(*paths: str) -> None:

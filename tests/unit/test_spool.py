@@ -328,6 +328,27 @@ def test_orphans_tells_the_living_from_the_dead_and_the_odd(spool: Spool) -> Non
     assert any("written by uid" in fault for _, _, _, fault in strangers)
 
 
+@pytest.mark.parametrize("where", ["live", "orphan"])
+@pytest.mark.parametrize("abandoned", [False, True])
+def test_what_a_loss_of_power_did_not_keep_is_cut_off(
+    spool: Spool, where: str, abandoned: bool
+) -> None:
+    """The length of the file was durable, and a block in the middle was not: it is zeros."""
+    kept, lost = HEADER + b'[0.1,"o","kept"]\n', b'[0.2,"o","lo' + bytes(5000)
+    data = kept + lost + b'[0.3,"o","after"]\n'
+    if where == "live":
+        (Path(spool.live) / "s-a.cast").write_bytes(data)
+        found = spool.adopt("s-a", [], abandoned)
+    else:
+        (Path(spool.orphan) / "o.cast").write_bytes(data)
+        found = spool.adopt_orphan("s-a", "o.cast", abandoned)
+    left = Path(found.path).read_bytes()
+    assert left == (data[: data.index(0)] if abandoned else data)
+    if abandoned:
+        assert read(spool, cut_all(spool, found)) == kept
+    spool.drop(found)
+
+
 def test_adopt_orphan_keeps_the_file_that_is_being_written(spool: Spool) -> None:
     with open(Path(spool.orphan) / "1-2-3.cast", "ab", buffering=0) as writer:
         writer.write(HEADER)
