@@ -115,12 +115,16 @@ class Terminal:
 
 @dataclass(frozen=True)
 class Held:
-    """A terminal that processes of `uid` may have open, but for those named or below one."""
+    """A terminal that processes of `uid` may have open, but for those named or below one.
+
+    `instance` is its devpts (st_dev), 0 if that is not known: others have terminals of that number.
+    """
 
     rdev: int
     uid: int
     except_pids: FrozenSet[int]
     below: int = 0
+    instance: int = 0
 
 
 @dataclass(frozen=True)
@@ -447,6 +451,11 @@ class Kernel:
         finally:
             os.close(slave)
 
+    def instance_of(self, terminal: Terminal) -> int:
+        """Say of which devpts (st_dev) a terminal is; 0 if it is not of any."""
+        block = os.major(terminal.rdev) - UNIX98_PTY_SLAVE_MAJOR
+        return os.fstat(terminal.handle).st_dev if 0 <= block < UNIX98_PTY_SLAVE_MAJORS else 0
+
     def is_terminal(self, fd: int, rdev: int, instance: int) -> bool:
         """Say whether a descriptor is this terminal of this devpts, opened by its own name."""
         found = os.fstat(fd)
@@ -587,10 +596,15 @@ class Kernel:
                 mine = [n for uid in uids for n in by_uid.get(uid, ())]
                 if not mine:
                     continue
-                open_here = {self.stat(pid).tty, *map(_rdev, self._descriptors(pid))}
+                tty = self.stat(pid).tty
+                open_here = [*map(_device_or_none, self._descriptors(pid))]
                 for number in mine:
                     one = asked[number]
-                    if one.rdev not in open_here or pid in one.except_pids:
+                    is_open = one.rdev == tty or any(
+                        one.rdev == rdev and one.instance in (0, lies_on)
+                        for rdev, lies_on in open_here
+                    )
+                    if not is_open or pid in one.except_pids:
                         continue
                     if one.below not in (above.pid for above in self.lineage(pid)):
                         found[number].append(self._label(pid))
@@ -737,11 +751,11 @@ def _device_at(path: str) -> Tuple[int, int]:
     return rdev, os.makedev(found.dev_major, found.dev_minor)
 
 
-def _rdev(path: str) -> int:
+def _device_or_none(path: str) -> Tuple[int, int]:
     try:
-        return _device_at(path)[0]
+        return _device_at(path)
     except OSError:
-        return 0
+        return 0, 0
 
 
 def _is_master(path: str) -> bool:

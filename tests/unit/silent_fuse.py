@@ -59,10 +59,10 @@ def main(directory: str) -> None:
     os.close(device)
     file = os.open(f"{directory}/file", os.O_RDWR)  # whose server says nothing from here on
     master, slave = pty.openpty()
-    rdev = os.fstat(slave).st_rdev
+    rdev, lies_on = os.fstat(slave).st_rdev, os.fstat(slave).st_dev
     kernel, pipe = Kernel(), subprocess.PIPE
     holder = subprocess.Popen(["cat"], stdin=pipe, stdout=file, stderr=file, pass_fds=[slave])
-    held = kernel.holders([Held(rdev, 0, frozenset({os.getpid()}))])
+    held = kernel.holders([Held(rdev, 0, frozenset({os.getpid()}), instance=lies_on)])
     told = kernel.tell_terminal(holder.pid, kernel.stat(holder.pid).start, b"x")
     writes = kernel.writes_to(holder.pid, rdev, 0)
     waited = os.waitpid(server, os.WNOHANG)[0] == server
