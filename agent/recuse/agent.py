@@ -94,6 +94,7 @@ class Agent:
         self.floor = 0  # the entry from which the next start reads the ledger
         self.renewed = False  # the ledger is another than that of the sessions before the start
         self.adopting = asyncio.Lock()
+        self.leaving = False  # what can wait for the next start is not begun any more
         self._held = Batcher(in_thread(kernel.holders), LOOK_EVERY_SECONDS)
         self._left = Batcher(in_thread(kernel.survivors), LOOK_EVERY_SECONDS)
         self.set_back = asyncio.Event()  # central storage has another ledger of this name
@@ -144,11 +145,12 @@ class Agent:
     def _relay_hung_up(self, live: LiveSession) -> None:
         self.notifier.drop(f"c-{live.id}")
 
-    def spawn(self, work: Any) -> None:
+    def spawn(self, work: Any) -> "asyncio.Task[Any]":
         """Run a coroutine beside everything else; a fault in it is journalled, not fatal."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: "asyncio.Task[Any]") -> None:
         self._tasks.discard(task)
@@ -903,7 +905,8 @@ class Agent:
         self, live: LiveSession, uid: int, pids: FrozenSet[int]
     ) -> None:
         assert live.terminal is not None
-        found = await self._held.ask(Held(live.terminal.rdev, uid, pids, live.pid))
+        instance = self.kernel.instance_of(live.terminal)
+        found = await self._held.ask(Held(live.terminal.rdev, uid, pids, live.pid, instance))
         if found:
             live.flags.extend(f"tty-held:{name}" for name in found)
             self.live.save(live)
@@ -1131,6 +1134,7 @@ class Agent:
     async def stop(self) -> None:
         """Leave: sessions go on, their state is on disk and their descriptors with systemd."""
         self.notifier.notify("STOPPING=1")
+        self.leaving = True
         await self.door.settle()
         await self._finish()
         self.notifier.keep_now()
@@ -1161,6 +1165,7 @@ class Agent:
 
     async def hand_over(self) -> Dict[str, int]:
         """Leave, to an agent in the same process with another ledger; give descriptors for it."""
+        self.leaving = True
         await self.door.settle()
         self.notifier.keep_now()
         self._tidy()

@@ -113,7 +113,15 @@ def _text(fields: Dict[str, Any], name: str, limit: int = MAX_TEXT) -> str:
 
 
 async def adopt_orphans(agent: Agent) -> int:
-    """Enter every orphan there is; say how many."""
+    """Enter every orphan there is; say how many.
+
+    What is begun is seen through though the caller is cancelled: an entry may be made by then.
+    """
+    adopted: int = await asyncio.shield(agent.spawn(_adopt_in_turn(agent)))
+    return adopted
+
+
+async def _adopt_in_turn(agent: Agent) -> int:
     async with agent.adopting:  # none twice: the heartbeat and coverage both ask for it
         try:
             return await _adopt_all(agent)
@@ -133,6 +141,8 @@ async def _adopt_all(agent: Agent) -> int:
             for _, fd, _, _ in some:
                 if fd is not None:
                     os.close(fd)
+        if agent.leaving:  # the next start goes on
+            break
     return adopted
 
 

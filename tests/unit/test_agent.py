@@ -3068,6 +3068,23 @@ def test_orphans_are_adopted_once_however_many_ask(paths: Paths) -> None:
     run(paths, scene)
 
 
+def test_orphans_are_seen_through_though_who_asked_does_not_wait(paths: Paths) -> None:
+    """As when the agent is stopped: an entry that is made is not taken for one that is not."""
+
+    async def scene(world: World) -> None:
+        write_orphan(paths, 4_000_000, "cast", b'[0.1,"o","hi"]', b'[0.2,"x","4"]')
+        asked = asyncio.ensure_future(adopt_orphans(world.agent))
+        is_open = lambda raw: records.parse(raw).kind == "open"  # noqa: E731
+        world.agent.book.on_entry.append(lambda raw, _: is_open(raw) and asked.cancel())
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        await world.until(lambda: world.kinds()[-1] == "logout")
+        assert world.kinds() == ["login", "open", "segment", "close", "logout"]
+        assert (await world.control(verb="settle"))["ok"] is True
+
+    run(paths, scene)
+
+
 def test_findings_are_bounded_and_checked(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
