@@ -681,7 +681,7 @@ class _Audit:
                 self.fault("missing", _run_name(first, last), "missing", first)
         for a, b in tree.swapped():
             self.fault("swapped", f"entries {a} and {b}", "stand in each other's place", a)
-        repeated = tree.repeated()
+        repeated = dict.fromkeys(tree.repeated())
         for place, number in repeated:
             self.fault("repeated", f"entry {number}", f"stands again at place {place}", number)
         for place, number in tree.misplaced():
@@ -936,8 +936,9 @@ class _Audit:
         if not any((one.checkpoint.size, one.checkpoint.root.hex()) == (size, root)
                    for one in heads):  # fmt: skip
             return False
+        explained = set(map(id, self._contradictions))
+        self.report.faults = [one for one in self.report.faults if id(one) not in explained]
         for one in self._contradictions:
-            self.report.faults.remove(one)
             told = "; the next epoch says that it was set back: central storage has what it lacks"
             self.warn("set-back", one.object, one.message + told, one.index, one.session)
         self._contradictions.clear()

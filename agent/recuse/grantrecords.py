@@ -12,6 +12,7 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from itertools import islice
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from recuse import records
@@ -23,6 +24,10 @@ KINDS = ("request", "approval", "rejection", "grant", "revocation", "debt", "rev
 MAX_REQUEST_BYTES = 4096
 MAX_SIGNATURE_BYTES = 7168
 """The longest that an entry holds in full: what is signed must stand there byte by byte."""
+
+MAX_COUNTED = 32
+"""Requests that wait and reviews that are overdue are not counted further: fewer speak against
+another request, and whoever forges a ledger could have them counted for ever."""
 
 METHODS = ("signature", "pam", "automatic", "break-glass")
 _MEDIUM, _LOW, _INFORMATIONAL = 3, 2, 1
@@ -442,6 +447,10 @@ class GrantState:
         how often they were used."""
         self.newest_ns = 0
         """The latest time of any entry: a clock that says less was set back."""
+        # What counts when somebody asks, by whose it is: a ledger may have any number of all.
+        self._asked: Dict[str, Dict[str, GrantRow]] = {}  # requests that may be pending
+        self._going: Dict[str, Dict[int, Use]] = {}  # uses that go on, by id()
+        self._owed: Dict[str, Dict[str, Debt]] = {}
         self._sessions: Dict[str, Tuple[str, Use]] = {}
         self._pauses: Dict[str, Tuple[str, Use]] = {}  # of sessions, those that go on
 
@@ -484,9 +493,11 @@ class GrantState:
     def _request(self, entry: Entry, grant: str) -> None:
         if not grant or grant in self.rows or "carried" in entry.ours:
             return
-        self.rows[grant] = GrantRow(
+        row = GrantRow(
             grant, entry.index, _uid(entry), _read_request(entry, grant), entry.time_ns
         )
+        self.rows[grant] = row
+        self._asked.setdefault(row.request.asked.requester, {})[grant] = row
 
     def _approval(self, entry: Entry, grant: str) -> None:
         row = self.rows[grant]
@@ -514,13 +525,22 @@ class GrantState:
     def _debt(self, entry: Entry, grant: str) -> None:
         reviewers = tuple(records._strings(entry.ours.get("reviewers")))
         statement = (entry.get("statement") or "").encode()
-        self.debts[grant] = Debt(
+        debt = Debt(
             grant, entry.index, entry.get("user") or "", entry.get("why") or "",
             parse_time(entry.get("due") or ""), reviewers, statement,
         )  # fmt: skip
+        self._pay(grant)
+        self.debts[grant] = debt
+        self._owed.setdefault(debt.user, {})[grant] = debt
 
     def _review(self, entry: Entry, grant: str) -> None:
         self.debts[grant].reviewed_by = entry.get("principal") or "?"
+        self._pay(grant)
+
+    def _pay(self, grant: str) -> None:
+        debt = self.debts.get(grant)
+        if debt is not None:
+            self._owed.get(debt.user, {}).pop(grant, None)
 
     def _use(self, entry: Entry) -> None:
         told, session = entry.ours.get("grant_use"), entry.get("session")
@@ -541,6 +561,9 @@ class GrantState:
         going[session] = grant, use
         row = self.rows.get(grant)
         if row is not None:
+            going_on = self._going.setdefault(row.request.asked.user, {})
+            going_on.pop(id(row.uses.get(n)), None)
+            going_on[id(use)] = use
             row.uses[n] = use
             row.taken = max(row.taken, n)
 
@@ -565,30 +588,42 @@ class GrantState:
         now_ns = round(now.timestamp() * 1e9)
         month = month_of(now_ns)
         used = self.used.get((user, month), 0.0)
-        for row in self.rows.values():
-            if row.request.asked.user == user:
-                used += sum(
-                    max(0, now_ns - use.started_ns) / 1e9
-                    for use in row.uses.values()
-                    if use.ended_ns is None and month_of(use.started_ns) == month
-                )
-        pending = sum(
-            row.state(now) == "pending" and row.request.asked.requester == requester
-            for row in self.rows.values()
+        going = self._going.get(user, {})
+        for key in [key for key, use in going.items() if use.ended_ns is not None]:
+            del going[key]
+        used += sum(
+            max(0, now_ns - use.started_ns) / 1e9
+            for use in going.values()
+            if month_of(use.started_ns) == month
         )
-        people = {user, requester}
-        overdue = tuple(
-            sorted(
-                debt.id
-                for debt in self.debts.values()
-                if debt.user in people and debt.overdue(now_ns)
-            )
+        late = (
+            debt.id
+            for person in sorted({user, requester})
+            for debt in self._owed.get(person, {}).values()
+            if debt.overdue(now_ns)
         )
-        return Standing(used, pending, overdue)
+        overdue = tuple(sorted(islice(late, MAX_COUNTED)))
+        return Standing(used, self._pending(requester, now), overdue)
+
+    def _pending(self, requester: str, now: datetime) -> int:
+        """Count requests that wait, and forget those that never will again."""
+        asked, over, pending = self._asked.get(requester, {}), [], 0
+        for name, row in asked.items():
+            expires_ns = round(row.request.asked.expires.timestamp()) * 10**9
+            ended = row.rejected_by is not None or row.revoked_by is not None or row.void
+            if ended or row.granted_ns is not None or expires_ns <= self.newest_ns:
+                over.append(name)
+            elif row.state(now) == "pending":
+                pending += 1
+                if pending == MAX_COUNTED:
+                    break
+        for name in over:
+            del asked[name]
+        return pending
 
     def overdue(self, user: str, now_ns: int) -> bool:
         """Say whether somebody owes a review that is late."""
-        return any(one.user == user and one.overdue(now_ns) for one in self.debts.values())
+        return any(one.overdue(now_ns) for one in self._owed.get(user, {}).values())
 
     def floor(self, now: datetime) -> Optional[int]:
         """Give the first entry that still matters; None if none does."""

@@ -1385,14 +1385,17 @@ class View:
 
     def abandoned(self) -> List[AnyRow]:
         """List what never ended although the host has booted again since: lost, most likely."""
-        found: List[AnyRow] = []
+        last: Dict[Optional[str], int] = {}
+        for index, boot in self.starts:
+            last[boot] = max(index, last.get(boot, index))
+        newest = sorted(last.items(), key=lambda one: -one[1])[:2]  # of two boots one is another
         rows: List[AnyRow] = [*self.sessions.values(), *self.logins.values()]
-        for row in rows:
-            ended = row.closed_seq is not None
-            if not ended and any(
-                index > row.seq and boot != row.boot_id for index, boot in self.starts
-            ):
-                found.append(row)
+        found = [
+            row
+            for row in rows
+            if row.closed_seq is None
+            and any(index > row.seq and boot != row.boot_id for boot, index in newest)
+        ]
         return sorted(found, key=lambda row: row.seq)
 
 

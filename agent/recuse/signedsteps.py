@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from datetime import datetime, timezone
+from itertools import islice
 from typing import Callable, Dict, FrozenSet, List, Optional, Set, Tuple
 
 from recuse import mail, sshsig
 from recuse.approval import LEEWAY, ApprovalPolicy
 from recuse.errors import CryptoError
 from recuse.grant import GrantFault, account_of, namespace_in, namespace_of
-from recuse.grantrecords import Debt, GrantRow
+from recuse.grantrecords import MAX_COUNTED, Debt, GrantRow
 from recuse.records import Entry
 from recuse.sshsig import AllowedSigners, RevokedKeys, SignatureRefused, Signed
 
@@ -29,6 +30,7 @@ class SignedSteps:
         self._counters: Dict[bytes, Tuple[int, bytes]] = {}  # of a key: the highest, and by what
         self.owed: Dict[str, Debt] = {}
         """Debts without a review that holds."""
+        self._owed_by: Dict[str, Dict[str, Debt]] = {}
         self.unchecked: Set[str] = set()
         """What was signed, it is not known by whom, without signers."""
         self.unsigned: Dict[str, str] = {}
@@ -138,7 +140,10 @@ class SignedSteps:
         self, entry: Entry, debt: Debt, row: Optional[GrantRow], policy: Optional[ApprovalPolicy]
     ) -> List[GrantFault]:
         """Take in what is owed, and by when."""
+        if debt.id in self.owed:
+            del self._owed_by[self.owed[debt.id].user][debt.id]
         self.owed[debt.id] = debt
+        self._owed_by.setdefault(debt.user, {})[debt.id] = debt
         try:
             told = mail.read_review(debt.statement)
         except CryptoError as error:
@@ -175,7 +180,7 @@ class SignedSteps:
         except CryptoError as error:
             by = entry.get("principal") or ""
             return [GrantFault("grant-review", f"of {debt.id} by {by!r:.60}: {error.message}")]
-        del self.owed[debt.id]
+        del self.owed[debt.id], self._owed_by[debt.user][debt.id]
         return self._read_counter(entry) if entry.get("method") == "signature" else []
 
     def _check_review(
@@ -207,12 +212,13 @@ class SignedSteps:
             raise CryptoError("they are in none of the groups that review")
 
     def overdue(self, user: str, at_ns: int) -> List[str]:
-        """Name the reviews that somebody owed at a time, and that were late."""
-        return sorted(
+        """Name the reviews that somebody owed at a time, and that were late; of many, the first."""
+        late = (
             debt.id
-            for debt in self.owed.values()
-            if debt.user == user and at_ns > debt.due_ns + _LEEWAY_NS
+            for debt in self._owed_by.get(user, {}).values()
+            if at_ns > debt.due_ns + _LEEWAY_NS
         )
+        return sorted(islice(late, MAX_COUNTED))
 
 
 def _people(row: GrantRow) -> FrozenSet[str]:

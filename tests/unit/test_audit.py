@@ -1455,6 +1455,19 @@ def test_whatever_a_field_holds_there_is_a_report(told: Path) -> None:
             inner[last] = was
 
 
+def test_many_starts_after_many_logins_take_no_longer_than_there_are_of_them() -> None:
+    count = 20_000  # each with each would take minutes
+    login = rec.login_entry(HOST, 0, NOW, LOGIN, RECORD)
+    begun = rec.start_entry(HOST, 0, NOW, None, "x")
+    items: List[audit.Item] = []
+    for n in range(2 * count):
+        raw = login.replace(b'"l-1"', b'"l-%d"' % n) if n < count else begun
+        raw = raw.replace(b'"sequence":0', b'"sequence":%d' % n).replace(b'1:0"', b'1:%d"' % n)
+        items.append((n, raw, None))
+    report = verify(Source(items=items), TRUSTED)
+    assert report.logins == count and codes(report)[0] == "no-checkpoint"
+
+
 @given(
     st.binary(max_size=60) | st.none(),
     st.lists(

@@ -201,6 +201,70 @@ def test_a_debt_is_overdue_until_it_is_reviewed() -> None:
     assert ledger.fold().debts[G].reviewed_by == "erin@example.org"
 
 
+STEPS = ("request", "grant", "end", "use", "close", "debt", "pay")
+
+
+@given(st.data())
+def test_what_counts_when_somebody_asks_is_what_all_entries_add_up_to(data: st.DataObject) -> None:
+    ledger, people = Ledger(), ("alice", "bob")
+    state = gr.GrantState()
+    for step in range(data.draw(st.integers(0, 12))):
+        kind = data.draw(st.sampled_from(STEPS))
+        user, asker = data.draw(st.sampled_from(people)), data.draw(st.sampled_from(people))
+        name = f"g-{data.draw(st.integers(0, 3))}"
+        row = state.rows.get(name)
+        if kind == "request":
+            hours = timedelta(hours=data.draw(st.integers(0, 3)))
+            asked = request(id=name, user=user, requester=asker, expires=NOW + hours)
+            ledger.add(gr.request_entry, asked)
+        elif kind == "debt":
+            ledger.add(gr.debt_entry, request(id=name, user=user), NOW_NS, ["x"], b"{}")
+        elif kind == "pay":
+            ledger.add(gr.review_entry, approval(grant=name))
+        elif kind == "grant" and row is not None:
+            ledger.add(gr.grant_entry, row.request, "automatic", "", "", [])
+        elif kind == "end":
+            ledger.add(gr.end_entry, "revocation", name, "bob", 5, "")
+        elif kind == "use":
+            ledger.use(data.draw(st.integers(1, 2)), f"s-{step}", name)
+        elif kind == "close":
+            told = session(f"s-{data.draw(st.integers(0, 12))}")
+            ledger.add(rec.close_entry, told, "exempt", "exempt", NOW_NS + 10**10, 0, 0, 0, None)
+        else:
+            continue
+        state.apply(rec.parse(ledger.raws[-1]))
+        now = NOW + timedelta(minutes=60 * data.draw(st.integers(0, 2)) + 1)
+        now_ns = round(now.timestamp()) * 10**9
+        found = state.standing(user, asker, now)
+        rows = state.rows.values()
+        assert found.pending == sum(
+            one.state(now) == "pending" and one.request.asked.requester == asker for one in rows
+        )
+        assert found.overdue == tuple(sorted(
+            one.id for one in state.debts.values()
+            if one.user in (user, asker) and one.overdue(now_ns)
+        ))  # fmt: skip
+        going = sum(
+            (now_ns - use.started_ns) / 1e9
+            for one in rows if one.request.asked.user == user
+            for use in one.uses.values() if use.ended_ns is None
+        )  # fmt: skip
+        assert found.used_seconds == pytest.approx(state.used.get((user, "2026-03"), 0.0) + going)
+        assert state.overdue(user, now_ns) == any(
+            one.user == user and one.overdue(now_ns) for one in state.debts.values()
+        )
+
+
+def test_no_more_than_some_requests_that_wait_are_counted() -> None:
+    state, first = gr.GrantState(), json.loads(BUILT["request"]())
+    count = 5000
+    for n in range(count):
+        first["unmapped"]["recuse"]["grant"] = f"g-{n}"
+        state.apply(rec.parse(json.dumps(first).encode()))
+    assert state.standing("alice", "alice", NOW).pending == gr.MAX_COUNTED
+    assert len(state.rows) == count
+
+
 def test_the_floor_is_where_what_still_matters_begins() -> None:
     ledger = Ledger()
     ledger.add(rec.heartbeat_entry, 0)
