@@ -145,11 +145,10 @@ def test_slow_lookup_delays_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_lookup_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accounts, "DEADLINE_SECONDS", 0.01)
-
     async def scene(directory: Directory, found: Accounts) -> None:
         directory.took_ns["slow"] = accounts.SLOW_NS
         await found.find(-1, "slow")
+        monkeypatch.setattr(accounts, "DEADLINE_SECONDS", 0.01)
         directory.hangs["hung"] = threading.Event()
         for _ in range(accounts.MAX_THREADS):
             with pytest.raises(LookupTimeout, match="no answer"):

@@ -304,6 +304,7 @@ def test_policy_that_asks_wakes_consult_at_start_and_reload(paths: Paths) -> Non
             assert set(heard) == {b""}  # asks nothing; perhaps twice, for the start
         (paths.policy_dir / "50-ask.toml").unlink()
         async with odd_consult(paths, b"") as heard:
+            await world.until(lambda: not world.agent._tasks)  # those of before
             await world.agent.upkeep.reload()
             assert not world.agent._tasks
 
