@@ -18,7 +18,7 @@ import signal
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Optional, Sequence, Set, Tuple
 
 from . import __version__, amounts, records, wire
 from .accounts import Accounts, Found
@@ -299,9 +299,8 @@ class Agent:
             outer_label=None if outer is None else outer.label,
             shown_in=self._seen_in(peer, place),
         )
-        await self._enter_live(live, records.login_entry, login, decision)
-        live.pidfd, connection.pidfd = connection.pidfd, -1
-        self.door.answer(connection, wire.Answer(Verdict.ALLOW))
+        allow = self._answer_with(connection, live, wire.Answer(Verdict.ALLOW))
+        await self._enter_live(live, records.login_entry, login, decision, then=allow)
         self.follow_login(live)
         self._tell("login", login, None, decision, seq=live.seq)
 
@@ -495,6 +494,7 @@ class Agent:
         finally:
             if use is not None:
                 self.desk.release(use)
+            self._tidy_soon()
             if owner.implied:
                 self.spawn(self.end_if_idle(owner))
 
@@ -700,21 +700,17 @@ class Agent:
         `fault` is why a stub is one.
         """
         told = self._notice(live, decision)
-        await self._enter_start(live, decision)
-        self._take_pidfd(connection, live)
         session = live.session
         runs = session.command if live.label == "transfer" else session.shell
-        self.door.answer(
-            connection,
-            wire.Answer(
-                Verdict.EXEC,
-                flags=wire.ANSWER_NO_SHELL if live.label == "transfer" else 0,
-                session=session.id.encode(),
-                label=live.label.encode(),
-                shell=os.fsencode(runs or FALLBACK_SHELL),
-                notice=told,
-            ),
+        answer = wire.Answer(
+            Verdict.EXEC,
+            flags=wire.ANSWER_NO_SHELL if live.label == "transfer" else 0,
+            session=session.id.encode(),
+            label=live.label.encode(),
+            shell=os.fsencode(runs or FALLBACK_SHELL),
+            notice=told,
         )
+        await self._enter_start(live, decision, self._answer_with(connection, live, answer))
         self.follow_session(live)
         kind = {"stub": "unrecorded"}.get(live.label, live.label)
         self._tell(
@@ -830,8 +826,10 @@ class Agent:
         self.journal.write("spool-failed", fault=fault, session=live.id)
         await self._start_plain(connection, live, decision, fault)
 
-    async def _enter_start(self, live: LiveSession, decision: Decision) -> None:
-        """Enter the start of a session.
+    async def _enter_start(
+        self, live: LiveSession, decision: Decision, then: Callable[[], None] = lambda: None
+    ) -> None:
+        """Enter the start of a session; see _enter_live().
 
         Raises: GrantError if the grant that it rests on is none any more
         """
@@ -843,17 +841,31 @@ class Agent:
             return live.start_entry(*arguments, grant_use=self.desk.use_entry(use))
 
         start = live.start_entry if use is None else with_use
-        await self._enter_live(live, start, live.session, decision)
+        await self._enter_live(live, start, live.session, decision, then=then)
         if use is not None:
             self.desk.started(live, use)
 
-    async def _enter_live(self, live: Live, build: Any, *arguments: Any) -> None:
-        """Enter a start, the state of what starts on disk first so that no end is missed."""
+    async def _enter_live(
+        self, live: Live, build: Any, *arguments: Any, then: Callable[[], None] = lambda: None
+    ) -> None:
+        """Enter a start, the state of what starts on disk first so that no end is missed.
+
+        `then` is called in the moment when the entry is durable; it raises nothing.
+        """
+
+        def entered(seq: int) -> None:
+            live.seq = seq
+            then()
+
         self.live.save(live)
         try:
-            live.seq = await self.book.enter(build, *arguments)
+            await self.book.enter(build, *arguments, then=entered)
         except BaseException:
-            self.live.remove(live)
+            if live.pidfd < 0:
+                self.live.remove(live)
+            else:  # cut off right after the answer: the next start looks after it
+                os.close(live.pidfd)
+                live.pidfd = -1
             raise
         around = self.sessions.get(live.shown_in or "")
         if around is not None and around.pause is not None:
@@ -875,7 +887,19 @@ class Agent:
             others,
         )  # fmt: skip
 
-    def _take_pidfd(self, connection: Connection, live: LiveSession) -> None:
+    def _answer_with(
+        self, connection: Connection, live: Live, answer: wire.Answer
+    ) -> Callable[[], None]:
+        """Give what sends an answer that is made now: nothing keeps it once the entry is there."""
+        packet = wire.encode(answer)
+
+        def send() -> None:
+            self._take_pidfd(connection, live)
+            self.door.send(connection, packet)
+
+        return send
+
+    def _take_pidfd(self, connection: Connection, live: Live) -> None:
         live.pidfd, connection.pidfd = connection.pidfd, -1
 
     def _take_terminal(
@@ -1079,7 +1103,6 @@ class Agent:
         """Count a session of a login; should it be forgotten, the ledger has it as well."""
         owner.sessions += 1
         self._changed.add(owner)
-        self._tidy_soon()
 
     def _tidy_soon(self) -> None:
         if self._tidying is None:

@@ -6,6 +6,7 @@ Part of the agent. Whatever asks within one turn of the loop shares one write an
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import dataclass, field
 from typing import Any, Callable, List, Optional, Tuple
 
@@ -36,6 +37,7 @@ class _Waiting:
     options: dict  # type: ignore[type-arg]
     urgent: bool
     lazy: bool
+    then: Callable[[int], None]
     entered: "asyncio.Future[int]" = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -68,17 +70,19 @@ class Book:
 
     async def enter(
         self, build: Builder, *arguments: Any, urgent: bool = True, lazy: bool = False,
-        **options: Any,
+        then: Callable[[int], None] = lambda number: None, **options: Any,
     ) -> int:
         """Make an entry with one of the builders of records; durable on return. Gives its number.
 
-        A lazy one shares the write of the next that is not, if one comes soon.
+        A lazy one shares the write of the next that is not, if one comes soon. `then` hears the
+        number in the moment when the entry is durable, before all that is done about it here; it
+        raises nothing.
 
         Raises: NotEntered
         """
         if self._halted:
             raise NotEntered("the agent stops")
-        waiting = _Waiting(build, arguments, options, urgent, lazy)
+        waiting = _Waiting(build, arguments, options, urgent, lazy, then)
         self._waiting.append(waiting)
         self._write_soon(lazy)
         return await waiting.entered
@@ -113,8 +117,14 @@ class Book:
             written.append(waiting)
         if not entries:
             return
+        soon = enumerate(written, first)
+
+        def durable(count: int) -> None:
+            for number, waiting in itertools.islice(soon, count):
+                waiting.then(number)
+
         try:
-            entered, fault = self._append(entries)
+            entered, fault = self._append(entries, durable)
         except Exception as error:  # whoever waits must hear of it, come what may
             for waiting in written:
                 if not waiting.entered.done():
@@ -140,18 +150,20 @@ class Book:
             urgent = any(waiting.urgent for waiting in written[:entered])
             self.checkpoint_within(URGENT_SECONDS if urgent else RELAXED_SECONDS)
 
-    def _append(self, entries: List[bytes]) -> Tuple[int, Optional[str]]:
+    def _append(
+        self, entries: List[bytes], durable: Callable[[int], None]
+    ) -> Tuple[int, Optional[str]]:
         """Append what can be appended; give how many, and what stood in the way of the rest."""
         first = self.ledger.size
         try:
-            self.ledger.append(entries)
+            self.ledger.append(entries, durable)
             return len(entries), None
         except RecuseError as error:
             fault = error.message
         entered = self.ledger.size - first
         self.on_fault()  # gives up reserved space
         try:
-            self.ledger.append(entries[entered:])
+            self.ledger.append(entries[entered:], durable)
             return len(entries), None
         except RecuseError as error:
             fault = error.message

@@ -42,6 +42,11 @@ MAX_UNDER_WAY = 64  # requests of one user that are served at a time
 MAX_BACKLOG = 128  # connections accepted in one turn of the loop
 ASK_SECONDS = wire.CONFIRM_MS / 1000 + PATIENCE_SECONDS  # the shell says no before
 
+# An operation on such flags costs as much as a system call.
+CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+FDS_SPACE = socket.CMSG_SPACE(wire.MAX_FDS * array.array("i").itemsize)
+
 # Who may send what, by the uid that the kernel says the peer had when it connected.
 FROM_ROOT = (wire.Login, wire.Logout)
 FROM_SHELL = (wire.SessionRequest,)
@@ -218,9 +223,8 @@ class Door:
         self._look_whether_settled()
 
     def _readable(self, connection: Connection) -> None:
-        size = socket.CMSG_SPACE(wire.MAX_FDS * array.array("i").itemsize)
         try:
-            packet, ancillary, flags, _ = connection.sock.recvmsg(wire.MAX_MESSAGE, size)
+            packet, ancillary, flags, _ = connection.sock.recvmsg(wire.MAX_MESSAGE, FDS_SPACE)
         except BlockingIOError:
             return
         except OSError:
@@ -232,7 +236,7 @@ class Door:
             self.hang_up(connection)
             return
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            if flags & CUT:
                 raise OutOfTurn("a message that is too long")
             message = self._permit(connection, packet, fds)
         except (OutOfTurn, WireError) as error:
@@ -370,12 +374,20 @@ class Door:
         return told
 
     def answer(self, connection: Connection, answer: wire.Answer, fd: int = -1) -> None:
-        packet = wire.encode(answer)
+        """Answer, which ends a connection that is not a relay's."""
+        self.send(connection, wire.encode(answer), fd)
+
+    def send(self, connection: Connection, packet: bytes, fd: int = -1) -> None:
+        """Do the same with an answer that was encoded before."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
         try:
             connection.sock.sendmsg([packet], rights if fd >= 0 else [])
         except OSError:
             self.on_late()  # it did not wait; its pidfd says when it ends
+        if len(self._tasks) <= 1:
+            # The kernel likes to wake whom we answer on our own processor: they go on first there,
+            # and not when we have done what is left to do. Unless others wait for us.
+            os.sched_yield()
         connection.busy = False
         if connection.relay is None:
             self.hang_up(connection)
@@ -443,7 +455,7 @@ def _received(ancillary: Sequence[Tuple[int, int, bytes]]) -> List[int]:
 
 def _has_hung_up(sock: socket.socket) -> bool:
     try:
-        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        return not sock.recv(1, PEEK)
     except BlockingIOError:
         return False
     except OSError:

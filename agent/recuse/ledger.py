@@ -691,8 +691,13 @@ class Ledger:
 
     # Appending
 
-    def append(self, entries: Sequence[bytes]) -> int:
+    def append(
+        self, entries: Sequence[bytes], durable: Callable[[int], None] = lambda count: None
+    ) -> int:
         """Append entries and say the index of the first; all are durable on return.
+
+        `durable` hears how many more of them are as soon as they are; it raises nothing. What is
+        done after that, nobody has to wait for.
 
         Raises: LedgerError if that fails; `size` then says how many got in, which may be some.
         """
@@ -706,7 +711,7 @@ class Ledger:
                 if len(self._levels[0].hashes) == TILE_WIDTH:
                     self._roll()
                 room = TILE_WIDTH - len(self._levels[0].hashes)
-                self._append(rest[:room], b"".join(frames[:room]))
+                self._append(rest[:room], b"".join(frames[:room]), durable)
                 del rest[:room], frames[:room]
         except OSError as error:
             raise LedgerError(f"ledger {self._path}: {error.strerror}") from error
@@ -717,7 +722,9 @@ class Ledger:
                 pass  # Nothing is lost; the next append tries again and reports.
         return first
 
-    def _append(self, entries: Sequence[bytes], frames: bytes) -> None:
+    def _append(
+        self, entries: Sequence[bytes], frames: bytes, durable: Callable[[int], None]
+    ) -> None:
         if self._tail_fd < 0:
             path = self._bundle()
             fd = _create(path, os.O_WRONLY | os.O_APPEND)
@@ -738,6 +745,7 @@ class Ledger:
             # What reached the disk cannot be known any more: only opening it anew can tell.
             self._broken = f"fdatasync: {error.strerror}"
             raise
+        durable(len(entries))
         self._tail_bytes += len(frames)
         for entry in entries:
             self._levels[0].push(leaf_hash(entry))

@@ -272,6 +272,7 @@ _LAYOUTS: Final[Dict[Class[Message], Tuple[_Field, ...]]] = {
     Release: _TEXTS,
     Limits: _LIMITS,
 }
+_ACTIONS, _VERDICTS = frozenset(Action), frozenset(Verdict)
 _CLASSES: Final[Dict[int, Class[Message]]] = {cls.TYPE: cls for cls in _LAYOUTS}
 
 
@@ -375,7 +376,7 @@ def _check(message: Message) -> None:
         _check_actions(message)
         if message.flags & ~ANSWER_FLAGS:
             raise WireError(f"unknown answer flags {message.flags:#x}")
-        if message.verdict not in tuple(Verdict):
+        if message.verdict not in _VERDICTS:
             raise WireError(f"unknown verdict {message.verdict!r}")
         if message.flags & ANSWER_WITHHOLD and message.verdict != Verdict.RECORD:
             raise WireError("nothing is relayed, so nothing can be withheld")
@@ -386,5 +387,5 @@ def _check(message: Message) -> None:
 
 def _check_actions(message: Union[Limits, Answer]) -> None:
     for action in (message.on_rate, message.on_size):
-        if action not in tuple(Action):
+        if action not in _ACTIONS:
             raise WireError(f"unknown action {action!r}")

@@ -1735,9 +1735,9 @@ def test_logins_at_the_same_time_share_a_write(
     sizes: List[int] = []
     append = Ledger.append
 
-    def count(self: Ledger, entries: Sequence[bytes]) -> int:
+    def count(self: Ledger, entries: Sequence[bytes], *more: Any) -> int:
         sizes.append(len(entries))
-        return append(self, entries)
+        return append(self, entries, *more)
 
     monkeypatch.setattr(Ledger, "append", count)
 
@@ -1788,6 +1788,28 @@ def test_restart_interrupts_nothing_and_misses_no_end(paths: Paths, how: str) ->
         row = max(view.sessions.values(), key=lambda row: row.bytes)
         assert [segment.n for segment in row.segments] == [0, 1]
         assert sum(segment.plain_size for segment in row.segments) == row.bytes
+
+    run(paths, scene)
+
+
+def test_who_was_answered_is_followed_although_the_agent_was_cut_off_then(paths: Paths) -> None:
+    async def scene(world: World) -> None:
+        sshd = await world.login("robot")
+
+        def cut_off(raw: bytes, now_ns: int) -> None:
+            for task in world.agent.door._tasks:
+                task.cancel()
+
+        world.agent.book.on_entry.append(cut_off)
+        shell, answer = await world.session(sshd, "robot")
+        assert answer.verdict == Verdict.EXEC and world.kinds()[-1] == "exempt"
+        assert not world.agent.sessions
+        await world.crash()
+        await world.start()
+        assert len(world.agent.sessions) == 1
+        shell.end()
+        await world.ended()
+        assert world.last("close").get("outcome") == "exempt"
 
     run(paths, scene)
 
@@ -2465,7 +2487,7 @@ def test_ledger_that_cannot_be_written_leaves_the_host_to_its_fallback(
         sshd = await world.login("alice")
         shell, _ = await world.session(sshd, "alice")
 
-        def fail(self: Ledger, entries: Sequence[bytes]) -> int:
+        def fail(self: Ledger, entries: Sequence[bytes], *more: Any) -> int:
             raise LedgerError("ledger: no space left on device")
 
         with monkeypatch.context() as patch:
@@ -2506,11 +2528,11 @@ def test_end_that_cannot_be_entered_is_entered_later(
     async def scene(world: World) -> None:
         shell, _ = await world.session(await world.login("alice"), "alice")
 
-        def fail(self: Ledger, entries: Sequence[bytes]) -> int:
+        def fail(self: Ledger, entries: Sequence[bytes], *more: Any) -> int:
             failures[0] += 1
             if failures[0] < 10:
                 raise LedgerError("ledger: input/output error")
-            return append(self, entries)
+            return append(self, entries, *more)
 
         monkeypatch.setattr(Ledger, "append", fail)
         shell.end()

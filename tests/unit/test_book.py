@@ -8,7 +8,8 @@ from typing import Any, Awaitable, Callable, List, Sequence
 import pytest
 
 from recuse import book
-from recuse.book import Book
+from recuse.book import Book, NotEntered
+from recuse.errors import LedgerError
 from recuse.host import Kernel
 from recuse.journal import Journal
 
@@ -19,9 +20,13 @@ class PaperLedger:
     def __init__(self) -> None:
         self.writes: List[List[bytes]] = []
         self.size = 0
+        self.full = False
 
-    def append(self, entries: Sequence[bytes]) -> int:
+    def append(self, entries: Sequence[bytes], durable: Callable[[int], None]) -> int:
+        if self.full:
+            raise LedgerError("no space is left")
         self.writes.append(list(entries))
+        durable(len(entries))
         self.size += len(entries)
         return self.size - len(entries)
 
@@ -93,5 +98,29 @@ def test_lazy_entry_is_not_written_after_the_halt(monkeypatch: pytest.MonkeyPatc
             await asyncio.sleep(0)
         entering.cancel()
         assert not ledger.writes
+
+    play(scene)
+
+
+def test_who_waits_hears_before_anything_else_is_done_about_the_entries() -> None:
+    async def scene(made: Book, ledger: PaperLedger) -> None:
+        heard: List[Any] = []
+        made.on_entry.append(lambda entry, now_ns: heard.append((entry, ledger.size)))
+        both = (made.enter(build, text, then=heard.append) for text in (b"one", b"two"))
+        assert await asyncio.gather(*both) == [0, 1]
+        assert heard == [0, 1, (b"one", 2), (b"two", 2)]
+
+    play(scene)
+
+
+def test_who_waits_hears_nothing_of_what_is_not_entered() -> None:
+    async def scene(made: Book, ledger: PaperLedger) -> None:
+        heard: List[int] = []
+        ledger.full = True
+        with pytest.raises(NotEntered, match="no space is left"):
+            await made.enter(build, b"one", then=heard.append)
+        ledger.full = False
+        assert await made.enter(build, b"two", then=heard.append) == 0
+        assert heard == [0]
 
     play(scene)

@@ -278,6 +278,26 @@ def test_a_directory_is_right_after_a_failure_at_any_step_of_making_it(
         assert [name for name in os.listdir(one.parent) if name.startswith(".")] == []
 
 
+def test_what_is_durable_is_told_before_the_rest_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: List[Any] = []
+    with Ledger.open(tmp_path / "ledger", KEY, NOW) as ledger:
+        ledger.append(entries(255))
+        for name in ("fdatasync", "pwrite", "rename"):
+            call = getattr(os, name)
+            monkeypatch.setattr(
+                os, name, lambda *args, name=name, call=call: (done.append(name), call(*args))[1]
+            )
+        ledger.append(entries(3, 255), lambda count: done.append((count, ledger.size)))
+        told = [(at, one) for at, one in enumerate(done) if isinstance(one, tuple)]
+        assert [one for _, one in told] == [(1, 255), (2, 256)]
+        for at, _ in told:
+            assert done[at - 1] == "fdatasync" and done[at + 1] == "pwrite"
+        ledger.checkpoint()
+    check(tmp_path / "ledger", 258)
+
+
 def test_a_failed_fdatasync_stops_the_ledger_until_it_is_opened_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,8 +306,10 @@ def test_a_failed_fdatasync_stops_the_ledger_until_it_is_opened_anew(
         ledger.append(entries(3))
         with monkeypatch.context() as patch:
             patch.setattr(os, "fdatasync", failing(os.fdatasync, [1], errno.EIO))
+            told: List[int] = []
             with pytest.raises(LedgerError, match="Input/output error"):
-                ledger.append([entry(3)])
+                ledger.append([entry(3)], told.append)
+            assert not told
         for call in (lambda: ledger.append([entry(3)]), ledger.checkpoint):
             with pytest.raises(LedgerError, match="not usable since: fdatasync"):
                 call()
