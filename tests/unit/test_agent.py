@@ -17,6 +17,7 @@ import select
 import signal
 import socket
 import struct
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -3248,3 +3249,41 @@ def test_inherit_sorts_what_systemd_hands_over(tmp_path: Path) -> None:
     assert os.waitpid(pid, 0)[1] == 0
     expected = [socket.SOCK_SEQPACKET], [socket.SOCK_STREAM], {"p-s-abc": 5}
     assert told == repr(expected)
+
+
+# -- its memory -----------------------------------------------------------------------
+
+MAPS = """\
+00400000-00420000 r--p 00000000 fe:00 17 /usr/bin/python3.11
+00a00000-00b00000 rw-p 00600000 fe:00 17 /usr/bin/python3.11
+00b00000-00b21000 rw-p 00000000 00:00 0
+27f4c000-28432000 rw-p 00000000 00:00 0                                  [heap]
+7f0000000000-7f0000001000 ---p 00000000 00:00 0
+7f0000200000-7f0000400000 rw-s 00000000 00:01 5 /dev/zero (deleted)
+7ffc00000000-7ffc00021000 rw-p 00000000 00:00 0                          [stack]
+"""
+
+
+def test_memory_that_was_allocated_is_told_from_the_rest() -> None:
+    assert list(recovery._data_ranges(MAPS)) == [
+        (0x00B00000, 0x00B21000), (0x27F4C000, 0x28432000),
+    ]  # fmt: skip
+
+
+def test_memory_in_use_moves_to_huge_pages_as_it_is() -> None:
+    release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
+    if release < (6, 1) or not Path(recovery.HUGE_PAGE_SIZE).exists():
+        pytest.skip("the kernel cannot do this")
+    script = """if True:
+        import re
+        from recuse import recovery
+        def huge():
+            rollup = open("/proc/self/smaps_rollup").read()
+            return int(re.search(r"AnonHugePages: +(\\d+)", rollup)[1])
+        kept = [b"%d" % n * 3 for n in range(200_000)]
+        before = huge()
+        recovery.use_huge_pages()
+        print(huge() > before, kept == [b"%d" % n * 3 for n in range(200_000)])
+    """
+    told = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    assert told.stdout == b"True True\n"
