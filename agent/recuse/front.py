@@ -14,7 +14,7 @@ import pwd
 import socket
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Set, Tuple
 
-from . import __version__, records, strictjson
+from . import __version__, pack, records, strictjson
 from .control import peer_uid
 from .errors import AccessDenied, LedgerError, NotFound, RecuseError, WireError
 from .findings import Findings
@@ -327,6 +327,7 @@ class Front:
                 "blobs": count,
                 "bytes": size,
                 "oldest_seconds": self._oldest(),
+                "compressed_by": pack.USED,
             },
             policy={"digest": agent.policy.digest, "rules": len(agent.policy.rules)},
             central=agent.config.central.url,

@@ -26,18 +26,15 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 from . import files
 from .cast import MAX_LINE_BYTES
 from .errors import SpoolError
+from .pack import PIECE_BYTES, pack_lines
 from .records import Gap
 
 FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h, 64-bit long
 FS_IOC_SETFLAGS = 0x40086602
 FS_APPEND_FL = 0x20
-COMPRESSION = 2  # 6 makes text a sixth smaller for more than twice the processor time
-SAMPLE_BYTES = 16 << 10
-DENSE = 0.7  # what shrinks to no less than that repeats nothing: to look for it is in vain
 GZIP = 16 + zlib.MAX_WBITS  # a gzip header and trailer, see zlib.h
 BLOB_BYTES = 640 << 10
 """A segment ends when it has so many compressed bytes: central storage takes 1 MiB."""
-PIECE_BYTES = 128 << 10
 MAX_GAPS = 100  # listed in one close entry; more are joined by stream and cause
 
 # Each is held against the beginning of a line: to look for lines of a kind in all of a flood costs
@@ -259,7 +256,7 @@ class Spool:
                 raise SpoolError(f"recording {recording.session}: {error.strerror}") from error
             if not plain:
                 break
-            data, used = _compress(plain)
+            data, used = pack_lines(plain, BLOB_BYTES)
             window = size if used == len(plain) else min(size, used + PIECE_BYTES)
             plain = plain[:used]
             taken += used
@@ -513,33 +510,6 @@ def _read_lines(fd: int, offset: int, size: int) -> bytes:
             return data[:end]
         size *= 2
         data += os.pread(fd, size - len(data), offset + len(data))
-
-
-def _compress(plain: bytes) -> Tuple[bytes, int]:
-    """Compress whole lines until the segment is large enough; say how much of them is in it."""
-    squeeze, parts, made, used = _compressor(plain), [], 0, 0
-    lines = memoryview(plain)
-    while used < len(plain) and made < BLOB_BYTES:
-        end = plain.rfind(b"\n", used, used + PIECE_BYTES) + 1 or plain.find(b"\n", used) + 1
-        parts.append(squeeze.compress(lines[used:end]))
-        made += len(parts[-1])
-        used = end
-    return b"".join([*parts, squeeze.flush()]), used
-
-
-def _compressor(plain: bytes) -> Any:
-    """Make a compressor for a segment; a large one is worth a look at what it is made of.
-
-    Of random bytes in base64 only the unused bits can be saved: zlib does that three times as fast
-    if it looks for nothing else, and better.
-    """
-    strategy = zlib.Z_DEFAULT_STRATEGY
-    if len(plain) >= SAMPLE_BYTES * 16:
-        middle = len(plain) // 2
-        sample = plain[middle : middle + SAMPLE_BYTES]
-        if len(zlib.compress(sample, COMPRESSION)) > DENSE * len(sample):
-            strategy = zlib.Z_HUFFMAN_ONLY
-    return zlib.compressobj(COMPRESSION, zlib.DEFLATED, GZIP, zlib.DEF_MEM_LEVEL, strategy)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Dict, List, Tuple
 
 import pytest
-from accounts import event, rows, verify, watching
+from accounts import event, export, rows, verify, watching
 from host import Host
 
 SERVICE = "/etc/pam.d/recuse"
@@ -45,6 +45,43 @@ def test_rehearsal_leaves_no_entry_however_few_services_are_ignored(host: Host) 
         assert doctor(host)[0] == 0
         assert {row["login"] for row in rows(host)} == before
     host.run("systemctl", "reload", "recuse-agent", check=True)
+
+
+def test_recordings_are_compressed_by_what_is_installed(host: Host) -> None:
+    """ISA-L in the agent's sandbox, zlib without it; a recording may be by both."""
+    library = host.run("readlink -f /usr/lib/*/libisal.so.2", check=True).stdout.strip()
+    said = {}
+    with watching(host) as seen, host.login("alice") as terminal:
+        terminal.expect(r"\$ $")
+        try:
+            for name in ("ISA-L", "zlib"):
+                said[name] = doctor(host)[1]["compression"]["words"]
+                terminal.run(f"echo by-{name}; seq 2000")
+                host.run("recuse", "sync", check=True)
+                pid = host.run("systemctl", "show", "-P", "MainPID", "recuse-agent").stdout.strip()
+                is_there = library in host.read(f"/proc/{pid}/maps")
+                assert is_there == (name == "ISA-L")
+                if is_there:
+                    host.run("mv", library, f"{library}.away", check=True)
+                    host.run("systemctl", "restart", "recuse-agent", check=True)
+        finally:
+            host.run("mv", f"{library}.away", library, check=True)
+            host.run("systemctl", "restart", "recuse-agent", check=True)
+        terminal.line("exit")
+        terminal.wait()
+    assert said["ISA-L"] == "recordings are compressed by ISA-L"
+    assert said["zlib"].startswith("recordings are compressed by zlib; ISA-L takes a quarter")
+    session = seen.session["session"]
+    segments = json.loads(host.run("recuse", "show", session, "--json", check=True).stdout)
+    blobs = host.path("/var/lib/recuse-central/blobs/sha256")
+    # The byte that names a system: ISA-L knows none (255), zlib knows its own (3).
+    systems = [
+        (blobs / one["blob"][:2] / one["blob"]).read_bytes()[9] for one in segments["segments"]
+    ]
+    assert systems[0] == systems[-1] == 255 and 3 in systems, systems
+    shown = export(host, session)
+    assert shown.index("by-ISA-L") < shown.index("by-zlib") and shown.count("\n2000\n") == 2
+    verify(host)
 
 
 def test_service_lets_in_root_alone(host: Host) -> None:

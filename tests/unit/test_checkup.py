@@ -45,6 +45,7 @@ class FakeHost:
         self.pam_half = False
         self.agent_error: Optional[Exception] = None
         self.debts: list[dict[str, Any]] = []
+        self.status: dict[str, Any] = {}
         self.sshd = "usepam yes\nsubsystem sftp /usr/lib/openssh/sftp-server\n"
         self.unreachable: Optional[str] = None
         uid, gid = os.getuid(), os.getgid()
@@ -133,7 +134,7 @@ class FakeHost:
             raise self.agent_error
         if request["verb"] == "grants":
             return {"ok": True, "grants": [], "debts": self.debts}
-        return {"ok": True}
+        return {"ok": True, **self.status}
 
     def machine(self, **more: Any) -> Machine:
         given: dict[str, Any] = dict(
@@ -287,6 +288,15 @@ def test_doctor_on_a_sound_host_has_nothing_to_say(host: FakeHost) -> None:
     assert [c for c in checks if c.state == "fail"] == []
     assert {c.name for c in checks if c.state == "warn"} <= {"append-only", "spool-space"}
     assert named(checks, "enabled").state == "ok"
+
+
+def test_doctor_says_what_compresses_recordings(host: FakeHost) -> None:
+    assert "compression" not in {check.name for check in checkup.look(host.machine())}
+    for used, more in (("ISA-L", ""), ("zlib", "; ISA-L takes a quarter of the time: install")):
+        host.status = {"spool": {"compressed_by": used}}
+        found = named(checkup.look(host.machine()), "compression")
+        assert found.state == "ok"
+        assert found.words.startswith(f"recordings are compressed by {used}{more}")
 
 
 def test_doctor_finds_recorders_without_a_filter(host: FakeHost) -> None:

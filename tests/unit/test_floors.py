@@ -72,6 +72,7 @@ FLOORS: Dict[int, Set[str]] = {
         "host",
         "journal",
         "notifyconf",
+        "pack",
         "player",
         "rehearsal",
         "stderrlog",
