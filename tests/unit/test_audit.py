@@ -91,8 +91,11 @@ class World:
             self.ledger.append([build(self.host, self.ledger.size, self.time_ns)])
         return self
 
-    def segment(self, name: str, n: int, plain: bytes, **changes: Any) -> World:
-        data = gzip.compress(plain, mtime=0)
+    def segment(
+        self, name: str, n: int, plain: bytes, data: Optional[bytes] = None, **changes: Any
+    ) -> World:
+        if data is None:
+            data = gzip.compress(plain, mtime=0)
         blob = hashlib.sha256(data).hexdigest()
         (self.path / "blobs" / blob).write_bytes(data)
         made = rec.Segment(name, n, blob, len(data), len(plain), n * 1.0, n + 1.0, 3)
@@ -686,6 +689,33 @@ def test_a_segment_that_is_not_its_blob_is_named(
     recorded(world).segment("s-1", 0, b"abcd", **changes)
     fault = only(world.verify())
     assert (fault.code, fault.object) == (code, "segment 0 of s-1")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda whole: whole[:-1],
+        lambda whole: whole[:-9],
+        lambda whole: whole + b"garbage",
+        lambda whole: whole + bytes(8),
+        lambda whole: whole + gzip.compress(b""),
+        lambda whole: gzip.compress(b"") + whole,
+        lambda whole: whole + gzip.compress(b"") * 1_000_000,
+        lambda whole: gzip.compress(b"ab") + gzip.compress(b"cd"),
+        lambda whole: b"",
+    ],
+    ids=[
+        "trailer torn", "data torn", "garbage after", "zeros after", "an empty member after",
+        "an empty member before", "a million members after", "two members", "nothing",
+    ],
+)  # fmt: skip
+def test_a_blob_that_is_not_one_whole_member_is_named(
+    world: World, spoil: Callable[[bytes], bytes]
+) -> None:
+    """Though its hash and size are those entered: the host has signed what is no segment."""
+    recorded(world).segment("s-1", 0, b"abcd", spoil(gzip.compress(b"abcd")))
+    fault = only(world.verify())
+    assert (fault.code, fault.object) == ("blob-unreadable", "segment 0 of s-1")
 
 
 def test_a_bomb_is_not_unpacked(world: World) -> None:
