@@ -50,6 +50,7 @@ def pack_lines(lines: bytes, most: int, begin: Optional[Begin] = None) -> Tuple[
     made = used = 0
     while used < len(lines) and made < most:
         end = lines.rfind(b"\n", used, used + PIECE_BYTES) + 1 or lines.find(b"\n", used) + 1
+        end = end or len(lines)  # not a whole line: nobody should give us one
         parts.append(work.take(used, end))
         made += len(parts[-1])
         used = end

@@ -503,6 +503,13 @@ class Reserve:
 
 def _read_lines(fd: int, offset: int, size: int) -> bytes:
     """Read whole lines, at least one however long, else at most `size` bytes."""
+    if size > PIECE_BYTES:
+        # Where the last line ends is looked for first: to cut megabytes down is to copy them.
+        at = size - PIECE_BYTES
+        end = os.pread(fd, PIECE_BYTES, offset + at).rfind(b"\n") + 1
+        data = os.pread(fd, at + end, offset) if end else b""
+        if data.endswith(b"\n"):
+            return data
     data = os.pread(fd, size, offset)
     while True:
         end = data.rfind(b"\n") + 1

@@ -98,6 +98,12 @@ def test_a_line_longer_than_a_piece_is_packed_whole(begin: Begin) -> None:
     assert (read(member), used) == (line, len(line))
 
 
+def test_what_is_no_whole_line_is_packed_too(begin: Begin) -> None:
+    lines = TEXT[: 3 * pack.PIECE_BYTES] + b"no end"
+    member, used = pack_lines(lines, len(lines), begin)
+    assert (read(member), used) == (lines, len(lines))
+
+
 def test_both_make_text_small_and_isal_no_larger() -> None:
     isal, _ = pack_lines(TEXT, len(TEXT), by("ISA-L"))
     ours, _ = pack_lines(TEXT, len(TEXT), Zlib)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from recuse import spool as module
 from recuse.errors import SpoolError
+from recuse.pack import PIECE_BYTES
 from recuse.spool import BLOB_BYTES, Recording, Reserve, Spool
 from recuse.store import MAX_BLOB
 
@@ -176,6 +177,42 @@ def test_cut_gives_as_many_full_segments_as_it_may_take(spool: Spool) -> None:
     assert recording.offset == whole == sum(cut.plain_size for cut in [*cuts, *rest])
     names = [name for name, _ in spool.seal([*cuts, *rest])]
     assert read(spool, names) == HEADER + line * 99
+    spool.drop(recording)
+
+
+@pytest.mark.parametrize("length", [100, PIECE_BYTES // 2, PIECE_BYTES - 1, 2 * PIECE_BYTES])
+@pytest.mark.parametrize("past", [0, 1, 50, PIECE_BYTES, 3 * PIECE_BYTES])
+def test_cut_takes_all_whole_lines_of_its_window(spool: Spool, length: int, past: int) -> None:
+    """Wherever in them the window ends, and whether or not the recording goes on behind it."""
+    size = 4 * PIECE_BYTES
+    lines = b"".join(b"%0*d\n" % (length - 1, n) for n in range(-(-(size + past) // length)))
+    recording = begin(spool, lines)
+    whole = HEADER + lines
+    (cut, *_) = spool.cut(recording, 0, size)
+    wanted = whole[: whole.rindex(b"\n", 0, size) + 1]
+    assert (gzip.decompress(cut.data), cut.plain_size) == (wanted, len(wanted))
+    spool.drop(recording)
+
+
+def test_cut_ends_at_a_line_end_though_the_recording_was_cut_short_meanwhile(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An orphan's writer holds it without the attribute that keeps it from that."""
+    recording = begin(spool, *(b"%099d\n" % n for n in range(2 * PIECE_BYTES // 100)))
+    kept = 2 * PIECE_BYTES - 1000 - 17
+    pread, asked = os.pread, []
+
+    def cut_short(fd: int, size: int, offset: int) -> bytes:
+        asked.append((size, offset))
+        data = pread(fd, size, offset)
+        return data if len(asked) == 1 else data[: max(0, kept - offset)]
+
+    monkeypatch.setattr(os, "pread", cut_short)
+    [cut] = spool.cut(recording, 0, 2 * PIECE_BYTES)
+    monkeypatch.undo()
+    assert len(asked) > 2
+    plain = gzip.decompress(cut.data)
+    assert plain.endswith(b"\n") and kept - 100 < len(plain) <= kept
     spool.drop(recording)
 
 
