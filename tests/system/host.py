@@ -651,11 +651,13 @@ def _reading(command: Sequence[str]) -> Iterator[Callable[[float], Iterator[str]
         process.stdout.close()
 
 
-def _make_layers(cache: Path, debs: Sequence[Path]) -> list[Path]:
-    """Return the overlay's lower directories, upmost first: users, packages, image."""
-    image = Path(_output([str(TOOLS / "build-root")]).strip())
+def _make_layers(
+    cache: Path, debs: Sequence[Path], kind: str = "image", prepare_more: str = ""
+) -> list[Path]:
+    """Return the overlay's lower directories, upmost first: packages, users, image."""
+    image = Path(_output([str(TOOLS / "build-root"), kind]).strip())
     users = " ".join(f"{name}:{shell}" for name, shell in USERS.items())
-    prepare = PREPARE.format(users=users, admin=ADMIN)
+    prepare = PREPARE.format(users=users, admin=ADMIN) + prepare_more
     layers = [_make_layer(cache, "users", prepare, [], [image]), image]
     if debs:
         # Installed with no init running: nothing is started, all is set up.
@@ -708,5 +710,7 @@ def _prune(cache: Path, kind: str, keep: int = 4) -> None:
         with contextlib.suppress(OSError):
             mounts += (process / "mounts").read_text()
     for layer in layers[:-keep]:
-        if str(layer) not in mounts:
+        if layer.is_file():
+            layer.unlink()
+        elif str(layer) not in mounts:
             shutil.rmtree(layer, ignore_errors=True)
