@@ -6,6 +6,7 @@ are led to recuse, `look` is all of it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import grp
@@ -56,6 +57,16 @@ LIB_DIRS = (
     "/lib",
     "/usr/lib",
 )
+# The module of SELinux, one context that no policy knows without it, and what it has most to be
+# right about: what sshd runs and what it connects to.
+SELINUX_MODULE = "/usr/share/selinux/packages/recuse.cil"
+SELINUX_CONTEXT = "system_u:object_r:recuse_runtime_t:s0"
+SELINUX_TYPES = {
+    SHELL: "shell_exec_t",
+    "/usr/lib/recuse/recuse-agent": "recuse_agent_exec_t",
+    "/run/recuse/host.sock": "recuse_runtime_t",
+    "/var/spool/recuse/orphan": "recuse_orphan_t",
+}
 # Shells of users that are not meant to log in.
 _NO_SHELLS = ("nologin", "false", "true", "sync", "halt", "shutdown", "git-shell")
 MAX_SHELLS = 32
@@ -266,6 +277,7 @@ def prerequisites(machine: Machine) -> list[Check]:
         _check_name_cache(machine),
     ]
     found += _check_files(machine)
+    found += _check_selinux(machine)
     found += _check_agent(machine, groups)
     if machine.is_real and machine.uid == 0 and machine.exists("/run/systemd/system"):
         found.append(_check_rehearsal(machine))
@@ -540,6 +552,57 @@ def _check_files(machine: Machine) -> list[Check]:
         words = "; ".join(str(f) for f in e.faults) or e.message
         found.append(Check("policy", "fail", words, "run: recuse policy check", blocks=True))
     return found
+
+
+def _knows_context(machine: Machine, context: str) -> bool:
+    """Say whether the policy that SELinux has loaded knows a context."""
+    try:
+        with open(machine.path("/sys/fs/selinux/context"), "wb", buffering=0) as f:
+            f.write(context.encode() + b"\0")
+    except OSError as error:
+        return error.errno != errno.EINVAL
+    return True
+
+
+def _type_of(machine: Machine, path: str) -> Optional[str]:
+    """Return the type in a file's label of SELinux, None if it has none."""
+    try:
+        label = os.getxattr(machine.path(path), "security.selinux", follow_symlinks=False)
+    except OSError:
+        return None
+    parts = label.rstrip(b"\0").decode("utf-8", "replace").split(":")
+    return parts[2] if len(parts) > 2 else None
+
+
+def _check_selinux(machine: Machine) -> list[Check]:
+    """Look whether SELinux, where the kernel has it, lets logins through to recuse."""
+    enforce = machine.read("/sys/fs/selinux/enforce")
+    if enforce is None:
+        return []
+    in_force = enforce.strip() == b"1"
+    module = _knows_context(machine, SELINUX_CONTEXT)
+    wrong = [
+        "%s is %s, not %s" % (path, found, kind)
+        for path, kind in SELINUX_TYPES.items()
+        if machine.exists(path) and (found := _type_of(machine, path)) != kind
+    ]
+    if module and not wrong:
+        words = "SELinux is %s, and has the module recuse" % (
+            "enforcing" if in_force else "permissive"
+        )
+        return [Check("selinux", "ok", words)]
+    restore = "restorecon -RF /usr/lib/recuse /run/recuse /var/lib/recuse* /var/spool/recuse"
+    if not module:
+        hint = "run: semodule --install %s && %s" % (SELINUX_MODULE, restore)
+        words = "SELinux does not have the module recuse"
+    else:
+        hint = "run: " + restore
+        words = "files have other labels of SELinux than its module says: " + "; ".join(wrong)
+    if in_force:
+        words += ": logins are kept from the shell or the agent of recuse"
+        return [Check("selinux", "fail", words, hint, blocks=True)]
+    words += ": enforcing, it would keep logins from the shell or the agent of recuse"
+    return [Check("selinux", "warn", words, hint)]
 
 
 def _check_consult(machine: Machine) -> Check:

@@ -30,6 +30,7 @@ EXPECTED = {
     "/usr/lib/python3/dist-packages/recuse/cli.py": "644 root:root",
     "/etc/pam.d/recuse": "644 root:root",
     "/etc/apparmor.d/usr.lib.recuse.recuse-shell": "644 root:root",
+    "/usr/share/selinux/packages/recuse.cil": "644 root:root",
     "/etc/recuse": "755 root:root",
     "/etc/recuse/recuse.toml": "644 root:root",
     "/etc/recuse/policy.d": "755 root:root",

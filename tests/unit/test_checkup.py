@@ -315,6 +315,38 @@ def test_doctor_finds_recorders_without_a_filter(host: FakeHost) -> None:
     assert found.state == "warn" and found.words.endswith("process 12")
 
 
+@pytest.mark.parametrize("enforce", ["0", "1"])
+@pytest.mark.parametrize(
+    ("loaded", "label", "words"),
+    [
+        (True, "shell_exec_t", "has the module recuse"),
+        (True, "lib_t", "recuse-shell is lib_t, not shell_exec_t"),
+        (False, "lib_t", "does not have the module recuse"),
+    ],
+)
+def test_doctor_looks_at_the_module_and_the_labels_of_selinux(
+    host: FakeHost,
+    monkeypatch: pytest.MonkeyPatch,
+    enforce: str,
+    loaded: bool,
+    label: str,
+    words: str,
+) -> None:
+    assert not [c for c in checkup.look(host.machine()) if c.name == "selinux"]  # has none
+    host.write("sys/fs/selinux/enforce", enforce)
+    right = dict(checkup.SELINUX_TYPES)
+    monkeypatch.setattr(checkup, "_knows_context", lambda machine, context: loaded)
+    monkeypatch.setattr(
+        checkup, "_type_of", lambda machine, path: label if path == checkup.SHELL else right[path]
+    )
+    check = named(checkup.look(host.machine()), "selinux")
+    good = loaded and label == "shell_exec_t"
+    assert check.state == ("ok" if good else "fail" if enforce == "1" else "warn")
+    assert words in check.words and check.blocks == (check.state == "fail")
+    assert good or "restorecon -RF /usr/lib/recuse" in (check.hint or "")
+    assert ("semodule --install" in (check.hint or "")) == (not loaded)
+
+
 def test_doctor_tells_disabled_from_half_enabled(host: FakeHost) -> None:
     assert named(checkup.look(host.machine()), "enabled").state == "warn"
     host.write("etc/nsswitch.conf", add_service(NSSWITCH).decode())
