@@ -358,6 +358,10 @@ class Door:
         finally:
             self._stop_timer(connection)
 
+    def hears(self, live: LiveSession) -> bool:
+        """Say whether the relay of a session can be told something."""
+        return any(one.relay is not None and one.relay.id == live.id for one in self._connections)
+
     def tell(self, live: LiveSession, message: wire.Message) -> bool:
         """Say something to the relay of a session; False if it cannot be told."""
         return live.id in self.tell_each({live.id: message})

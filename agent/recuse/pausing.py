@@ -87,6 +87,7 @@ class Pauses:
                     f"session {live.id} is paused already, until {live.pause['until']}",
                     "one at a time: recuse resume",
                 )
+            self._look_for_relay(live, "its recording goes on")
             seconds, offer = await self._leave(live, reason, wanted)
             if offer is not None:  # its reason and ticket were looked at when it was asked for
                 ticket = offer.ticket or ticket
@@ -134,8 +135,14 @@ class Pauses:
         live = self._session_of(pid)
         if live.pause is None:
             raise PauseError(f"session {live.id} is not paused")
+        self._look_for_relay(live, f"it records again by itself at {live.pause['until']}")
         await self._end(live, "asked", uid)
         return {"session": live.id}
+
+    def _look_for_relay(self, live: LiveSession, proceeding: str) -> None:
+        """See that the relay can be told.  Raises: PauseError"""
+        if not self._agent.door.hears(live):
+            raise PauseError(f"session {live.id}: its recorder cannot be reached", proceeding)
 
     async def status(self, pid: int) -> Dict[str, Any]:
         """Say whether the session that a process stands in is paused. Raises: NotFound"""
@@ -208,6 +215,7 @@ class Pauses:
         mark = f"recuse paused reason={reason} by={live.session.login.user} seq={seq}"
         line = f"recuse: recording paused ({reason}) for {seconds} s at most"
         told = wire.Hold(until_mono_ns + SLACK_NS, _line(mark), _line(line))
+        agent.notifier.keep_now()  # whoever comes after a crash must be able to release it
         held = await self._switch(live, told, True)
         self._arm(live)
         self._tell("paused", live, seq, reason=reason, until=until, grant=grant)
@@ -242,6 +250,8 @@ class Pauses:
             if why != "ended":
                 told = wire.Release(_line(mark), b"recuse: recording resumed")
                 await self._switch(live, told, False)
+                if why == "revoked" and not agent.door.hears(live):  # nobody records it any more
+                    agent.spawn(agent.stop_session(live, "its recording cannot be resumed"))
             self._tell("resumed", live, seq, reason=reason, why=why, grant=grant)
 
     async def withdraw(self, live: LiveSession, words: str) -> None:

@@ -1330,6 +1330,32 @@ def test_pause_outlives_the_agent_and_ends_with_the_session(paths: Paths) -> Non
     run(paths, scene)
 
 
+def lose_relays(world: World) -> None:
+    """Have no connection of a relay any more, as after a crash before systemd had them."""
+    for connection in list(world.agent.door._connections):
+        if connection.relay is not None:
+            world.agent.door.hang_up(connection)
+
+
+def test_pause_is_not_begun_or_ended_where_the_relay_cannot_be_told(paths: Paths) -> None:
+    (paths.policy_dir / "60-pause.toml").write_text(PAUSES)
+
+    async def scene(world: World) -> None:
+        shell, _ = await relayed(world, "alice")
+        await switching(world, shell, 1, control_of(world, shell, verb="pause", reason="x"))
+        lose_relays(world)
+        answer = await control_of(world, shell, verb="resume")
+        assert answer["exit"] == 18 and "cannot be reached" in answer["error"]
+        assert (await control_of(world, shell, verb="pause-status"))["paused"]
+        other, _ = await relayed(world, "alice")
+        lose_relays(world)
+        answer = await control_of(world, other, verb="pause", reason="x")
+        assert "cannot be reached" in answer["error"] and "goes on" in answer["hint"]
+        assert world.kinds().count("pause") == 1 and "resume" not in world.kinds()
+
+    run(paths, scene)
+
+
 def test_pause_ends_when_its_time_is_up(paths: Paths) -> None:
     (paths.policy_dir / "60-pause.toml").write_text(PAUSES)
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
 import pytest
-from test_agent import Child, control_of, relayed, switching
+from test_agent import Child, control_of, lose_relays, relayed, switching
 from test_desk import APPROVAL, ORG, Office, make_office, play
 
 from recuse import grantaudit, records, wire
 from recuse.config import Paths
 from recuse.grant import read_request
+from recuse.live import LiveSession
 from recuse.sshsig import AllowedSigners
 
 PAUSES = """
@@ -214,6 +215,27 @@ def test_revoking_a_grant_ends_its_pause(paths: Paths) -> None:
         shell.order({"do": "say", "packet": wire.encode(wire.Held(0)).hex()})
         await world.until(lambda: all(live.pause is None for live in world.agent.sessions.values()))
         assert world.kinds().index("revocation") < world.kinds().index("resume")
+
+    play(paths, scene)
+
+
+def test_session_ends_if_its_recorder_cannot_be_told_that_the_pause_is_revoked(
+    paths: Paths,
+) -> None:
+    async def scene(world: Office) -> None:
+        shell, _ = await relayed(world, "alice")
+        grant = await world.granted(**TOLD)
+        await paused(world, shell)
+        lose_relays(world)
+        stopped: List[str] = []
+
+        async def stop(live: LiveSession, why: str) -> None:
+            stopped.append(why)
+
+        world.agent.stop_session = stop  # type: ignore[method-assign]
+        await world.as_("bob", "revoke", grant=grant["grant"], words="enough")
+        await world.until(lambda: bool(stopped))
+        assert world.last("resume").get("why") == "revoked"
 
     play(paths, scene)
 
