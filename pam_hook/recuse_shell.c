@@ -803,10 +803,10 @@ exec_getent(const struct caller *c, int out)
 }
 
 /*
- * Ask for the user's entry, and that of the name they logged in by.  Another program does it, as name services are
- * shared libraries, which a static set-id program had better not load; as
- * `recuse`, so that the user cannot disturb it.  Sets *ret_len to how much
- * came, which may be nothing.  Returns 0 or -errno.
+ * Ask for the user's entry, and that of the name they logged in by.  Another
+ * program does it, as name services are shared libraries, which a static set-id
+ * program had better not load; as `recuse`, so that the user cannot disturb it.
+ * Sets *ret_len to how much came, which may be nothing.  Returns 0 or -errno.
  */
 static int
 read_entry(const struct caller *c, char *entry, size_t size, size_t *ret_len)
@@ -884,18 +884,23 @@ is_same_text(const char *a, size_t a_len, const char *b, size_t b_len)
  * Take the user's name and real shell from their entry.  By which account of
  * several with one uid they came, only the environment says, and that is
  * theirs: it gives them no other shell, but it can show that one would be.
+ * getent takes a name that is a number for a uid, and a name service may know
+ * an entry by other names than its own: so the uid is looked at, too.
  * Returns what is wrong, or NULL.
  */
 static const char *
 take_entry(struct caller *c, struct program *p, const char *text, size_t len)
 {
     const char *login = get_login_name(c), *end = text + len;
+    char uid[24];
+    struct recuse_text t = { uid, 0, sizeof uid };
     struct entry own, other;
     const char *next = split_entry(text, end, &own);
     bool is_login = next && is_same_text(own.name, own.name_len,
                                          login, strlen(login));
 
-    if (!next)
+    recuse_text_number(&t, c->uid);
+    if (!next || !is_same_text(own.uid, own.uid_len, uid, t.len))
         return "your account is not found";
     if (split_entry(next, end, &other)) {
         if (is_same_text(own.uid, own.uid_len, other.uid, other.uid_len)

@@ -68,7 +68,7 @@ class Host:
     def set_entry(self, name: str, shell: str) -> None:
         """Make getent answer so for everybody."""
         script = self.root / "getent"
-        script.write_text(f"#!/bin/sh\necho '{name}:x:{USER}:{USER}:A Tester:/:{shell}'\n")
+        script.write_text(f"#!/bin/sh\necho '{name}:x:'$2:$2':A Tester:/:{shell}'\n")
         script.chmod(0o755)
 
     def close(self) -> None:

@@ -2080,6 +2080,7 @@ MINE, REST = f"x:{USER}:{USER}:A Tester:/", f"x:{OTHER}:{OTHER}:Another:/"
 SEVERAL = [
     pytest.param(f"mine:{MINE}:/bin/sh\nmine:{MINE}:/bin/sh", None, id="one"),
     pytest.param(f"mine:{MINE}:/bin/sh", "not found", id="by-name-alone"),
+    pytest.param(f"other:{REST}:/bin/sh", "not found", id="another-by-an-alias"),
     pytest.param(f"a:{MINE}:/bin/sh", None, id="name-of-nobody"),
     pytest.param(f"a:{MINE}:/bin/sh\nmine:{REST}:/bin/rbash", None, id="name-of-another"),
     pytest.param(f"a:{MINE}:/bin/sh\nmine:{MINE}:/bin/sh", None, id="same-shell"),
@@ -2112,6 +2113,15 @@ def test_alone_a_name_that_is_none_is_not_asked_for(host: Host, name: str) -> No
     (host.root / "getent").write_text(f"#!/bin/sh\n[ $# = 2 ] && echo a:{MINE}:/bin/sh\n")
     done = host.run(host.command("echo in"), env={**ENVIRONMENT, "LOGNAME": name})
     assert (done.stdout, done.returncode) == (b"in\n", 0), done.stderr
+
+
+def test_alone_a_uid_for_a_name_gets_nobody_the_entry_of_another(host: Host) -> None:
+    """As getent answers where the user's own uid is not found: by number, and with root's name."""
+    script = "[ $3 = 0 ] && echo root:x:0:0:root:/root:/bin/sh"
+    (host.root / "getent").write_text(f"#!/bin/sh\n{script}\nexit 2\n")
+    done = host.run(host.command("echo in"), env={**ENVIRONMENT, "LOGNAME": "0"})
+    assert (done.stdout, done.returncode) == (b"", OS_ERROR) and b"not found" in done.stderr
+    assert not list(host.orphans.iterdir())
 
 
 def test_alone_with_an_entry_that_names_no_shell_there_is_sh(host: Host) -> None:
