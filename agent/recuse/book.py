@@ -75,8 +75,8 @@ class Book:
         """Make an entry with one of the builders of records; durable on return. Gives its number.
 
         A lazy one shares the write of the next that is not, if one comes soon. `then` hears the
-        number in the moment when the entry is durable, before all that is done about it here; it
-        raises nothing.
+        number in the moment when the entry is durable, before all that is done about it here; what
+        it raises is journalled.
 
         Raises: NotEntered
         """
@@ -121,7 +121,10 @@ class Book:
 
         def durable(count: int) -> None:
             for number, waiting in itertools.islice(soon, count):
-                waiting.then(number)
+                try:
+                    waiting.then(number)
+                except Exception as error:  # it is entered all the same
+                    self._journal.fault(error)
 
         try:
             entered, fault = self._append(entries, durable)

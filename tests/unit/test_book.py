@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Awaitable, Callable, List, Sequence
+from typing import Any, Awaitable, Callable, List, Optional, Sequence
 
 import pytest
 
@@ -41,10 +41,11 @@ def build(host: Any, index: int, now_ns: int, text: bytes) -> bytes:
 Scene = Callable[[Book, PaperLedger], Awaitable[None]]
 
 
-def play(scene: Scene) -> None:
+def play(scene: Scene, journal: Optional[Journal] = None) -> None:
     async def main() -> None:
         ledger = PaperLedger()
-        made = Book(ledger, None, Kernel(), Journal(lambda _: None))  # type: ignore[arg-type]
+        told = journal or Journal(lambda _: None)
+        made = Book(ledger, None, Kernel(), told)  # type: ignore[arg-type]
         await scene(made, ledger)
         made.halt()
 
@@ -124,3 +125,19 @@ def test_who_waits_hears_nothing_of_what_is_not_entered() -> None:
         assert heard == [0]
 
     play(scene)
+
+
+def test_fault_of_who_hears_is_told_and_the_entries_stay_counted() -> None:
+    async def scene(made: Book, ledger: PaperLedger) -> None:
+        heard: List[int] = []
+
+        def fail(number: int) -> None:
+            raise ValueError("it had better not")
+
+        both = (made.enter(build, b"one", then=fail), made.enter(build, b"two", then=heard.append))
+        assert await asyncio.gather(*both) == [0, 1]
+        assert (heard, ledger.size) == ([1], 2)
+        assert [event["RECUSE_FAULT"] for event in events] == ["ValueError: it had better not"]
+
+    events: List[Any] = []
+    play(scene, Journal(events.append))
