@@ -756,7 +756,8 @@ class Agent:
         finally:
             os.close(relay_fd)
         self.follow_session(live)
-        self.notifier.keep(f"c-{live.id}", connection.sock.fileno())
+        if connection.sock.fileno() >= 0:  # else it did not wait
+            self.notifier.keep(f"c-{live.id}", connection.sock.fileno())
         kind = "exempt" if live.withheld else "recorded"
         self._tell(kind, live.session.login, live.session, decision, seq=live.seq)
         if live.terminal is not None:
@@ -850,7 +851,7 @@ class Agent:
     ) -> None:
         """Enter a start, the state of what starts on disk first so that no end is missed.
 
-        `then` is called in the moment when the entry is durable; it raises nothing.
+        `then` is called in the moment when the entry is durable.
         """
 
         def entered(seq: int) -> None:

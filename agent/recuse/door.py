@@ -107,6 +107,7 @@ class Connection:
     pidfd: int
     identity: Optional[Identity] = None  # of the process, when it asked
     busy: bool = False
+    served: bool = False  # until then its pidfd is needed: to follow who does not wait any more
     turn: Optional[int] = None  # of whom, while it is served
     relay: Optional[LiveSession] = None  # set once it relays: then the connection stays
     timer: Optional[asyncio.TimerHandle] = None
@@ -217,10 +218,15 @@ class Door:
         if connection.relay is not None:
             self._forget(connection.relay)
         connection.sock.close()
+        if not connection.served:
+            self._close_pidfd(connection)
+        self._look_whether_settled()
+
+    @staticmethod
+    def _close_pidfd(connection: Connection) -> None:
         if connection.pidfd >= 0:
             os.close(connection.pidfd)
             connection.pidfd = -1
-        self._look_whether_settled()
 
     def _readable(self, connection: Connection) -> None:
         try:
@@ -283,7 +289,7 @@ class Door:
             self.hang_up(connection)
             self.on_late()
             return False
-        connection.turn = user
+        connection.turn, connection.served = user, True
         task = asyncio.get_running_loop().create_task(self._serve(connection, message, fds))
         self._tasks.add(task)
         task.add_done_callback(lambda task: self._done(task, connection))
@@ -291,6 +297,9 @@ class Door:
 
     def _done(self, task: "asyncio.Task[None]", connection: Connection) -> None:
         self._tasks.discard(task)
+        connection.served = False
+        if connection not in self._connections:
+            self._close_pidfd(connection)
         self._end_turn(connection)
         self._look_whether_settled()
 

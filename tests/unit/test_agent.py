@@ -43,6 +43,7 @@ from recuse.archive import LedgerArchive
 from recuse.audit import Report, Trusted, verify
 from recuse.book import NotEntered
 from recuse.config import Paths
+from recuse.door import Connection
 from recuse.errors import LedgerError
 from recuse.front import Front
 from recuse.host import Account, Identity, Kernel, Left, Peer, Stat
@@ -1837,6 +1838,46 @@ def test_who_was_answered_is_followed_although_the_agent_was_cut_off_then(paths:
         shell.end()
         await world.ended()
         assert world.last("close").get("outcome") == "exempt"
+
+    run(paths, scene)
+
+
+@pytest.mark.parametrize("asks", ["for a login", "robot", "alice"])
+def test_who_hangs_up_before_the_answer_is_followed_to_its_end(paths: Paths, asks: str) -> None:
+    """Whose connection was listened to, as it spoke late: it is closed before the entry is made."""
+
+    async def scene(world: World) -> None:
+        login = wire.Login(b"sshd", b"robot", b"", b"192.0.2.99", b"ssh")
+        session = wire.SessionRequest(
+            wire.SESSION_LOGIN_SHELL, 0, 0, b"-bash", b"", b"xterm", b"C.UTF-8", b""
+        )
+        asking = world.child()
+        if asks in USERS:
+            asking = world.child(USERS[asks], RECUSE, await world.login(asks))
+        asked, go_on = asyncio.Event(), asyncio.Event()
+        decide = world.agent._decide
+
+        async def decide_slowly(*arguments: Any) -> Any:
+            asked.set()
+            await go_on.wait()
+            return await decide(*arguments)
+
+        world.agent._decide = decide_slowly  # type: ignore[method-assign]
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        ruid, euid = world.kernel.uids[asking.pid]
+        peer = Peer(asking.pid, euid, 0, world.kernel.stat(asking.pid).start, ruid)
+        world.agent.door.take_in(Connection(ours, peer, world.kernel.pidfd_open(asking.pid)))
+        theirs.send(wire.encode(session if asks in USERS else login))
+        await asyncio.wait_for(asked.wait(), PATIENCE_S)
+        theirs.close()
+        await world.until(lambda: not world.agent.door._connections)
+        go_on.set()
+        await world.until(lambda: not world.agent.door._tasks)
+        asking.end()
+        end = "close" if asks in USERS else "logout"
+        await world.until(lambda: end in world.kinds())
+        assert _message_id("fault") not in [event["MESSAGE_ID"] for event in world.events]
 
     run(paths, scene)
 
