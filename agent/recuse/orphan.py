@@ -165,7 +165,8 @@ async def _adopt_some(
     if not good:
         return 0
     loop = asyncio.get_running_loop()
-    faults = await loop.run_in_executor(None, agent.spool.sync_orphans, list(good))
+    abandoned = {fd for fd, (orphan, locked) in good.items() if not (locked or orphan.is_stub)}
+    faults = await loop.run_in_executor(None, agent.spool.sync_orphans, list(good), abandoned)
     taken: List[LiveSession] = []
     adopted = 0
     for fd, (orphan, locked) in good.items():
@@ -329,7 +330,7 @@ def take_file(agent: Agent, live: LiveSession) -> None:
     if live.label == "stub":
         agent.spool.remove_orphan(live.orphan)
     else:
-        live.recording = agent.spool.adopt_orphan(live.id, live.orphan, live.pidfd < 0)
+        live.recording = agent.spool.adopt_orphan(live.id, live.orphan)
 
 
 def _living(agent: Agent, orphan: Orphan, locked: bool) -> Tuple[int, int]:

@@ -21,7 +21,7 @@ import stat as stat_module
 import threading
 import zlib
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Container, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from . import files
 from .cast import MAX_LINE_BYTES
@@ -159,7 +159,7 @@ class Spool:
                 recording.digest.update(part)
                 _note_marks(recording, part)
             if abandoned:
-                _cut_unwritten(recording)
+                _cut_unwritten(fd, recording.offset)
         except (OSError, SpoolError):
             os.close(fd)
             raise
@@ -173,18 +173,13 @@ class Spool:
         except (OSError, zlib.error):
             return b""
 
-    def adopt_orphan(self, session: str, name: str, abandoned: bool = False) -> Recording:
+    def adopt_orphan(self, session: str, name: str) -> Recording:
         """Move an orphan recording into live/; its writer, if there is one, goes on writing it.
-
-        An `abandoned` one has none, and is cut off where a loss of power did not keep it.
 
         Raises: SpoolError
         """
         path = self._live_path(session)
         recording = Recording(session, path, self._take_orphan(name, path))
-        if abandoned:
-            with contextlib.suppress(OSError):  # then it is as it is
-                _cut_unwritten(recording)
         recording.append_only = _set_append_only(recording.fd, True)
         return recording
 
@@ -400,14 +395,21 @@ class Spool:
     def has_orphan(self, name: str) -> bool:
         return os.path.lexists(os.path.join(self.orphan, name))
 
-    def sync_orphans(self, fds: Sequence[int]) -> Dict[int, SpoolError]:
+    def sync_orphans(
+        self, fds: Sequence[int], abandoned: Container[int] = ()
+    ) -> Dict[int, SpoolError]:
         """Make durable what was written to orphans so far; give those where that failed, and why.
+
+        `abandoned` ones have no writer any more, and are cut off where a loss of power did not keep
+        them: each is read through for that.
 
         Raises: SpoolError if their names are not durable
         """
         faults = {}
         for fd in fds:
             try:
+                if fd in abandoned:
+                    _cut_unwritten(fd)
                 os.fdatasync(fd)
             except OSError as error:
                 faults[fd] = SpoolError(f"{self.orphan}: {error.strerror}")
@@ -601,18 +603,18 @@ def _try_lock(fd: int) -> bool:
     return True
 
 
-def _cut_unwritten(recording: Recording) -> None:
+def _cut_unwritten(fd: int, start: int = 0) -> None:
     """Cut a recording off at the first zero: none is ever written to it.
 
     A file system may have made the length of a file durable, and not all that was written to it.
     Raises: OSError
     """
-    at = recording.offset
-    while block := os.pread(recording.fd, PIECE_BYTES, at):
+    at = start
+    while block := os.pread(fd, PIECE_BYTES, at):
         zero = block.find(0)
         if zero >= 0:
-            _set_append_only(recording.fd, False)
-            os.truncate(recording.path, at + zero)
+            _set_append_only(fd, False)
+            os.truncate(f"/proc/self/fd/{fd}", at + zero)  # which is read only
             return
         at += len(block)
 

@@ -19,6 +19,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import (
@@ -39,6 +40,7 @@ import pytest
 
 from recuse import checkpoint as tlog
 from recuse import keys, orphan, pausing, records, recovery, wire
+from recuse import spool as spools
 from recuse.archive import LedgerArchive
 from recuse.audit import Report, Trusted, verify
 from recuse.book import NotEntered
@@ -2244,6 +2246,31 @@ def test_orphan_is_durable_before_it_is_entered(
             assert done.index(one) < done.index("orphan", done.index(one)) < at, (one, done)
         assert (done.count("orphan"), done.count("live")) == (4, 2), done  # not for each of them
         assert done.index("out") > done.index("live") > opened[orphan.AT_ONCE - 1], done
+
+    run(paths, scene)
+
+
+def test_orphans_are_read_through_while_logins_go_on(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They can be a gigabyte each; whoever is still writing one is not cut off."""
+    looked: List[Tuple[int, bool]] = []
+    cut = spools._cut_unwritten
+
+    def look(fd: int, start: int = 0) -> None:
+        looked.append((os.fstat(fd).st_ino, threading.current_thread() is threading.main_thread()))
+        cut(fd, start)
+
+    async def scene(world: World) -> None:
+        written, ended = (
+            write_orphan(paths, 4_000_000 + n, "cast", b'[0.1,"o","hi"]') for n in (0, 1)
+        )
+        inode = ended.stat().st_ino
+        with written.open() as writer:
+            fcntl.flock(writer, fcntl.LOCK_EX)
+            monkeypatch.setattr(spools, "_cut_unwritten", look)
+            assert await adopt_orphans(world.agent) == 2
+        assert looked == [(inode, False)]
 
     run(paths, scene)
 

@@ -378,7 +378,10 @@ def test_what_a_loss_of_power_did_not_keep_is_cut_off(
         found = spool.adopt("s-a", [], abandoned)
     else:
         (Path(spool.orphan) / "o.cast").write_bytes(data)
-        found = spool.adopt_orphan("s-a", "o.cast", abandoned)
+        with open(Path(spool.orphan) / "o.cast", "rb") as file:
+            fd = file.fileno()
+            assert spool.sync_orphans([fd], [fd] if abandoned else []) == {}
+        found = spool.adopt_orphan("s-a", "o.cast")
     left = Path(found.path).read_bytes()
     assert left == (data[: data.index(0)] if abandoned else data)
     if abandoned:
