@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import dataclasses
 import errno
 import gc
@@ -666,13 +667,12 @@ def use_huge_pages() -> None:
     this, all stays as it is.
     """
     try:
-        import ctypes
-
         size = int(Path(HUGE_PAGE_SIZE).read_text())
-        madvise = ctypes.CDLL(None).madvise
-    except (ImportError, MemoryError, OSError, ValueError, AttributeError):
+        ranges = list(_data_ranges(Path("/proc/self/maps").read_text(errors="replace")))
+    except (OSError, ValueError):
         return
-    for first, end in _data_ranges(Path("/proc/self/maps").read_text()):
+    madvise = ctypes.CDLL(None).madvise
+    for first, end in ranges:
         first, end = -(-first // size) * size, end // size * size
         if first < end:
             madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), MADV_COLLAPSE)

@@ -3364,6 +3364,22 @@ def test_memory_that_was_allocated_is_told_from_the_rest() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", [recovery.HUGE_PAGE_SIZE, "/proc/self/maps"])
+def test_memory_stays_as_it_is_where_it_cannot_be_looked_at(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As in a container that shows less of these than a host."""
+    read = Path.read_text
+
+    def read_some(path: Path, *arguments: Any, **more: Any) -> str:
+        if str(path) == name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+        return "2097152" if str(path) == recovery.HUGE_PAGE_SIZE else read(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "read_text", read_some)
+    recovery.use_huge_pages()
+
+
 def test_memory_in_use_moves_to_huge_pages_as_it_is() -> None:
     release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
     if release < (6, 1) or not Path(recovery.HUGE_PAGE_SIZE).exists():
