@@ -166,6 +166,27 @@ def test_removal_works_with_a_broken_command(installed: Host, before: dict[str, 
     assert installed.ssh("alice", "exit 3").returncode == 3
 
 
+@pytest.mark.parametrize("fails", ["semodule", "restorecon"])
+def test_selinux_that_does_not_take_the_module_keeps_nobody_from_an_upgrade(
+    installed: Host, fails: str
+) -> None:
+    """Its tools are not here; restorecon fails at a recording that is being made."""
+    for name in ("selinuxenabled", "semodule", "restorecon"):
+        script = f"#!/bin/sh\necho {name} $* >>/root/bin/ran\nexit {int(name == fails)}\n"
+        installed.write(f"/root/bin/{name}", script, mode=0o755)
+    installed.write("/etc/selinux/config", "SELINUX=enforcing\n")
+    try:
+        result = installed.run(
+            "PATH=/root/bin:$PATH sh /var/lib/dpkg/info/recuse.postinst configure 0"
+        )
+        assert result.returncode == 0 and "recuse: " in result.stderr, result
+        assert "recuse doctor" in result.stderr
+        ran = installed.read("/root/bin/ran")
+        assert ("restorecon -RF /var/spool/recuse\n" in ran) == (fails == "restorecon"), ran
+    finally:
+        installed.run("rm -r /root/bin /etc/selinux/config", check=True)
+
+
 def test_installing_again_goes_on_with_the_ledger(installed: Host) -> None:
     record_one(installed)
     known = rows(installed)
