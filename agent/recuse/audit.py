@@ -28,6 +28,7 @@ from typing import (
 
 from . import amounts, pauserecords
 from .approval import ApprovalPolicy
+from .cast import STREAM_CODES
 from .checkpoint import (
     HASH_BYTES,
     TILE_WIDTH,
@@ -44,7 +45,20 @@ from .checkpoint import (
 from .consistency import Consistency, event_differences, fact_differences
 from .errors import CryptoError, LedgerError, RecuseError, count_faults
 from .grantaudit import GrantAudit
-from .records import OUTCOMES, Entry, Row, SessionRow, View, format_time, parse, parse_time
+from .marks import MAX_GAPS, add_gap, read_marks
+from .records import (
+    GAP_CAUSES,
+    LEAST_ITEMS,
+    OUTCOMES,
+    Entry,
+    Gap,
+    Row,
+    SessionRow,
+    View,
+    format_time,
+    parse,
+    parse_time,
+)
 from .sshsig import AllowedSigners, RevokedKeys
 from .treeaudit import Head, Tree
 
@@ -345,7 +359,10 @@ class _Recording:
 
     next: int = 0
     size: int = 0
-    gaps: int = 0
+    has_gaps: bool = False  # by an entry or by the content
+    gaps: List[Gap] = field(default_factory=list)
+    knows_gaps: bool = True  # all of them, by the content or by entries that list them all
+    exit_status: Optional[int] = None
     pauses: int = 0
     resumed: bool = False  # it was exempt, and is recorded since that ended
     digest: Optional[Any] = field(default_factory=hashlib.sha256)
@@ -354,8 +371,40 @@ class _Recording:
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 # Lines of a recording that hold what was shown or typed.
-_CONTENT = re.compile(rb'^\[[^,"]*,\s*"[oeib]"', re.MULTILINE)
-_GAP = re.compile(rb'^\[[^,"]*,\s*"g"', re.MULTILINE)
+_CONTENT = re.compile(rb'^\[[^,"\n]*,\s*"[oeib]"', re.MULTILINE)
+_GAP = re.compile(rb'^\[[^,"\n]*,\s*"g"', re.MULTILINE)
+
+
+def _gaps_of(entry: Entry) -> Optional[List[Gap]]:
+    """Read the gaps that an entry lists; None if they are none."""
+    found: List[Gap] = []
+    listed = entry.ours.get("gaps")
+    for one in listed if isinstance(listed, list) else () if listed is None else (None,):
+        if not isinstance(one, dict):
+            return None
+        told: Json = {key: one.get(key) for key in Gap.__dataclass_fields__}
+        gap = Gap(**told)
+        sizes = (gap.bytes,) if gap.lines is None else (gap.bytes, gap.lines)
+        if not all(isinstance(text, str) for text in (gap.cause, gap.stream, gap.sha256)):
+            return None
+        if any(type(size) is not int for size in sizes):
+            return None
+        if gap.cause not in GAP_CAUSES or gap.stream not in STREAM_CODES:
+            return None
+        found.append(gap)
+    return found
+
+
+def _is_listed(entry: Entry, stated: Sequence[Gap], found: Sequence[Gap]) -> bool:
+    """Say whether an entry lists exactly those gaps, or as many of them as it had room for."""
+    if entry.ours.get("cut") is True and LEAST_ITEMS <= len(stated) < len(found):
+        found = found[: len(stated)]
+    return list(stated) == list(found)
+
+
+def _is_implied(gap: Gap) -> bool:
+    """Say whether it is one that no recording can speak of itself: nothing of it was counted."""
+    return (gap.stream, gap.bytes, gap.sha256, gap.lines) == ("o", 0, "", None)
 
 
 def _say(count: Optional[int], one: str) -> str:
@@ -1032,6 +1081,7 @@ class _Audit:
             self._entry_fault("exempt-content", entry, "content of a session that was exempt")
         if n != recording.next:
             recording.digest = None
+            recording.knows_gaps = False
             if n > recording.next:
                 first, last = recording.next, n - 1
                 which = f"segment {first}" if first == last else f"segments {first}..{last}"
@@ -1042,7 +1092,6 @@ class _Audit:
         recording.next = max(recording.next, n + 1)
         recording.size += plain_size
         gaps = entry.ours.get("gaps")
-        recording.gaps += len(gaps) if isinstance(gaps, list) else 0
         self._judge_causes(entry, recording)
         plain = self._read_blob(entry, f"segment {n} of {name}", blob, plain_size)
         if plain is None:
@@ -1051,8 +1100,40 @@ class _Audit:
             recording.digest.update(plain)
         if plain is not None and not gaps and _GAP.search(plain):
             self._entry_fault("gap-unstated", entry, "its recording has gaps, and it says of none")
+        self._add_marks(entry, recording, plain)
         if withheld and plain is not None and _CONTENT.search(plain):
             self._entry_fault("exempt-content", entry, "content of a session that was exempt")
+
+    def _add_marks(self, entry: Entry, recording: _Recording, plain: Optional[bytes]) -> None:
+        """Hold what a segment's entry says of its lines against them, if they are here."""
+        stated = _gaps_of(entry)
+        recording.has_gaps |= bool(entry.ours.get("gaps"))
+        if plain is None:
+            if stated is None or len(stated) >= MAX_GAPS or entry.ours.get("cut") is True:
+                recording.knows_gaps = False
+            for gap in stated or ():
+                add_gap(recording.gaps, gap)
+            return
+        marks = read_marks(plain)
+        recording.has_gaps |= bool(marks.gaps)
+        for gap in marks.gaps:
+            add_gap(recording.gaps, gap)
+        if marks.exit_status is not None:
+            recording.exit_status = marks.exit_status
+        told = entry.number("events"), entry.number("replaced") or 0
+        if told != (marks.events, marks.replaced):
+            message = f"says {told[0]} events and {told[1]} replaced, "
+            message += f"its lines have {marks.events} and {marks.replaced}"
+            self._entry_fault("recording-differs", entry, message)
+        times = entry.ours.get("t0"), entry.ours.get("t1")
+        if marks.events and times != (marks.t0, marks.t1):
+            message = f"says that it goes from {times[0]!r:.40} to {times[1]!r:.40} s, "
+            message += f"its lines go from {marks.t0} to {marks.t1}"
+            self._entry_fault("recording-differs", entry, message)
+        if stated is None or not _is_listed(entry, stated, marks.gaps[:MAX_GAPS]):
+            if entry.ours.get("gaps"):
+                message = "the gaps that it lists are not those of its lines"
+                self._entry_fault("recording-differs", entry, message)
 
     def _read_pause(self, entry: Entry) -> None:
         name = entry.get("session") or ""
@@ -1088,9 +1169,8 @@ class _Audit:
     def _judge_causes(self, entry: Entry, recording: _Recording) -> None:
         """See that what was withheld was withheld by an entry."""
         gaps = entry.ours.get("gaps")
-        causes = {gap.get("cause") for gap in gaps if isinstance(gap, dict)} if (
-            isinstance(gaps, list)
-        ) else set()  # fmt: skip
+        listed = gaps if isinstance(gaps, list) else []
+        causes = [gap.get("cause") for gap in listed if isinstance(gap, dict)]
         row = self.view.sessions.get(entry.get("session") or "")
         if "pause" in causes and not recording.pauses:
             self._entry_fault("gap-ungrounded", entry, "a pause that no entry speaks of")
@@ -1206,14 +1286,15 @@ class _Audit:
 
     def _judge_recording(self, entry: Entry, row: SessionRow, recording: _Recording) -> None:
         outcome = entry.get("outcome")
-        gaps = entry.ours.get("gaps")
-        has_gaps = bool(gaps) or recording.gaps > 0
+        has_gaps = bool(entry.ours.get("gaps")) or recording.has_gaps
         if outcome == "partial" and not has_gaps:
             self._entry_fault("gap-unstated", entry, "partial, but no gap is given")
         if outcome == "recorded" and has_gaps:
             self._entry_fault("gap-unstated", entry, "recorded, but there are gaps")
         if outcome in ("failed", "lost") and entry.get("digest") is None:
             return
+        if outcome != "recorded":
+            self._judge_gaps(entry, recording)
         # A nested one is in the recording around it; a late one may have been cut short at once.
         if outcome == "recorded" and not (recording.next or row.kind == "nested" or row.late):
             self._entry_fault("segment-count", entry, "recorded, and no segment was entered")
@@ -1236,6 +1317,21 @@ class _Audit:
             return
         if digest != recording.digest.hexdigest():
             self._entry_fault("digest-mismatch", entry, "its digest is not that of the segments")
+        elif entry.number("exit_status") != recording.exit_status:
+            told = f"its exit status is {entry.number('exit_status')}, that of the recording "
+            self._entry_fault("recording-differs", entry, f"{told}{recording.exit_status}")
+
+    def _judge_gaps(self, entry: Entry, recording: _Recording) -> None:
+        """See that a close lists the gaps of its recording, and what that cannot say itself."""
+        if not recording.knows_gaps:
+            return
+        stated, found = _gaps_of(entry), recording.gaps
+        if stated is not None:
+            implied = stated[len(found) :]
+            if _is_listed(entry, stated[: len(found)], found) and all(map(_is_implied, implied)):
+                return
+        message = "the gaps that it lists are not those of the recording"
+        self._entry_fault("recording-differs", entry, message)
 
     def _judge_grants(self, now_ns: Optional[int]) -> None:
         """Say which exemptions rest on something that could not be checked here, or is owed."""

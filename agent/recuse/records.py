@@ -57,6 +57,7 @@ KINDS = (
     "undelivered",
 )
 OUTCOMES = ("recorded", "partial", "exempt", "refused", "failed", "lost")
+GAP_CAUSES = ("limit", "fault", "pause", "exempt")
 DEFAULT_HEARTBEAT_SECONDS = 300
 
 AUTHENTICATION = 3002
@@ -157,7 +158,7 @@ class Gap:
     """Bytes of a stream that were counted, and hashed unless withheld, but not kept."""
 
     cause: str
-    """limit, fault, pause or exempt"""
+    """one of GAP_CAUSES"""
     stream: str
     """asciicast code of the stream: o, i or e"""
     bytes: int
@@ -348,6 +349,8 @@ def _present(fields: Mapping[str, Any]) -> Json:
 # Cutting to size
 
 _ROUNDS = ((8192, 1000), (4096, 500), (1024, 120), (256, 60), (128, 24))
+LEAST_ITEMS = _ROUNDS[-1][1]
+"""No list is cut to fewer."""
 
 
 def _clamp(value: Any, max_bytes: int, max_items: int) -> Any:

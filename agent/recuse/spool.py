@@ -16,7 +16,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import re
 import stat as stat_module
 import threading
 import zlib
@@ -26,6 +25,7 @@ from typing import Any, Container, Dict, Iterator, List, Optional, Sequence, Tup
 from . import files
 from .cast import MAX_LINE_BYTES
 from .errors import SpoolError
+from .marks import MAX_GAPS, Marks, add_gap, read_marks
 from .pack import PIECE_BYTES, pack_lines
 from .records import Gap
 
@@ -35,20 +35,6 @@ FS_APPEND_FL = 0x20
 GZIP = 16 + zlib.MAX_WBITS  # a gzip header and trailer, see zlib.h
 BLOB_BYTES = 640 << 10
 """A segment ends when it has so many compressed bytes: central storage takes 1 MiB."""
-MAX_GAPS = 100  # listed in one close entry; more are joined by stream and cause
-
-# Each is held against the beginning of a line: to look for lines of a kind in all of a flood costs
-# more than to compress it.
-_EVENT = re.compile(rb'\[\s*([0-9]+(?:\.[0-9]+)?)\s*,\s*"(.)"')
-_EXIT = re.compile(rb'\[[^,]*,\s*"x"\s*,\s*"(-?[0-9]{1,5})"\s*\]\Z')
-_GAP = re.compile(
-    rb'\[[^,]*,\s*"g"\s*,\s*"stream=([oie]+) bytes=([0-9]{1,19})'
-    rb'(?: sha256=([0-9a-f]{64}))?(?: lines=([0-9]{1,19}))?'
-    rb' cause=(limit|fault|pause|exempt)"\s*\]\Z'
-)
-_UNFILTERED = re.compile(
-    rb'\[[^,]*,\s*"m"\s*,\s*"recuse recorder unfiltered: ([^"\\]{1,99})"\s*\]\Z'
-)
 
 
 @dataclass(frozen=True)
@@ -265,7 +251,7 @@ class Spool:
             recording.pending.append(
                 Cut(
                     recording.session, recording.n, data, used, t0, recording.t1, marks.events,
-                    marks.replaced, marks.gaps,
+                    marks.replaced, marks.gaps[:MAX_GAPS],
                 )
             )  # fmt: skip
             recording.n += 1
@@ -521,66 +507,16 @@ def _read_lines(fd: int, offset: int, size: int) -> bytes:
         data += os.pread(fd, size - len(data), offset + len(data))
 
 
-@dataclass(frozen=True)
-class _Marks:
-    """What the lines of a cut say besides what was shown; times in seconds, None without events."""
-
-    t0: Optional[float]
-    t1: Optional[float]
-    events: int
-    replaced: int
-    gaps: Tuple[Gap, ...]
-
-
-def _note_marks(recording: Recording, plain: bytes) -> _Marks:
-    """Take exit status, gaps and what the relay lacks over, and count."""
-    first = last = b""
-    gaps: List[Gap] = []
-    events = replaced = 0
-    end = -1
-    while end < len(plain):
-        start, end = end + 1, plain.find(b"\n", end + 1)  # split() takes ten times as long
-        end = len(plain) if end < 0 else end
-        match = _EVENT.match(plain, start, end)
-        if match is None:
-            continue
-        time, code = match.groups()
-        if code == b"b":
-            replaced += 1
-            continue
-        events += 1
-        first, last = first or time, time
-        if code == b"g":
-            found = _GAP.match(plain, start, end)
-            if found is not None:
-                stream, size, digest, lines, cause = (p.decode() for p in found.groups(b""))
-                count = int(lines) if lines else None
-                gaps.append(Gap(cause, stream, int(size), digest, count))
-                _add_gap(recording.gaps, gaps[-1])
-        elif code == b"x":
-            found = _EXIT.match(plain, start, end)
-            if found is not None:
-                recording.exit_status = int(found.group(1))
-        elif code == b"m":
-            found = _UNFILTERED.match(plain, start, end)
-            if found is not None:
-                recording.unfiltered = found.group(1).decode()
-    return _Marks(
-        float(first) if first else None, float(last) if last else None, events, replaced,
-        tuple(gaps[:MAX_GAPS]),
-    )  # fmt: skip
-
-
-def _add_gap(gaps: List[Gap], gap: Gap) -> None:
-    if len(gaps) < MAX_GAPS:
-        gaps.append(gap)
-        return
-    for at, other in enumerate(gaps):
-        if (other.cause, other.stream) == (gap.cause, gap.stream):
-            lines = None if gap.lines is None else gap.lines + (other.lines or 0)
-            gaps[at] = Gap(gap.cause, gap.stream, other.bytes + gap.bytes, "", lines)
-            return
-    gaps.append(gap)
+def _note_marks(recording: Recording, plain: bytes) -> Marks:
+    """Read the marks of the next lines, and keep what counts for all of the recording."""
+    marks = read_marks(plain)
+    for gap in marks.gaps:
+        add_gap(recording.gaps, gap)
+    if marks.exit_status is not None:
+        recording.exit_status = marks.exit_status
+    if marks.unfiltered is not None:
+        recording.unfiltered = marks.unfiltered
+    return marks
 
 
 def _set_append_only(fd: int, wanted: bool) -> bool:

@@ -23,6 +23,7 @@ from recuse.archive import open_archive
 from recuse.audit import AuditFault, Report, Trusted, verify, verify_all
 from recuse.consistency import event_differences
 from recuse.ledger import Ledger
+from recuse.marks import MAX_GAPS, add_gap, read_marks
 from recuse.pauserecords import pause_entry, resume_entry
 from recuse.policy import Decision
 from some_entries import some_facts
@@ -98,13 +99,17 @@ class World:
             data = gzip.compress(plain, mtime=0)
         blob = hashlib.sha256(data).hexdigest()
         (self.path / "blobs" / blob).write_bytes(data)
-        made = rec.Segment(name, n, blob, len(data), len(plain), n * 1.0, n + 1.0, 3)
+        marks = read_marks(plain)
+        made = rec.Segment(
+            name, n, blob, len(data), len(plain), marks.t0 or 0.0, marks.t1 or 0.0, marks.events,
+            marks.replaced, marks.gaps[:MAX_GAPS],
+        )  # fmt: skip
         return self.enter(at(rec.segment_entry, replace(made, **changes)))
 
     def close(self, name: str, plain: bytes, segments: int, **changes: Any) -> World:
         fields: Dict[str, Any] = {
             "verdict": "record", "outcome": "recorded", "ended_ns": self.time_ns,
-            "exit_status": 0, "size": len(plain), "segments": segments,
+            "exit_status": read_marks(plain).exit_status, "size": len(plain), "segments": segments,
             "digest": hashlib.sha256(plain).hexdigest(), "decision": RECORD, **changes,
         }  # fmt: skip
         return self.enter(at(rec.close_entry, session(name), **fields))
@@ -112,9 +117,7 @@ class World:
     def whole_story(self) -> World:
         """One login with a recorded, an exempt and a refused session; one with nothing in it."""
         second = replace(LOGIN, id="l-2", user="bob")
-        self.enter(
-            start(), POLICY, at(rec.login_entry, LOGIN, RECORD)
-        )
+        self.enter(start(), POLICY, at(rec.login_entry, LOGIN, RECORD))
         self.enter(at(rec.open_entry, SESSION, RECORD))
         self.segment("s-1", 0, b"first\n").segment("s-1", 1, b"second\n")
         self.enter(at(rec.exempt_entry, session("s-2"), EXEMPT))
@@ -810,9 +813,7 @@ GROUNDS = tuple(vars(rec.Grounds())) + ("verdict",)
 
 
 @pytest.mark.parametrize("name", LOGIN_FIELDS + SESSION_FIELDS + GROUNDS)
-def test_an_end_that_says_otherwise_than_the_beginning_is_named(
-    tmp_path: Path, name: str
-) -> None:
+def test_an_end_that_says_otherwise_than_the_beginning_is_named(tmp_path: Path, name: str) -> None:
     event = json.loads(BEGUN(HOST, 0, NOW))["unmapped"]["recuse"]
     was = event.get(name)
     other = {int: 99, bool: False, type(None): "x"}.get(type(was), f"{was}x")
@@ -1078,6 +1079,146 @@ def test_gaps_of_a_recording_that_its_entry_hides_are_named(world: World) -> Non
     plain = b'[0.5,"g","stream=o bytes=9 sha256= cause=limit"]\n'
     recorded(world).segment("s-1", 0, plain).close("s-1", plain, 1)
     assert only(world.verify()).code == "gap-unstated"
+
+
+def gap_line(number: int, cause: str = "limit") -> bytes:
+    counted = "lines=2" if cause in ("pause", "exempt") else f"sha256={number:064x}"
+    return b'[%d.5,"g","stream=o bytes=%d %s cause=%s"]\n' % (
+        number, number, counted.encode(), cause.encode(),
+    )  # fmt: skip
+
+
+SAID = b'{"version":2}\n[0.25,"o","a\xef\xbf\xbd"]\n[0.25,"b","Yf8="]\n'
+GAPPED = SAID + gap_line(1) + gap_line(2, "fault") + b'[7.125,"x","3"]\n'
+OTHER_GAP = rec.Gap("limit", "o", 1, "f" * 64)
+
+
+def gaps_in(plain: bytes) -> Tuple[rec.Gap, ...]:
+    found: List[rec.Gap] = []
+    for gap in read_marks(plain).gaps:
+        add_gap(found, gap)
+    return tuple(found)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"events": 3}, {"replaced": 0}, {"t0": 0.5}, {"t1": 7.0},
+        {"gaps": gaps_in(GAPPED)[:1]}, {"gaps": (*gaps_in(GAPPED), OTHER_GAP)},
+        {"gaps": (OTHER_GAP, *gaps_in(GAPPED)[1:])}, {"gaps": gaps_in(GAPPED)[::-1]},
+    ],
+    ids=["events", "replaced", "t0", "t1", "a gap less", "a gap more", "another gap", "order"],
+)  # fmt: skip
+def test_a_segment_that_says_something_else_than_its_lines_is_named(
+    world: World, changes: Dict[str, Any]
+) -> None:
+    recorded(world).segment("s-1", 0, GAPPED, **changes)
+    world.close("s-1", GAPPED, 1, outcome="partial", gaps=gaps_in(GAPPED))
+    fault = only(world.verify())
+    assert (fault.code, fault.object) == ("recording-differs", "entry 3 (segment of s-1)")
+
+
+def test_a_segment_without_events_has_no_times(world: World) -> None:
+    recorded(world).segment("s-1", 0, SAID).segment("s-1", 1, b"{}\n", t0=0.25, t1=0.25)
+    assert world.close("s-1", SAID + b"{}\n", 2).verify().ok
+
+
+@pytest.mark.parametrize("blobs", ["require", "skip"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gaps": gaps_in(GAPPED)[:1]}, {"gaps": (OTHER_GAP, *gaps_in(GAPPED)[1:])},
+        {"gaps": (*gaps_in(GAPPED), OTHER_GAP)}, {"gaps": gaps_in(GAPPED)[::-1]},
+        {"gaps": (*gaps_in(GAPPED), rec.Gap("fault", "o", 0, "", 1))},
+    ],
+    ids=["a gap less", "another gap", "a gap more", "order", "lines of nothing"],
+)  # fmt: skip
+def test_a_close_whose_gaps_are_not_those_of_the_recording_is_named(
+    world: World, changes: Dict[str, Any], blobs: str
+) -> None:
+    """The entries of segments say which they are, where content is not looked at."""
+    recorded(world).segment("s-1", 0, GAPPED)
+    world.close("s-1", GAPPED, 1, outcome="partial", **changes)
+    fault = only(world.verify(blobs=blobs))
+    assert (fault.code, fault.object) == ("recording-differs", "entry 4 (close of s-1)")
+
+
+def test_an_exit_that_is_not_in_the_recording_is_named(world: World) -> None:
+    plain = SAID + b'[7.125,"x","3"]\n'
+    recorded(world).segment("s-1", 0, plain).close("s-1", plain, 1, exit_status=0)
+    fault = only(world.verify())
+    assert (fault.code, fault.object) == ("recording-differs", "entry 4 (close of s-1)")
+    assert fault.message == "its exit status is 0, that of the recording 3"
+
+
+def test_gaps_beyond_those_of_the_recording_are_what_it_cannot_say(world: World) -> None:
+    extra = (rec.Gap("fault", "o", 0, ""), rec.Gap("limit", "o", 0, ""))
+    recorded(world).segment("s-1", 0, GAPPED)
+    world.close("s-1", GAPPED, 1, outcome="partial", gaps=(*gaps_in(GAPPED), *extra))
+    assert world.verify().ok
+
+
+@pytest.mark.parametrize("blobs", ["require", "skip"])
+@pytest.mark.parametrize("each", [60, 100, 130])
+def test_gaps_that_were_joined_or_cut_are_in_order(world: World, each: int, blobs: str) -> None:
+    """No more than 100 are listed, and an entry that is too long has fewer yet."""
+    recorded(world)
+    plains = [b"".join(map(gap_line, range(n * each + 1, (n + 1) * each + 1))) for n in range(3)]
+    for n, plain in enumerate(plains):
+        world.segment("s-1", n, plain)
+    whole = b"".join(plains)
+    assert len(gaps_in(whole)) == MAX_GAPS and gaps_in(whole)[0].bytes > 1
+    world.close("s-1", whole, 3, outcome="partial", gaps=gaps_in(whole))
+    report = world.verify(blobs=blobs)
+    assert report.ok, report.lines()
+
+
+def test_a_cut_close_still_says_what_it_says_of_the_recording(world: World) -> None:
+    plain = b"".join(map(gap_line, range(1, 101)))
+    wrong = (OTHER_GAP, *gaps_in(plain)[1:])
+    recorded(world).segment("s-1", 0, plain)
+    world.close("s-1", plain, 1, outcome="partial", gaps=wrong)
+    assert only(world.verify()).code == "recording-differs"
+
+
+def test_a_close_is_not_cut_down_to_few_gaps(world: World) -> None:
+    plain = b"".join(map(gap_line, range(1, 10)))
+    recorded(world).segment("s-1", 0, plain)
+    close = at(
+        rec.close_entry, SESSION, "record", "partial", world.time_ns, None, len(plain), 1,
+        hashlib.sha256(plain).hexdigest(), gaps_in(plain)[:2], decision=RECORD,
+    )  # fmt: skip
+    assert only(world.enter(changed(close, cut=True)).verify()).code == "recording-differs"
+
+
+@pytest.mark.parametrize("blobs", ["require", "skip"])
+@pytest.mark.parametrize(
+    "gaps",
+    [
+        "x", 1, {"cause": "limit"}, [1], [[]], [{}], [{"cause": []}],
+        [{"cause": "limit", "bytes": 1}],
+        [{"cause": "limit", "stream": {}, "bytes": 1, "sha256": ""}],
+        [{"cause": "limit", "stream": "o", "bytes": True, "sha256": ""}],
+        [{"cause": "limit", "stream": "o", "bytes": 1, "sha256": "", "lines": "1"}],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_gaps_that_are_none_are_named(world: World, gaps: Any, blobs: str) -> None:
+    recorded(world).segment("s-1", 0, SAID)
+    close = at(
+        rec.close_entry, SESSION, "record", "partial", world.time_ns, None, len(SAID), 1,
+        hashlib.sha256(SAID).hexdigest(), decision=RECORD,
+    )  # fmt: skip
+    assert only(world.enter(changed(close, gaps=gaps)).verify(blobs=blobs)).code == (
+        "recording-differs"
+    )
+
+
+def test_lines_that_never_close_are_read_in_one_pass(world: World) -> None:
+    """To look from each of them to the end of all would take days."""
+    plain = b"[\n" * (1 << 20)
+    exempted(world).segment("s-1", 0, plain)
+    assert codes(world.verify()) == ["exempt-content"]
 
 
 def test_a_session_that_began_as_nobodys_and_a_logout_of_no_number_are_named(world: World) -> None:

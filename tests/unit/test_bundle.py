@@ -43,7 +43,7 @@ LOGIN = records.Login(
     "l-1", "alice", 1000, 1000, 7, "sshd", records.Source("192.0.2.7:40112"), "ssh", None, 42,
     NOW_NS,
 )  # fmt: skip
-PARTS = (b'{"version":2,"width":80,"height":24}\n[0.1,"o","hello"]\n', b'[0.2,"o","bye"]\n')
+PARTS = (b'{"version":2,"width":80,"height":24}\n[0.1,"o","hello"]\n', b'[0.2,"x","0"]\n')
 
 
 def session(name: str) -> records.Session:
@@ -75,11 +75,11 @@ def root(tmp_path: Path) -> Iterator[Path]:
     add(records.policy_entry, "d" * 64, {}, 3)
     add(records.login_entry, LOGIN, RECORD)
     add(records.open_entry, session(RECORDED), RECORD)
-    for n, part in enumerate(PARTS):
+    for n, (at, part) in enumerate(zip((0.1, 0.2), PARTS)):
         [(blob, size)] = spool.seal(
-            [Cut(RECORDED, n, gzip.compress(part), len(part), n / 10, n / 10 + 0.1, 1, 0, ())]
+            [Cut(RECORDED, n, gzip.compress(part), len(part), at, at, 1, 0, ())]
         )
-        made = records.Segment(RECORDED, n, blob, size, len(part), n / 10, n / 10 + 0.1, 1)
+        made = records.Segment(RECORDED, n, blob, size, len(part), at, at, 1)
         add(records.segment_entry, made)
     whole = b"".join(PARTS)
     digest = hashlib.sha256(whole).hexdigest()

@@ -30,6 +30,7 @@ from recuse.cli import main
 from recuse.console import parse_moment
 from recuse.errors import CryptoError, NotFound
 from recuse.ledger import Ledger
+from recuse.marks import read_marks
 from recuse.policy import Decision, Facts
 from recuse.spool import Spool
 from some_entries import some_facts
@@ -107,13 +108,16 @@ class Made:
         )
         return records.Session(**{**given, **more})
 
-    def segment(self, session: str, n: int, plain: bytes, t0: float, t1: float) -> None:
+    def segment(self, session: str, n: int, plain: bytes) -> None:
         from recuse.spool import Cut
 
+        marks = read_marks(plain)
+        assert marks.t0 is not None and marks.t1 is not None and not marks.gaps
+        told = (len(plain), marks.t0, marks.t1, marks.events, marks.replaced)
         [(blob, size)] = self.spool.seal(
-            [Cut(session, n, gzip.compress(plain, mtime=0), len(plain), t0, t1, 2, 0, ())]
+            [Cut(session, n, gzip.compress(plain, mtime=0), *told, ())]
         )
-        made = records.Segment(session, n, blob, size, len(plain), t0, t1, 2)
+        made = records.Segment(session, n, blob, size, *told)
         self.enter(records.segment_entry, 30, made)
 
 
@@ -157,7 +161,7 @@ def made(tmp_path: Path) -> Iterator[Made]:
     first = one.session(RECORDED, ann, 1)
     one.enter(records.open_entry, 1, first, record)
     for n, part in enumerate(PARTS):
-        one.segment(RECORDED, n, part, n / 10, n / 10 + 0.05)
+        one.segment(RECORDED, n, part)
     import hashlib
 
     whole = b"".join(PARTS)

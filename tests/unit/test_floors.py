@@ -41,6 +41,7 @@ FLOORS: Dict[int, Set[str]] = {
         "bundle",
         "pauserecords",
         "cast",
+        "marks",
         "httpsig",
         "sshsig",
         "audit",

@@ -1,0 +1,96 @@
+"""What the lines of a recording say besides what was shown. Pure.
+
+The spool enters it with each segment and with the close; verification reads it again.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import List, Optional, Tuple
+
+from .records import GAP_CAUSES, Gap
+
+MAX_GAPS = 100  # listed in one close entry; more are joined by stream and cause
+
+# Each is held against the beginning of a line: to look for lines of a kind in all of a flood costs
+# more than to compress it.
+_EVENT = re.compile(rb'\[\s*([0-9]+(?:\.[0-9]+)?)\s*,\s*"(.)"')
+_EXIT = re.compile(rb'\[[^,]*,\s*"x"\s*,\s*"(-?[0-9]{1,5})"\s*\]\Z')
+_GAP = re.compile(
+    rb'\[[^,]*,\s*"g"\s*,\s*"stream=([oie]) bytes=([0-9]{1,19})'
+    rb"(?: sha256=([0-9a-f]{64}))?(?: lines=([0-9]{1,19}))?"
+    rb' cause=(%b)"\s*\]\Z' % "|".join(GAP_CAUSES).encode()
+)
+_UNFILTERED = re.compile(
+    rb'\[[^,]*,\s*"m"\s*,\s*"recuse recorder unfiltered: ([^"\\]{1,99})"\s*\]\Z'
+)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What the lines of one segment say; times in seconds, None without events."""
+
+    t0: Optional[float]
+    t1: Optional[float]
+    events: int
+    replaced: int  # events whose exact bytes are in a line of their own
+    gaps: Tuple[Gap, ...]
+    exit_status: Optional[int]
+    unfiltered: Optional[str]  # why its relay has no filter of system calls
+
+
+def read_marks(plain: bytes) -> Marks:
+    """Read whole lines, however many, in one pass."""
+    first = last = b""
+    gaps: List[Gap] = []
+    exit_status: Optional[int] = None
+    unfiltered: Optional[str] = None
+    events = replaced = 0
+    end = -1
+    while end < len(plain):
+        start, end = end + 1, plain.find(b"\n", end + 1)  # split() takes ten times as long
+        end = len(plain) if end < 0 else end
+        match = _EVENT.match(plain, start, end)
+        if match is None:
+            end = plain.find(b"\n[", end)
+            if end < 0:
+                break
+            continue
+        time, code = match.groups()
+        if code == b"b":
+            replaced += 1
+            continue
+        events += 1
+        first, last = first or time, time
+        if code == b"g":
+            found = _GAP.match(plain, start, end)
+            if found is not None:
+                stream, size, digest, lines, cause = (p.decode() for p in found.groups(b""))
+                count = int(lines) if lines else None
+                gaps.append(Gap(cause, stream, int(size), digest, count))
+        elif code == b"x":
+            found = _EXIT.match(plain, start, end)
+            if found is not None:
+                exit_status = int(found.group(1))
+        elif code == b"m":
+            found = _UNFILTERED.match(plain, start, end)
+            if found is not None:
+                unfiltered = found.group(1).decode()
+    return Marks(
+        float(first) if first else None, float(last) if last else None, events, replaced,
+        tuple(gaps), exit_status, unfiltered,
+    )  # fmt: skip
+
+
+def add_gap(gaps: List[Gap], gap: Gap) -> None:
+    """Add one to those of a recording; what is beyond MAX_GAPS is joined."""
+    if len(gaps) < MAX_GAPS:
+        gaps.append(gap)
+        return
+    for at, other in enumerate(gaps):
+        if (other.cause, other.stream) == (gap.cause, gap.stream):
+            lines = None if gap.lines is None else gap.lines + (other.lines or 0)
+            gaps[at] = Gap(gap.cause, gap.stream, other.bytes + gap.bytes, "", lines)
+            return
+    gaps.append(gap)
