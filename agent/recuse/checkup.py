@@ -57,10 +57,13 @@ LIB_DIRS = (
     "/lib",
     "/usr/lib",
 )
-# The module of SELinux, one context that no policy knows without it, and what it has most to be
-# right about: what sshd runs and what it connects to.
+# The module of SELinux, one context that no policy knows without it (with a level, and as where a
+# policy has no levels), and what it has most to be right about: what sshd runs and connects to.
 SELINUX_MODULE = "/usr/share/selinux/packages/recuse.cil"
-SELINUX_CONTEXT = "system_u:object_r:recuse_runtime_t:s0"
+SELINUX_CONTEXTS = (
+    "system_u:object_r:recuse_runtime_t:s0",
+    "system_u:object_r:recuse_runtime_t",
+)
 SELINUX_TYPES = {
     SHELL: "shell_exec_t",
     "/usr/lib/recuse/recuse-agent": "recuse_agent_exec_t",
@@ -580,7 +583,7 @@ def _check_selinux(machine: Machine) -> list[Check]:
     if enforce is None:
         return []
     in_force = enforce.strip() == b"1"
-    module = _knows_context(machine, SELINUX_CONTEXT)
+    module = any(_knows_context(machine, context) for context in SELINUX_CONTEXTS)
     wrong = [
         "%s is %s, not %s" % (path, found, kind)
         for path, kind in SELINUX_TYPES.items()

@@ -315,6 +315,7 @@ def test_doctor_finds_recorders_without_a_filter(host: FakeHost) -> None:
     assert found.state == "warn" and found.words.endswith("process 12")
 
 
+@pytest.mark.parametrize("level", [":s0", ""], ids=["levels", "no-levels"])
 @pytest.mark.parametrize("enforce", ["0", "1"])
 @pytest.mark.parametrize(
     ("loaded", "label", "words"),
@@ -328,14 +329,17 @@ def test_doctor_looks_at_the_module_and_the_labels_of_selinux(
     host: FakeHost,
     monkeypatch: pytest.MonkeyPatch,
     enforce: str,
+    level: str,
     loaded: bool,
     label: str,
     words: str,
 ) -> None:
+    """As a policy knows contexts: with a level where it has them, else without."""
     assert not [c for c in checkup.look(host.machine()) if c.name == "selinux"]  # has none
     host.write("sys/fs/selinux/enforce", enforce)
     right = dict(checkup.SELINUX_TYPES)
-    monkeypatch.setattr(checkup, "_knows_context", lambda machine, context: loaded)
+    known = [f"system_u:object_r:recuse_runtime_t{level}"] if loaded else []
+    monkeypatch.setattr(checkup, "_knows_context", lambda machine, context: context in known)
     monkeypatch.setattr(
         checkup, "_type_of", lambda machine, path: label if path == checkup.SHELL else right[path]
     )
