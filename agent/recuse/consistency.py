@@ -266,14 +266,9 @@ def _tell(entry: Entry) -> _Told:
 
 def _process(data: Mapping[str, Any]) -> Json:
     """Read what was run, which stands where OCSF has it."""
-    actor = data.get("actor")
-    process = actor.get("process") if isinstance(actor, dict) else None
-    if not isinstance(process, dict):
-        return {}
-    file = process.get("file")
     found = {
-        "command": process.get("cmd_line"),
-        "program": file.get("path") if isinstance(file, dict) else None,
+        "command": _at(data, ("actor", "process", "cmd_line")),
+        "program": _at(data, ("actor", "process", "file", "path")),
     }
     return {name: value for name, value in found.items() if value is not None}
 

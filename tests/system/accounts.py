@@ -96,6 +96,17 @@ def watching(host: Host, sessions: int = 1, logins: int = 1) -> Iterator[Seen]:
     assert all(row["outcome"] and row["ended"] for row in seen.sessions), seen.sessions
 
 
+@contextmanager
+def agent_stopped(host: Host) -> Iterator[None]:
+    """Have no agent, nor anything that starts one, until the block ends."""
+    units = ("recuse-agent.socket", "recuse-control.socket", "recuse-agent.service")
+    host.run("systemctl", "stop", *units, check=True)
+    try:
+        yield
+    finally:
+        host.run("systemctl", "start", *units, check=True)
+
+
 def export(host: Host, session: str, form: str = "text") -> str:
     """Return a recording in one of the formats of `recuse export`."""
     return host.run("recuse", "export", "--format", form, session, check=True).stdout

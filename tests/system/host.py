@@ -110,6 +110,9 @@ def find_debs() -> list[Path]:
 class Host:
     """One booted host. Use as a context manager, or call start() and close()."""
 
+    #: How long a login by ssh() may take, if the caller does not say.
+    ssh_seconds = 60.0
+
     def __init__(self, *, packages: bool = True) -> None:
         self.name = f"recuse-{os.getpid()}-{next(_numbers)}"
         self.packages = packages
@@ -414,7 +417,7 @@ class Host:
         input: bytes = b"",
         options: Sequence[str] = (),
         source: str = CLIENT,
-        timeout_seconds: float = 60,
+        timeout_seconds: float | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
         """Log in with ssh, with no terminal on our side, and wait for its end."""
         return subprocess.run(
@@ -422,7 +425,7 @@ class Host:
             check=False,
             input=input,
             capture_output=True,
-            timeout=timeout_seconds,
+            timeout=self.ssh_seconds if timeout_seconds is None else timeout_seconds,
         )
 
     def login(

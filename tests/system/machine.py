@@ -27,12 +27,11 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from host import (
     ADDRESS,
-    CLIENT,
     CLIENTS,
     Host,
     HostError,
@@ -99,6 +98,8 @@ cp /etc/selinux/default/policy/policy.* /root/policy-without-recuse
 
 class Machine(Host):
     """One booted machine; the arguments are the kernel's, besides those that it needs anyhow."""
+
+    ssh_seconds = 90.0
 
     def __init__(self, *arguments: str, packages: bool = True) -> None:
         super().__init__(packages=packages)
@@ -290,26 +291,6 @@ class Machine(Host):
             )
 
     # -- clients ------------------------------------------------------------------
-
-    def ssh(
-        self,
-        user: str,
-        *command: str,
-        tty: bool = False,
-        input: bytes = b"",
-        options: Sequence[str] = (),
-        source: str = CLIENT,
-        timeout_seconds: float = 90,
-    ) -> subprocess.CompletedProcess[bytes]:
-        return super().ssh(
-            user,
-            *command,
-            tty=tty,
-            input=input,
-            options=options,
-            source=source,
-            timeout_seconds=timeout_seconds,
-        )
 
     @contextlib.contextmanager
     def shells(self, *users: str) -> Iterator[list[Terminal]]:

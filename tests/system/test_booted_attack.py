@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from typing import Tuple
 
 import pytest
-from accounts import Row, enable, event, export, rows, verify, watching
+from accounts import Row, agent_stopped, enable, event, export, rows, verify, watching
 from host import Host
 
 SHELL = "/usr/lib/recuse/recuse-shell"
-UNITS = "recuse-agent.socket recuse-control.socket recuse-agent.service"
 
 ORPHANS = r"""
 import json, os, socket
@@ -57,9 +56,8 @@ def run_as(host: Host, user: str, command: str) -> Tuple[int, str]:
 
 @pytest.fixture
 def agentless(host: Host) -> Iterator[None]:
-    host.run(f"systemctl stop {UNITS}", check=True)
-    yield
-    host.run(f"systemctl start {UNITS}", check=True)
+    with agent_stopped(host):
+        yield
 
 
 def live(host: Host, user: str) -> Row:
@@ -121,12 +119,11 @@ def test_second_agent_leaves_the_first_alone(host: Host) -> None:
 
 
 def test_hostile_orphans_stop_nothing(host: Host) -> None:
-    host.run(f"systemctl stop {UNITS}", check=True)
-    before = host.run("stat", "-c", "%U %a %i", "/etc/shadow").stdout
-    who = ("setpriv", "--reuid=recuse", "--regid=recuse", "--clear-groups")
-    host.run(*who, *script("orphans").split(), check=True)
-    cursor = host.cursor()
-    host.run(f"systemctl start {UNITS}", check=True)
+    with agent_stopped(host):
+        before = host.run("stat", "-c", "%U %a %i", "/etc/shadow").stdout
+        who = ("setpriv", "--reuid=recuse", "--regid=recuse", "--clear-groups")
+        host.run(*who, *script("orphans").split(), check=True)
+        cursor = host.cursor()
     host.wait_journal(event("spool-fault"), count=7, after=cursor)
     host.run("recuse", "doctor", "--coverage", "--settle", "0")  # waits until all are seen to
     with watching(host):
@@ -143,8 +140,8 @@ def test_state_removed_by_root_does_not_lose_the_session(host: Host) -> None:
         terminal.expect(r"\$ $")
         terminal.run("echo kept-without-state")
         session = str(live(host, "alice")["session"])
-        host.run(f"systemctl stop {UNITS}; rm /var/lib/recuse/sessions/*", check=True)
-        host.run(f"systemctl start {UNITS}", check=True)
+        with agent_stopped(host):
+            host.run("rm /var/lib/recuse/sessions/*", check=True)
         terminal.line("exit 0")
         terminal.wait()
     host.wait_journal(event("closed"), RECUSE_SESSION=session)
@@ -155,15 +152,15 @@ def test_user_who_would_fill_the_spool_gets_a_signed_gap_and_keeps_nobody_out() 
     """A small file system for /var/spool/recuse: of what is free nobody gets more than half."""
     with Host() as host:
         enable(host)
-        host.run(f"systemctl stop {UNITS}", check=True)
-        host.write("/etc/recuse/recuse.toml", '[spool]\nmin_free = "2 MiB"\nreserve = "1 MiB"\n')
-        host.run(
-            "rm -f /var/spool/recuse/reserve; cp -a /var/spool/recuse /root/spool;"
-            "mount -t tmpfs -o size=8m none /var/spool/recuse;"
-            "cp -a /root/spool/. /var/spool/recuse/", check=True,
-        )  # fmt: skip
-        cursor = host.cursor()
-        host.run(f"systemctl start {UNITS}", check=True)
+        limits = '[spool]\nmin_free = "2 MiB"\nreserve = "1 MiB"\n'
+        with agent_stopped(host):
+            host.write("/etc/recuse/recuse.toml", limits)
+            host.run(
+                "rm -f /var/spool/recuse/reserve; cp -a /var/spool/recuse /root/spool;"
+                "mount -t tmpfs -o size=8m none /var/spool/recuse;"
+                "cp -a /root/spool/. /var/spool/recuse/", check=True,
+            )  # fmt: skip
+            cursor = host.cursor()
         with watching(host) as seen:
             filling = host.ssh("bob", "head -c 12M /dev/zero | base64; echo at-the-end", tty=True)
         assert filling.returncode == 0 and b"at-the-end" in filling.stdout

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Callable, Dict
 
 import pytest
-from accounts import RULES, enable, event, watching
+from accounts import RULES, agent_stopped, enable, event, watching
 from host import CLIENT, CLIENTS, TOP, Host
 from test_booted_coverage import bypass
 
@@ -235,11 +235,9 @@ def _(host: Host) -> "tuple[Dict[str, str], str, str]":
 
 @situation("9. What was recorded without the agent?")
 def _(host: Host) -> "tuple[Dict[str, str], str, str]":
-    units = ("recuse-agent.socket", "recuse-control.socket", "recuse-agent.service")
     cursor = host.cursor()
-    host.run("systemctl", "stop", *units, check=True)
-    host.ssh("carol", "true")
-    host.run("systemctl", "start", *units, check=True)
+    with agent_stopped(host):
+        host.ssh("carol", "true")
     host.wait_journal(event("adopted"), after=cursor)
     return {}, "of carol, begun without the agent, is adopted", "alice"
 
@@ -350,13 +348,11 @@ def _(host: Host) -> "tuple[Dict[str, str], str, str]":
 @situation("21. Was the ledger damaged or set back?")
 def _(host: Host) -> "tuple[Dict[str, str], str, str]":
     cursor = host.cursor()
-    units = ("recuse-agent.socket", "recuse-control.socket", "recuse-agent.service")
-    host.run("systemctl", "stop", *units, check=True)
-    bundle = host.path("/var/lib/recuse/ledger/tile/entries/000.part")
-    data = bytearray(bundle.read_bytes())
-    data[100] ^= 1
-    bundle.write_bytes(bytes(data))
-    host.run("systemctl", "start", *units, check=True)
+    with agent_stopped(host):
+        bundle = host.path("/var/lib/recuse/ledger/tile/entries/000.part")
+        data = bytearray(bundle.read_bytes())
+        data[100] ^= 1
+        bundle.write_bytes(bytes(data))
     host.wait_journal(event("started"), after=cursor)
     return {}, r"the ledger was damaged, local/recuse/host/\S+/2 begins", "alice"
 

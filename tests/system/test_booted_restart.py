@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from accounts import enable, event, export, rows, verify, watching
+from accounts import agent_stopped, enable, event, export, rows, verify, watching
 from host import Host, Terminal
 
 UNIT = "recuse-agent.service"
@@ -53,13 +53,10 @@ def test_agent_killed_and_restarted_under_twenty_sessions(host: Host) -> None:
 
 
 def test_login_while_the_agent_is_down_is_recorded_and_adopted(host: Host) -> None:
-    host.run("systemctl", "stop", "recuse-agent.socket", "recuse-control.socket", UNIT, check=True)
-    cursor = host.cursor()
-    try:
+    with agent_stopped(host):
+        cursor = host.cursor()
         result = host.ssh("alice", "echo without-agent; exit 4")
         assert (result.returncode, result.stdout) == (4, b"without-agent\n")
-    finally:
-        host.run("systemctl", "start", "recuse-agent.socket", "recuse-control.socket", UNIT)
     adopted = host.wait_journal(event("adopted"), after=cursor)[0]
     host.wait_journal(event("closed"), RECUSE_SESSION=adopted["RECUSE_SESSION"], after=cursor)
     row = next(row for row in rows(host) if row["session"] == adopted["RECUSE_SESSION"])

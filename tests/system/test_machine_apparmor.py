@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from accounts import enable, event, export, rows, verify, watching
+from accounts import agent_stopped, enable, event, export, rows, verify, watching
 from machine import Machine
 
 PROFILES = "/etc/apparmor.d/usr.lib.recuse.*"
@@ -75,13 +75,11 @@ def test_sessions(machine: Machine, mode: str, tmp_path: Path) -> None:
 
 def test_without_the_agent(machine: Machine, mode: str) -> None:
     before = {row["session"] for row in rows(machine)}
-    units = "recuse-agent.socket recuse-control.socket recuse-agent.service"
-    machine.run(f"systemctl stop {units}", check=True)
-    for tty in (True, False):
-        assert b"without-agent" in machine.ssh("alice", "echo without-agent", tty=tty).stdout
-    assert len(machine.run("ls /var/spool/recuse/orphan").stdout.split()) == 2
-    cursor = machine.cursor()
-    machine.run(f"systemctl start {units}", check=True)
+    with agent_stopped(machine):
+        for tty in (True, False):
+            assert b"without-agent" in machine.ssh("alice", "echo without-agent", tty=tty).stdout
+        assert len(machine.run("ls /var/spool/recuse/orphan").stdout.split()) == 2
+        cursor = machine.cursor()
     machine.wait_journal(event("closed"), count=2, after=cursor, timeout_seconds=90)
     found = [row for row in rows(machine) if row["session"] not in before]
     assert [row["outcome"] for row in found] == ["recorded"] * 2

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from accounts import Row, enable, event, export, rows, verify, watching
+from accounts import Row, agent_stopped, enable, event, export, rows, verify, watching
 from machine import CONFINED, Machine
 
 USERS = ("alice", *CONFINED)
@@ -103,14 +103,12 @@ def test_a_login_at_the_console(machine: Machine) -> None:
 
 def test_without_the_agent_everyone_is_recorded_locally(machine: Machine) -> None:
     before = {row["session"] for row in rows(machine)}
-    units = "recuse-agent.socket recuse-control.socket recuse-agent.service"
-    machine.run(f"systemctl stop {units}", check=True)
-    for user in USERS:
-        result = machine.ssh(user, f"echo orphan-of-{user}", tty=True)
-        assert result.stdout.endswith(f"orphan-of-{user}\r\n".encode()), result
-    assert len(machine.run("ls /var/spool/recuse/orphan").stdout.split()) == len(USERS)
-    cursor = machine.cursor()
-    machine.run(f"systemctl start {units}", check=True)
+    with agent_stopped(machine):
+        for user in USERS:
+            result = machine.ssh(user, f"echo orphan-of-{user}", tty=True)
+            assert result.stdout.endswith(f"orphan-of-{user}\r\n".encode()), result
+        assert len(machine.run("ls /var/spool/recuse/orphan").stdout.split()) == len(USERS)
+        cursor = machine.cursor()
     machine.wait_journal(event("closed"), count=len(USERS), after=cursor, timeout_seconds=90)
     found = [row for row in rows(machine) if row["session"] not in before]
     assert outcomes(found) == [(user, "recorded") for user in sorted(USERS)]
