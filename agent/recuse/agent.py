@@ -1145,7 +1145,6 @@ class Agent:
         while True:
             await asyncio.sleep(self.config.ledger.heartbeat_seconds)
             await self.upkeep.look_at_wiring()
-            await self.upkeep.enter_policy()
             try:
                 await self.book.enter(records.heartbeat_entry, len(self.sessions), urgent=False)
             except NotEntered:
@@ -1164,7 +1163,6 @@ class Agent:
         self.notifier.keep_now()
         self._tidy()
         await self.let_go()
-        await self.upkeep.enter_policy()
         try:
             await self.book.enter(records.stop_entry)
         except NotEntered:

@@ -917,7 +917,7 @@ class _Audit:
         if entry.kind == "policy":
             self._policies.named.add(digest or "")
         elif entry.kind in DECIDED and digest is not None and digest not in self._policies.named:
-            # One that could not be entered when it came into force is entered later.
+            # Where there was no room for it, an agent of before entered it later.
             told = f"by policy {digest:.16}, of which no entry says that it was in force"
             found = AuditFault(
                 "policy-unknown", _label(entry), told, entry.index, entry.get("session")

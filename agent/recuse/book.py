@@ -37,6 +37,7 @@ class _Waiting:
     options: dict  # type: ignore[type-arg]
     urgent: bool
     lazy: bool
+    owed: bool
     then: Callable[[int], None]
     entered: "asyncio.Future[int]" = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
@@ -59,6 +60,7 @@ class Book:
         self._kernel = kernel
         self._journal = journal
         self._waiting: List[_Waiting] = []
+        self._owed: List[_Waiting] = []
         self._halted = False
         self._timer: Optional[asyncio.TimerHandle] = None
         self._writing: Optional[asyncio.Handle] = None
@@ -70,19 +72,20 @@ class Book:
 
     async def enter(
         self, build: Builder, *arguments: Any, urgent: bool = True, lazy: bool = False,
-        then: Callable[[int], None] = lambda number: None, **options: Any,
+        owed: bool = False, then: Callable[[int], None] = lambda number: None, **options: Any,
     ) -> int:
         """Make an entry with one of the builders of records; durable on return. Gives its number.
 
-        A lazy one shares the write of the next that is not, if one comes soon. `then` hears the
-        number in the moment when the entry is durable, before all that is done about it here; what
-        it raises is journalled.
+        A lazy one shares the write of the next that is not, if one comes soon. One that is owed and
+        cannot be entered now goes before whatever is entered next, however late that is. `then`
+        hears the number in the moment when the entry is durable, before all that is done about it
+        here; what it raises is journalled.
 
         Raises: NotEntered
         """
         if self._halted:
             raise NotEntered("the agent stops")
-        waiting = _Waiting(build, arguments, options, urgent, lazy, then)
+        waiting = _Waiting(build, arguments, options, urgent, lazy, owed, then)
         self._waiting.append(waiting)
         self._write_soon(lazy)
         return await waiting.entered
@@ -99,19 +102,19 @@ class Book:
 
     def _write(self) -> None:
         self._writing = None
-        batch, self._waiting = self._waiting, []
+        batch, self._waiting, self._owed = [*self._owed, *self._waiting], [], []
         entries: List[bytes] = []
         written: List[_Waiting] = []
         first, now_ns = self.ledger.size, self._kernel.now_ns()
         for waiting in batch:
-            if waiting.entered.cancelled():
+            if waiting.entered.cancelled() and not waiting.owed:
                 continue
             try:
                 entry = waiting.build(
                     self.host, first + len(entries), now_ns, *waiting.arguments, **waiting.options
                 )
             except Exception as error:  # goes to whoever asked, and not to the others
-                waiting.entered.set_exception(error)
+                self._fail(waiting, error)
                 continue
             entries.append(entry)
             written.append(waiting)
@@ -130,20 +133,17 @@ class Book:
             entered, fault = self._append(entries, durable)
         except Exception as error:  # whoever waits must hear of it, come what may
             for waiting in written:
-                if not waiting.entered.done():
-                    waiting.entered.set_exception(NotEntered(f"ledger cannot be written: {error}"))
+                self._fail(waiting, NotEntered(f"ledger cannot be written: {error}"))
             raise
         for hear in self.on_entry:
             for entry in entries[:entered]:
                 hear(entry, now_ns)
         # Who waits for a start goes on first: the others do things that can wait as well.
         for number, waiting in sorted(enumerate(written), key=lambda one: one[1].lazy):
-            if waiting.entered.done():
-                continue
-            if number < entered:
+            if number >= entered:
+                self._fail(waiting, NotEntered(f"ledger cannot be written: {fault}"))
+            elif not waiting.entered.done():
                 waiting.entered.set_result(first + number)
-            else:
-                waiting.entered.set_exception(NotEntered(f"ledger cannot be written: {fault}"))
         if fault is None:
             self.faulty = None
         elif self.faulty is None:
@@ -152,6 +152,12 @@ class Book:
         if entered:
             urgent = any(waiting.urgent for waiting in written[:entered])
             self.checkpoint_within(URGENT_SECONDS if urgent else RELAXED_SECONDS)
+
+    def _fail(self, waiting: _Waiting, error: Exception) -> None:
+        if waiting.owed:
+            self._owed.append(waiting)
+        if not waiting.entered.done():
+            waiting.entered.set_exception(error)
 
     def _append(
         self, entries: List[bytes], durable: Callable[[int], None]

@@ -113,7 +113,7 @@ class Upkeep:
         self.approval = boot_approval(paths, policy, journal)
         self.disabled = False
         self._wiring: Optional[Wiring] = None  # as last entered
-        self._entered: Optional[str] = None  # digest of the policy that was last entered
+        self._named: Optional[str] = None  # digest of the policy that was last to be entered
         self._looking = asyncio.Lock()
         self.full = False
         self.faults: Dict[str, str] = {}  # of configuration and policy as they lie there
@@ -211,20 +211,21 @@ class Upkeep:
             self._journal.write("config-bad", fault=fault, proceeding="the usual notice")
 
     async def enter_policy(self) -> None:
-        """Enter which policy is in force, if that was not what was last entered."""
+        """Enter which policy is in force: before any decision by it, if it cannot be at once."""
         policy = self.policy
-        if policy.digest == self._entered:
+        if policy.digest == self._named:
             return
+        self._named = policy.digest
         files = {os.path.basename(name): digest for name, digest in policy.files}
-        try:
-            seq = await self._book.enter(
-                records.policy_entry, policy.digest, files, len(policy.rules)
-            )
-        except NotEntered:
-            return  # it is still not as entered at the next heartbeat
-        self._entered = policy.digest
         rules = len(policy.rules)
-        self._journal.write("policy-changed", policy=policy.digest, rules=rules, seq=seq)
+
+        def entered(seq: int) -> None:
+            self._journal.write("policy-changed", policy=policy.digest, rules=rules, seq=seq)
+
+        with contextlib.suppress(NotEntered):
+            await self._book.enter(
+                records.policy_entry, policy.digest, files, rules, owed=True, then=entered
+            )
 
     def set_fallback(self) -> None:
         """Keep the link that tells the host module what to do without us (wire.h)."""

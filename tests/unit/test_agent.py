@@ -50,7 +50,7 @@ from recuse.errors import LedgerError
 from recuse.front import Front
 from recuse.host import Account, Identity, Kernel, Left, Peer, Stat
 from recuse.journal import Journal
-from recuse.ledger import read_ledger
+from recuse.ledger import Ledger, read_ledger
 from recuse.orphan import BadOrphan, adopt_orphans, parse_orphan
 from recuse.receipts import Receipts
 from recuse.store import receipt_text
@@ -2817,30 +2817,28 @@ def test_each_change_of_how_logins_are_wired_is_entered_once(paths: Paths) -> No
     run(paths, scene)
 
 
-def test_policy_that_cannot_be_entered_is_entered_with_the_next_heartbeat(
+def test_policies_that_cannot_be_entered_are_before_what_they_decide(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scene(world: World) -> None:
-        async def no(*_: Any, **__: Any) -> int:
-            raise NotEntered("full")
+        def no(*_: Any) -> int:
+            raise LedgerError("no space is left")
 
-        (paths.policy_dir / "60-more.toml").write_text(
-            '[[rule]]\nname = "x"\neffect = "deny"\nusers = ["eve"]\n'
-        )
+        digests = []
         with monkeypatch.context() as patch:
-            patch.setattr(world.agent.book, "enter", no)
-            await world.control(verb="reload")
-        assert "policy" not in world.kinds()
-        upkeep = world.agent.upkeep
-        upkeep.config = dataclasses.replace(
-            upkeep.config, ledger=dataclasses.replace(upkeep.config.ledger, heartbeat_seconds=0)
-        )
-        beating = asyncio.ensure_future(world.agent.beat())
-        await world.until(lambda: world.kinds().count("heartbeat") >= 2)
-        beating.cancel()
-        await asyncio.gather(beating, return_exceptions=True)
-        assert world.kinds()[0] == "policy" and world.kinds().count("policy") == 1
-        assert world.last("policy").get("policy") == world.agent.policy.digest
+            patch.setattr(Ledger, "append", no)
+            for name in ("eve", "bob", "bob"):
+                (paths.policy_dir / "60-more.toml").write_text(
+                    f'[[rule]]\nname = "x"\neffect = "deny"\nusers = ["{name}"]\n'
+                )
+                await world.control(verb="reload")
+                digests.append(world.agent.policy.digest)
+        assert world.kinds() == []
+        await world.login("alice")
+        assert world.kinds() == ["policy", "policy", "login"]
+        told = [entry.get("policy") for entry in world.entries()[-3:]]
+        assert told == digests and digests[1] == digests[2]
+        assert world.event("policy-changed")["RECUSE_POLICY"] == digests[2]
 
     run(paths, scene)
 

@@ -127,6 +127,23 @@ def test_who_waits_hears_nothing_of_what_is_not_entered() -> None:
     play(scene)
 
 
+def test_what_is_owed_goes_before_whatever_is_entered_next() -> None:
+    async def scene(made: Book, ledger: PaperLedger) -> None:
+        heard: List[int] = []
+        ledger.full = True
+        for text in (b"one", b"two"):
+            with pytest.raises(NotEntered, match="no space is left"):
+                await made.enter(build, text, owed=True, then=heard.append)
+        with pytest.raises(NotEntered, match="no space is left"):
+            await made.enter(build, b"not owed")
+        ledger.full = False
+        assert await made.enter(build, b"three") == 2
+        assert await made.enter(build, b"four") == 3
+        assert (heard, ledger.writes) == ([0, 1], [[b"one", b"two", b"three"], [b"four"]])
+
+    play(scene)
+
+
 def test_fault_of_who_hears_is_told_and_the_entries_stay_counted() -> None:
     async def scene(made: Book, ledger: PaperLedger) -> None:
         heard: List[int] = []
