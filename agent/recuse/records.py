@@ -321,7 +321,8 @@ def parse_time(written: str) -> int:
 def split_endpoint(written: str) -> Tuple[str, Optional[int]]:
     """Split "192.0.2.7:40112" or "[2001:db8::1]:99" into address and port."""
     host, colon, port = written.rpartition(":")
-    if not colon or not port.isdigit() or (":" in host and not host.startswith("[")):
+    is_port = port.isascii() and port.isdigit() and len(port) <= 5  # as no other digits are
+    if not colon or not is_port or (":" in host and not host.startswith("[")):
         return written, None
     return host.strip("[]"), int(port)
 
