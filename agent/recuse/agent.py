@@ -433,6 +433,10 @@ class Agent:
         peer = connection.peer
         identity, place = connection.identity, self.place(peer)
         assert identity is not None
+        before = self._entered_before(place, identity, request, fds)
+        if before is not None:
+            self._answer_again(connection, before, fds, place, identity)
+            return
         owner = await self.login_of(peer, identity.ruid, identity, place)
         has_tty = bool(request.flags & wire.SESSION_HAS_TTY)
         account, groups = await self.accounts.find_again(identity.ruid, owner.login.user)
@@ -497,6 +501,54 @@ class Agent:
             self._tidy_soon()
             if owner.implied:
                 self.spawn(self.end_if_idle(owner))
+
+    def _entered_before(
+        self, place: Place, identity: Identity, request: wire.SessionRequest, fds: Sequence[int]
+    ) -> Optional[LiveSession]:
+        """Find what is entered for a process that asks again, as it did not hear of that.
+
+        Who runs recuse-shell in place of a program that is not recorded is taken for one, and has
+        that program again. What was to be shown to it has been, or it is none.
+        """
+        live = place.outer
+        if live is None or live.pid != place.lineage[0].pid or live.ended:
+            return None
+        session = live.session
+        if identity.ruid != session.login.uid or (session.notice_sha256 and not session.agreed):
+            return None
+        asked = replace(
+            session, command=_command(request), command_sha256=None,
+            command_cut=bool(request.flags & wire.SESSION_COMMAND_CUT),
+            term=records.text(request.term), lang=records.text(request.lang),
+            claimed_tags=_tags(request),
+            tty=self.kernel.tty_name(place.tty) if fds and place.tty else None,
+        )  # fmt: skip
+        if session.command_sha256 is not None:
+            asked = records.without_command_line(asked, request.command)
+        if asked != session:
+            return None
+        if live.label != "record" and not live.withheld:
+            return live
+        inner = self.kernel.pty_slave(fds[1]) if fds else 0
+        unheard = live.orphan is None and self.spool.is_unused(live.id)
+        return live if unheard and inner == live.inner_tty else None
+
+    def _answer_again(
+        self, connection: Connection, live: LiveSession, fds: Sequence[int], place: Place,
+        identity: Identity,
+    ) -> None:  # fmt: skip
+        live.flags.append("unanswered")
+        with contextlib.suppress(OSError):  # it is in the ledger, so it must go on
+            self.live.save(live)
+        if live.recording is None:
+            self.door.answer(connection, self._exec_answer(live, b""))
+            return
+        place = replace(place, outer=self.sessions.get(live.outer or ""))
+        relay_fd = self.spool.reopen(live.recording)
+        try:
+            self._hand_recording(connection, live, b"", relay_fd, fds, place, identity)
+        finally:
+            os.close(relay_fd)
 
     def _look_for_grant(self, decision: Decision, identity: Identity) -> Decision:
         """Decide again for a session that would be recorded, with the grants that are in force."""
@@ -699,17 +751,7 @@ class Agent:
 
         `fault` is why a stub is one.
         """
-        told = self._notice(live, decision)
-        session = live.session
-        runs = session.command if live.label == "transfer" else session.shell
-        answer = wire.Answer(
-            Verdict.EXEC,
-            flags=wire.ANSWER_NO_SHELL if live.label == "transfer" else 0,
-            session=session.id.encode(),
-            label=live.label.encode(),
-            shell=os.fsencode(runs or FALLBACK_SHELL),
-            notice=told,
-        )
+        answer, session = self._exec_answer(live, self._notice(live, decision)), live.session
         await self._enter_start(live, decision, self._answer_with(connection, live, answer))
         self.follow_session(live)
         kind = {"stub": "unrecorded"}.get(live.label, live.label)
@@ -741,13 +783,8 @@ class Agent:
         told = self._notice(live, decision)
         try:
             await self._enter_start(live, decision)
-            if fds:
-                self._take_terminal(live, fds[0], place, identity)
             self._take_pidfd(connection, live)
-            connection.relay = live
-            shares = not fds and self._shares_input(place)
-            answer = self._record_answer(live, decision, told, shares)
-            self.door.answer(connection, answer, relay_fd)
+            self._hand_recording(connection, live, told, relay_fd, fds, place, identity)
         except BaseException:
             self.quotas.close(live, 0)
             with contextlib.suppress(SpoolError):
@@ -756,12 +793,36 @@ class Agent:
         finally:
             os.close(relay_fd)
         self.follow_session(live)
-        if connection.sock.fileno() >= 0:  # else it did not wait
-            self.notifier.keep(f"c-{live.id}", connection.sock.fileno())
         kind = "exempt" if live.withheld else "recorded"
         self._tell(kind, live.session.login, live.session, decision, seq=live.seq)
+
+    def _hand_recording(
+        self, connection: Connection, live: LiveSession, told: bytes, relay_fd: int,
+        fds: Sequence[int], place: Place, identity: Identity,
+    ) -> None:  # fmt: skip
+        """Let a relay have the recording of a session that is entered."""
+        if fds and live.terminal is None:
+            self._take_terminal(live, fds[0], place, identity)
+        connection.relay = live
+        shares = not fds and self._shares_input(place)
+        self.door.answer(connection, self._record_answer(live, told, shares), relay_fd)
+        if connection.sock.fileno() >= 0:  # else it did not wait
+            self.notifier.keep(f"c-{live.id}", connection.sock.fileno())
         if live.terminal is not None:
             self.spawn(self._look_for_holders(live, identity.ruid, place.pids))
+
+    def _exec_answer(self, live: LiveSession, told: bytes) -> wire.Answer:
+        """Let the real program run in place of recuse-shell."""
+        is_transfer, session = live.label == "transfer", live.session
+        runs = session.command if is_transfer else session.shell
+        return wire.Answer(
+            Verdict.EXEC,
+            flags=wire.ANSWER_NO_SHELL if is_transfer else 0,
+            session=session.id.encode(),
+            label=live.label.encode(),
+            shell=os.fsencode(runs or FALLBACK_SHELL),
+            notice=told,
+        )
 
     def _make_recording(self, live: LiveSession, fds: Sequence[int]) -> Tuple[Recording, int]:
         """Make the recording of a session, and a descriptor for its relay to write to.
@@ -787,9 +848,9 @@ class Agent:
         return self.kernel.shares_input(place.lineage, sockets=around)
 
     def _record_answer(
-        self, live: LiveSession, decision: Decision, told: bytes, shares_input: bool
+        self, live: LiveSession, told: bytes, shares_input: bool
     ) -> wire.Answer:
-        flags = wire.ANSWER_INPUT if decision.level == "full" else 0
+        flags = wire.ANSWER_INPUT if live.grounds.level == "full" else 0
         if live.withheld:
             flags |= wire.ANSWER_WITHHOLD
         if self.config.session.on_spool_full == "terminate":

@@ -222,29 +222,44 @@ def _answer_was_lost(agent: Agent, orphan: Orphan, locked: bool) -> bool:
     """Give an orphan to the session that was entered for it, if recuse-shell did not hear of that.
 
     We were late, or were killed between the entry and the answer. A process asks for one session,
-    so the one that is entered for it and has an empty recording is this one.
+    so the one that is entered for it and has an empty recording is this one. One that went on
+    unrecorded did as it was to, if it was to be let pass.
     """
     for live in agent.sessions.values():
-        recording = live.recording
-        if live.pid != orphan.pid or live.label != "record" or recording is None or orphan.is_stub:
+        if live.pid != orphan.pid:
             continue
-        lives = locked and not live.ended
-        if (lives or live.session.started_ns <= orphan.start_ns) and agent.spool.replace(
-            recording, orphan.name
-        ):
-            live.flags.append("unanswered")
-            with contextlib.suppress(OSError):  # the recording says it as well
-                agent.live.save(live)
-            _tell_adopted(agent, live)
-            return True
+        if orphan.is_stub:
+            if not _is_let_pass(agent, live):
+                continue
+            agent.spool.remove_orphan(orphan.name)
+        elif live.label != "record" or live.recording is None:
+            continue
+        else:
+            lives = locked and not live.ended
+            if not lives and live.session.started_ns > orphan.start_ns:
+                continue
+            if not agent.spool.replace(live.recording, orphan.name):
+                continue
+        live.flags.append("unanswered")
+        with contextlib.suppress(OSError):  # what was recorded says it as well
+            agent.live.save(live)
+        _tell_adopted(agent, live)
+        return True
     return False
+
+
+def _is_let_pass(agent: Agent, live: LiveSession) -> bool:
+    """Say whether a session's program runs in place of recuse-shell, and still does."""
+    if live.label == "record" or live.withheld or live.ended:
+        return False
+    return not agent.kernel.exited(live.pidfd)
 
 
 def _tell_adopted(agent: Agent, live: LiveSession) -> None:
     session = live.session
     agent.journal.write(
         "adopted", session=live.id, login=session.login.id, user=session.login.user,
-        uid=session.login.uid, seq=live.seq, verdict="record", tty=session.tty, pid=session.pid,
+        uid=session.login.uid, seq=live.seq, verdict=live.verdict, tty=session.tty, pid=session.pid,
     )  # fmt: skip
 
 

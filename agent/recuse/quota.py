@@ -127,7 +127,7 @@ class Quotas:
     def begin(self, live: LiveSession) -> wire.Limits:
         """Give the limits that a session starts with; those of its user's others shrink."""
         user, config = user_of(live), self._agent.config.session
-        others, room = self._sessions_of(user), self._room()
+        others, room = [one for one in self._sessions_of(user) if one is not live], self._room()
         standing = self._standing(user, [*others, live])
         if len(others) < MANY:
             self._tell_all(others, standing, room)

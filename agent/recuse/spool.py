@@ -118,6 +118,14 @@ class Spool:
                 _unlink(path)
             raise SpoolError(f"recording {session}: {error.strerror}") from error
 
+    def reopen(self, recording: Recording) -> int:
+        """Give a relay that did not get its descriptor another.  Raises: SpoolError"""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return os.open(recording.path, flags)
+        except OSError as error:
+            raise SpoolError(f"recording {recording.session}: {error.strerror}") from error
+
     def adopt(
         self, session: str, segments: Sequence[Tuple[str, int]], abandoned: bool = False
     ) -> Recording:

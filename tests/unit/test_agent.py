@@ -2355,6 +2355,102 @@ def test_session_whose_answer_was_lost_is_accounted_for_once(paths: Paths, fate:
     run(paths, scene)
 
 
+@pytest.mark.parametrize(
+    ("label", "user", "command"),
+    [
+        ("record", "alice", None), ("record", "alice", b"run"), ("exempt", "robot", None),
+        ("supervised", "robot", b"run"), ("transfer", "alice", b"/usr/lib/openssh/sftp-server"),
+        ("stub", "alice", None), ("nested", "alice", None),
+    ],
+)  # fmt: skip
+def test_who_asks_again_has_the_session_that_is_entered(
+    paths: Paths, label: str, user: str, command: Optional[bytes]
+) -> None:
+    """The agent was killed between the entry and its answer."""
+    if label == "supervised":
+        (paths.policy_dir / "50-test.toml").write_text(SUPERVISED)
+    if label == "stub":
+        paths.config.write_text('[spool]\nmin_free = "100 TiB"\n')
+
+    async def scene(world: World) -> None:
+        parent, tty = await recorded_on_a_terminal(world) if label == "nested" else (
+            await world.login(user), 0,
+        )  # fmt: skip
+
+        async def begin() -> Tuple[Child, Optional[wire.Answer]]:
+            shell = world.child(USERS[user], RECUSE, parent)
+            world.kernel.ttys[shell.pid] = tty
+            return shell, await world.ask(shell, request)
+
+        flags = wire.SESSION_LOGIN_SHELL if command is None else wire.SESSION_HAS_COMMAND
+        request = wire.SessionRequest(flags, 0, 0, b"-bash", command or b"", b"xterm")
+        shell, first = await begin()
+        assert first is not None
+        began = len(world.entries())
+        await world.crash()
+        await world.start()
+        again = await world.ask(shell, request)
+        assert again == dataclasses.replace(first, notice=b"")  # of which nothing is shown here
+        if first.verdict == Verdict.RECORD:
+            shell.write(b'[0.1,"o","hi"]' if label == "record" else b"", b'[0.2,"x","4"]')
+        shell.end()
+        await world.until(lambda: "close" in [entry.kind for entry in world.entries()[began:]])
+        kinds = [entry.kind for entry in world.entries()[began:]]
+        assert {*kinds} & {"open", "exempt", "refused", "login"} == set()
+        close = world.last("close")
+        assert close.get("session") == first.session.decode()
+        assert "unanswered" in close.ours["flags"] and "interrupted" not in close.ours["flags"]
+        assert verified(world).faults == []
+        _, other = await begin()
+        assert other is not None and other.session != first.session
+        assert (other.verdict, other.label) == (first.verdict, first.label)
+
+    run(paths, scene)
+
+
+@pytest.mark.parametrize("what", ["command", "user", "recording", "tags"])
+def test_who_asks_for_something_else_has_another_session(paths: Paths, what: str) -> None:
+    user = "alice" if what == "recording" else "robot"
+
+    async def scene(world: World) -> None:
+        shell, first = await world.session(await world.login(user), user, b"run")
+        if what == "recording":
+            shell.write(b'[0.1,"o","hi"]')
+        if what == "user":
+            world.kernel.uids[shell.pid] = (USERS["alice"], RECUSE)
+        request = wire.SessionRequest(
+            wire.SESSION_HAS_COMMAND, 0, 0, b"-bash", b"ran" if what == "command" else b"run",
+            b"xterm", b"C.UTF-8", b"a" if what == "tags" else b"",
+        )  # fmt: skip
+        other = await world.ask(shell, request)
+        assert other is not None and other.session != first.session
+
+    run(paths, scene)
+
+
+def test_user_who_agreed_is_neither_asked_nor_entered_again(paths: Paths) -> None:
+    (paths.policy_dir / "60-agree.toml").write_text(CONFIRMED)
+
+    async def scene(world: World) -> None:
+        sshd = await world.login("alice")
+        shell = world.child(USERS["alice"], RECUSE, sshd)
+        master, outer = os.openpty()
+        request = wire.SessionRequest(wire.SESSION_HAS_TTY, 24, 80, b"-bash")
+        world.kernel.ttys[shell.pid] = os.fstat(outer).st_rdev
+        assert (await world.ask(shell, request, [outer, master])).verdict == Verdict.ASK
+        first = await say(shell, wire.Confirm(1))
+        began = len(world.entries())
+        await world.crash()
+        await world.start()
+        again = await world.ask(shell, request, [outer, master])
+        assert again == first and again.verdict == Verdict.RECORD
+        for fd in (outer, master):
+            os.close(fd)
+        assert "open" not in [entry.kind for entry in world.entries()[began:]]
+
+    run(paths, scene)
+
+
 def test_orphan_of_another_process_of_that_number_is_another_session(paths: Paths) -> None:
     """A recorder whose number a later session has got, and one whose session is recorded."""
 
@@ -2385,6 +2481,49 @@ def test_stub_of_a_session_let_pass_is_failed(paths: Paths) -> None:
         view = records.fold(world.entries())
         assert [row.outcome for row in view.sessions.values()] == ["failed", "failed"]
         assert os.listdir(paths.spool / "orphan") == []
+
+    run(paths, scene)
+
+
+@pytest.mark.parametrize(
+    ("user", "command"), [("robot", None), ("alice", b"/usr/lib/openssh/sftp-server")]
+)
+def test_stub_of_a_session_entered_to_pass_is_no_other_session(
+    paths: Paths, user: str, command: Optional[bytes]
+) -> None:
+    """The agent was killed between the entry and its answer; who let it pass could not know."""
+
+    async def scene(world: World) -> None:
+        shell, answer = await world.session(await world.login(user), user, command)
+        assert answer.verdict == Verdict.EXEC
+        await world.crash()
+        world.kernel.uids[shell.pid] = (USERS[user], USERS[user])
+        now_ns = world.kernel.now_ns()
+        stub = write_orphan(paths, shell.pid, "stub", start_ns=now_ns, uid=USERS[user])
+        await world.start()
+        assert await adopt_orphans(world.agent) == 1
+        assert not stub.exists()
+        shell.end()
+        await world.ended()
+        [row] = records.fold(world.entries()).sessions.values()
+        assert row.outcome == ("exempt" if user == "robot" else "partial")
+        assert "unanswered" in world.last("close").ours["flags"]
+
+    run(paths, scene)
+
+
+def test_stub_of_a_session_entered_as_recorded_is_another(paths: Paths) -> None:
+    """What is in the ledger as recorded was not: it is not to pass for that."""
+
+    async def scene(world: World) -> None:
+        shell, _ = await world.session(await world.login("alice"), "alice")
+        world.kernel.uids[shell.pid] = (USERS["alice"], USERS["alice"])
+        write_orphan(paths, shell.pid, "stub", start_ns=world.kernel.now_ns())
+        assert await adopt_orphans(world.agent) == 1
+        shell.end()
+        await world.ended()
+        rows = records.fold(world.entries()).sessions.values()
+        assert [row.outcome for row in rows] == ["recorded", "failed"]
 
     run(paths, scene)
 

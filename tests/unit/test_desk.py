@@ -236,6 +236,25 @@ def test_two_others_sign_and_one_session_is_exempt(paths: Paths) -> None:
     assert len(world.told("grant-used")) == 1 and len(world.told("approval")) == 2
 
 
+def test_who_did_not_hear_of_it_and_asks_again_uses_a_grant_once(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        await world.granted(uses=2)
+        shell, first = await world.session(await world.login("alice"), "alice")
+        assert first.label == b"exempt"
+        await world.crash()
+        await world.start()
+        request = wire.SessionRequest(
+            wire.SESSION_LOGIN_SHELL, 0, 0, b"-bash", b"", b"xterm", b"C.UTF-8", b""
+        )
+        again = await world.ask(shell, request)
+        assert again is not None and again.session == first.session
+        [told] = (await world.as_("alice", "grants"))["grants"]
+        assert told["left"] == 1
+        assert [one.kind for one in world.entries()].count("exempt") == 1
+
+    play(paths, scene)
+
+
 def test_a_request_that_is_not_in_order_enters_nothing(paths: Paths) -> None:
     async def scene(world: Office) -> None:
         before = world.agent.book.size
