@@ -224,13 +224,17 @@ class Desk:
         user = fields.text(told, "user") or caller.name
         begins = fields.moment(told, "not_before") or now
         seconds = fields.count(told, "seconds", 1, 366 * 86400)
+        try:
+            expires = begins + timedelta(seconds=seconds)
+        except OverflowError:  # in the year 10000
+            raise GrantError(f"it ends more than {MAX_AHEAD.days} days from now") from None
         asked = Asked(
             user=user,
             requester=caller.name,
             host=fields.text(told, "host") or self._book.host.hostname,
             level=fields.text(told, "level") or "metadata",
             not_before=begins,
-            expires=begins + timedelta(seconds=seconds),
+            expires=expires,
             uses=fields.count(told, "uses", 1, 10**6),
             reason=fields.text(told, "reason") or "",
             ticket=fields.text(told, "ticket"),

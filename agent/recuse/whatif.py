@@ -95,7 +95,7 @@ class Replay:
             if (self.since and now < self.since) or (self.until and now >= self.until):
                 return
             known[name] = self._decide(entry, name, login or "", session is None, now)
-        except (ValueError, LedgerError):
+        except (ValueError, OverflowError, LedgerError):
             self.skipped += 1
 
     def _decide(self, entry: Entry, name: str, login: str, is_login: bool, now: datetime) -> _Past:

@@ -426,6 +426,15 @@ def test_a_grant_holds_within_its_time_alone(paths: Paths) -> None:
     play(paths, scene)
 
 
+def test_a_request_beyond_the_end_of_the_calendar_is_refused_in_words(paths: Paths) -> None:
+    async def scene(world: Office) -> None:
+        refused = await world.ask_for(not_before="9999-12-31T23:59:59Z")
+        assert refused["error"] == "it ends more than 90 days from now"
+        assert world.told("fault") == []
+
+    play(paths, scene)
+
+
 def test_a_clock_set_back_makes_no_grant_valid_again(paths: Paths) -> None:
     async def scene(world: Office) -> None:
         await world.granted(uses=3)

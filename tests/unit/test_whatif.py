@@ -252,6 +252,15 @@ def test_senseless_facts_are_skipped_and_counted(told: Any) -> None:
     assert report.skipped == 1
 
 
+def test_a_use_of_a_grant_in_the_last_second_of_the_calendar_is_skipped_and_counted() -> None:
+    past = Past()
+    grant = Grant("g-1", "ticket 5", "cab", T0, T0 + timedelta(hours=1))
+    past.session("1", past.login("1", "ann"), grants=[grant])
+    last_ns = records.parse_time("9999-12-31T23:59:59Z")
+    past.entries[-1] = dataclasses.replace(past.entries[-1], time_ns=last_ns)
+    assert past.replay(NOTHING).skipped == 1
+
+
 def test_counts_come_most_first() -> None:
     past = Past()
     for n, user in enumerate(("ann", "bob", "bob")):
