@@ -7,6 +7,7 @@ something that can be written again.
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, Dict, List, Tuple
 
@@ -20,8 +21,9 @@ def load(raw: bytes) -> Any:
     """
     try:
         return json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_no_twins, parse_constant=_no_constant
-        )
+            raw.decode("utf-8"), object_pairs_hook=_no_twins, parse_constant=_no_constant,
+            parse_float=_finite,
+        )  # fmt: skip
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -42,6 +44,13 @@ def _no_twins(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a name stands twice")
     return found
+
+
+def _finite(written: str) -> float:
+    number = float(written)
+    if math.isinf(number):  # as which 1e999 is read, and nothing writes that in JSON
+        raise ValueError(f"{written:.40} is too large")
+    return number
 
 
 def _no_constant(name: str) -> Any:

@@ -29,9 +29,9 @@ def test_json_comes_back(read: object, value: object, escaped: bool) -> None:
 @pytest.mark.parametrize(
     "raw",
     [b"", b"{", b'{"a": 1, "a": 1}', b'[{"b": {"a": 1, "a": 2}}]', b"NaN", b"[-Infinity]", b"1 2",
-     b'"\xff"', b'"\xed\xa0\x80"', "[1]".encode("utf-16"), b"[" * 100_000],
-    ids=["empty", "cut", "twice", "twice-within", "nan", "infinity", "more", "latin-1",
-         "surrogate", "utf-16", "deep"],
+     b"1e999", b"[-1e400]", b'"\xff"', b'"\xed\xa0\x80"', "[1]".encode("utf-16"), b"[" * 100_000],
+    ids=["empty", "cut", "twice", "twice-within", "nan", "infinity", "more", "large",
+         "large-negative", "latin-1", "surrogate", "utf-16", "deep"],
 )  # fmt: skip
 def test_what_readers_differ_on_is_refused(read: object, raw: bytes) -> None:
     assert callable(read)
