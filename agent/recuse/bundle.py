@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from typing import Callable, Dict, List, Optional, Sequence
 
 from . import amounts, records
-from .audit import Source
+from .audit import Source, split_epoch
 from .cast import printable
 from .checkpoint import (
     Checkpoint,
@@ -104,7 +104,7 @@ def _concerns(entry: Entry, row: SessionRow) -> bool:
 
 def _add_ledger(files: Files, ledger: _Ledger) -> int:
     """Add entries and proofs; give how many entries no checkpoint covers."""
-    name = f"epoch-{ledger.source.origin.rpartition('/')[2]}"
+    name = f"epoch-{split_epoch(ledger.source.origin)[1]}"
     note = ledger.source.checkpoint()
     size, unproved = 0, 0
     read: HashReader = read_leaves(ledger.leaves)
@@ -157,7 +157,7 @@ def _add_grant(
     for approval in grant.approvals:
         if approval.signature is not None:
             path = f"data/signatures/{len(signatures) + 1}.sig"
-            files[path] = approval.signature.encode()
+            files[path] = approval.signature.encode("utf-8", "backslashreplace")
             signatures[path] = approval
     if approvers is not None and signatures:
         files["data/allowed_signers"] = approvers
@@ -169,7 +169,7 @@ def _bag(files: Files, readme: str, row: SessionRow, now: datetime) -> Files:
     payload = {path: data for path, data in files.items() if path.startswith("data/")}
     octets = sum(map(len, payload.values()))
     info = (
-        f"Bagging-Date: {now:%Y-%m-%d}\nExternal-Identifier: {row.session}\n"
+        f"Bagging-Date: {now:%Y-%m-%d}\nExternal-Identifier: {printable(row.session)}\n"
         f"Payload-Oxum: {octets}.{len(payload)}\n"
     )
     tags = {
@@ -221,7 +221,7 @@ def _readme(
     files: Files,
 ) -> str:
     """Write what to do with the folder, from the shell of any system."""
-    parts: List[str] = [f"# Evidence of session {row.session}\n"]
+    parts: List[str] = [f"# Evidence of session {printable(row.session)}\n"]
 
     def say(words: str, command: str = "") -> None:
         parts.append(words + (f"\n\n```sh\n{command.strip()}\n```\n" if command else "\n"))

@@ -156,6 +156,30 @@ def test_readme_followed_word_by_word(root: Path, name: str) -> None:
         assert (folder / "recording.cast").read_bytes() == b"".join(PARTS)
 
 
+def test_what_a_host_calls_a_session_is_no_command_to_its_auditor(
+    root: Path, tmp_path: Path
+) -> None:
+    """Of a host that signs what it likes: what people run is what we wrote."""
+    named = "s-evil\n\n```sh\ntouch pwned\n```\n\udc80"
+    signer = keys.load_or_create(root / "var/lib/recuse/host.key", ORIGIN)
+    ledger = Ledger.open(tmp_path / "ledger", signer, NOW_NS)
+    entry = records.exempt_entry(HOST, 0, NOW_NS, session("s-evil"), BY_GRANT)
+    ledger.append([entry.replace(b"s-evil", json.dumps(named)[1:-1].encode())])
+    ledger.checkpoint()
+    ledger.close()
+    folder = tmp_path / "bag"
+    told = ["export", "--dir", str(tmp_path / "ledger"), "s-evil", "--bundle", str(folder)]
+    assert main(told) == 0
+    assert "touch" not in "".join(re.findall(r"^```sh\n(.*?)^```$", _readme(folder), re.M | re.S))
+    (about,) = [line for line in _readme(folder).splitlines() if "pwned" in line]
+    assert about.startswith("# Evidence of session s-evil")
+    assert len((folder / "bag-info.txt").read_text().splitlines()) == 3
+
+
+def _readme(folder: Path) -> str:
+    return (folder / "README.md").read_text()
+
+
 @pytest.mark.parametrize("name", (RECORDED, EXEMPT))
 def test_a_bundle_is_a_bag(root: Path, name: str) -> None:
     """RFC 8493: declaration, payload all in the manifest, tags all in theirs, octets counted."""
