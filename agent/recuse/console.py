@@ -17,6 +17,8 @@ from recuse.errors import NotFound, RecuseError
 
 USAGE = 2
 
+_NO_ASCII = re.compile("[^\n -~]")
+
 
 class UsageError(RecuseError):
     """The command line makes no sense."""
@@ -38,7 +40,7 @@ class Console:
         self.out.write(text + "\n")
 
     def json(self, value: Any) -> None:
-        self.out.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        self.out.write(_steerless(json.dumps(value, indent=2, ensure_ascii=False)) + "\n")
 
     def note(self, kind: str, text: str) -> None:
         self.out.flush()
@@ -53,6 +55,13 @@ class Console:
 
     def binary(self) -> Any:
         return getattr(self.out, "buffer", self.out)
+
+
+def _steerless(text: str) -> str:
+    """Escape in JSON, too, what a terminal obeys or is not to be seen: somebody may look at it."""
+    return _NO_ASCII.sub(
+        lambda m: m.group() if m.group().isprintable() else json.dumps(m.group())[1:-1], text
+    )
 
 
 def table(rows: Sequence[Sequence[str]], width: Optional[int] = None) -> Iterator[str]:

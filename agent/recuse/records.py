@@ -1057,7 +1057,7 @@ def parse(entry: bytes) -> Entry:
     if len(entry) > MAX_ENTRY_BYTES:
         raise LedgerError(f"an entry of {len(entry)} bytes is too long")
     try:
-        data = strictjson.load(entry)
+        data = strictjson.load_text(entry)
         metadata, ours = data["metadata"], data["unmapped"]["recuse"]
         uid, index, kind = metadata["uid"], metadata["sequence"], ours["kind"]
         numbers = (index, data["class_uid"], data["activity_id"], data["type_uid"], data["time"])

@@ -11,7 +11,7 @@ import math
 import re
 from typing import Any, Dict, List, Tuple
 
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def load(raw: bytes) -> Any:
@@ -34,7 +34,7 @@ def load_text(raw: bytes) -> Any:
     Raises: ValueError
     """
     found = load(raw)
-    if _SURROGATE.search(raw.decode("utf-8")):  # of a whole pair, most likely
+    if _SURROGATE.search(raw):  # of a whole pair, most likely
         json.dumps(found, ensure_ascii=False).encode()
     return found
 

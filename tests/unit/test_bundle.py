@@ -160,7 +160,7 @@ def test_what_a_host_calls_a_session_is_no_command_to_its_auditor(
     root: Path, tmp_path: Path
 ) -> None:
     """Of a host that signs what it likes: what people run is what we wrote."""
-    named = "s-evil\n\n```sh\ntouch pwned\n```\n\udc80"
+    named = "s-evil\n\n```sh\ntouch pwned\n```\n"
     signer = keys.load_or_create(root / "var/lib/recuse/host.key", ORIGIN)
     ledger = Ledger.open(tmp_path / "ledger", signer, NOW_NS)
     entry = records.exempt_entry(HOST, 0, NOW_NS, session("s-evil"), BY_GRANT)

@@ -27,7 +27,7 @@ import pytest
 from recuse import cast, catalog, checkup, cli, hostsetup, keys, player, records
 from recuse.cast import Encoder
 from recuse.cli import main
-from recuse.console import parse_moment
+from recuse.console import Console, parse_moment
 from recuse.errors import CryptoError, NotFound
 from recuse.ledger import Ledger
 from recuse.marks import read_marks
@@ -252,6 +252,16 @@ FIELDS = (
     "session login seq user uid auid service source host tty command started ended verdict outcome "
     "rule reason grant exit_status bytes owner kind segments"
 )
+
+
+def test_json_steers_no_terminal_and_says_what_there_is() -> None:
+    """A command is its user's, and a terminal may take U+009B for ESC [."""
+    told = {"command": "echo \x9b2J \u202e\x7f\x00\u2028 \U000e0001 caf\u00e9 \U0001f600\n"}
+    out = io.StringIO()
+    Console(out, out).json(told)
+    assert all(char == "\n" or char.isprintable() for char in out.getvalue())
+    assert json.loads(out.getvalue()) == told
+    assert "caf\u00e9 \U0001f600" in out.getvalue()
 
 
 def test_sessions_json_has_the_promised_fields(recuse: Any) -> None:

@@ -429,6 +429,8 @@ def changed(change: Callable[[Dict[str, Any]], Any]) -> bytes:
         changed(lambda e: e.update(unmapped=[])),
         changed(lambda e: e["unmapped"].update(recuse="x")),
         changed(lambda e: e["unmapped"]["recuse"].update(kind=1)),
+        changed(lambda e: e["unmapped"]["recuse"].update(user="\ud800")),
+        changed(lambda e: e["unmapped"]["recuse"].update(live="@")).replace(b'"@"', b"1e999"),
     ],
 )
 def test_parse_refuses_what_is_no_entry(entry: bytes) -> None:
