@@ -497,18 +497,18 @@ class Tokens:
                 yield Token("ctl", match.group("ctl"))
 
 
-_SAFE_CSI = frozenset("@ABCDEFGHIJKLMPSTXZ`abdefghlmrsu")  # and in _SAFE
+_SAFE_CSI = frozenset("@ABCDEFGHIJKLMPSTXZ`abdefgmrsu")  # and in _SAFE
 _SAFE_ESC = frozenset("78=>DEHMNOc")
 _SAFE_CTL = frozenset("\x07\x08\t\n\x0b\x0c\r\x0e\x0f")
-# Modes that would make the viewer's own terminal send reports instead of keys.
-_REPORTING_MODES = frozenset(
-    "9 1000 1001 1002 1003 1004 1005 1006 1007 1015 1016 2004 2031 2048".split()
-)
+# Modes that draw. Others lock the viewer's keyboard, have it or the mouse send something else, or
+# make of the terminal one that no longer knows how to be put right.
+_MODES = frozenset(("4", "20"))
+_PRIVATE_MODES = frozenset("5 6 7 12 25 45 47 69 1047 1048 1049 2026 2027".split())
 
 
 # Long runs of what is safe, for speed: seeking takes in everything up to there.
 _SAFE = re.compile(
-    "(?:[^\x00-\x1f\x7f-\x9f\udc80-\udcff]|[\x07-\x0f]|\x1b\\[[0-9;:]*[@A-MPSTXZ`abdefghlmrsu])+"
+    "(?:[^\x00-\x1f\x7f-\x9f\udc80-\udcff]|[\x07-\x0f]|\x1b\\[[0-9;:]*[@A-MPSTXZ`abdefgmrsu])+"
 )
 
 
@@ -545,10 +545,12 @@ class Shield:
     @staticmethod
     def _csi(token: Token) -> str:
         params, inter, final = token.body, token.extra, token.final
-        if params[:1] == "?" and not inter:
-            if final in "hl":
-                modes = [m for m in params[1:].split(";") if m not in _REPORTING_MODES]
-                return "\x1b[?" + ";".join(modes) + final if any(modes) else ""
+        private = params[:1] == "?"
+        if final in "hl" and not inter:
+            known = _PRIVATE_MODES if private else _MODES
+            modes = [mode for mode in params[private:].split(";") if mode in known]
+            return "\x1b[" + "?" * private + ";".join(modes) + final if modes else ""
+        if private and not inter:
             return "\x1b[" + params + final if final in "JK" else ""
         if params[:1] in ("<", "=", ">", "?"):
             return ""

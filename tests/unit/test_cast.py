@@ -334,6 +334,10 @@ def test_tokens_do_not_depend_on_the_split(data: bytes, cut: int) -> None:
         (b"a\x1b[6\nnb", b"a6\nnb"),
         (b"a\x1b]52;\x1b[6nb", b"ab"),
         (b"a\x1b[?1000;25hb\x1b[?2004h", b"a\x1b[?25hb"),
+        (b"a\x1b[?01000h\x1b[?0002004h\x1b[?1003:1hb", b"ab"),
+        (b"a\x1b[?9001;1049hb", b"a\x1b[?1049hb"),
+        (b"a\x1b[2hb\x1b[?2lc", b"abc"),
+        (b"a\x1b[4h\x1b[20l\x1b[?6;7;1047hb", None),
         (b"a\x1b[>4;2mb\x1b[?u", b"ab"),
     ],
 )
