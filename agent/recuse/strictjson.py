@@ -11,6 +11,10 @@ import math
 import re
 from typing import Any, Dict, List, Tuple
 
+MAX_DEPTH = 64
+"""Objects and lists in one another: what takes a value apart may do so a call for each."""
+
+_BRACKET = re.compile(rb'[][{}]|"(?:[^"\\]|\\.)*"')
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -20,12 +24,15 @@ def load(raw: bytes) -> Any:
     Raises: ValueError
     """
     try:
-        return json.loads(
+        found = json.loads(
             raw.decode("utf-8"), object_pairs_hook=_no_twins, parse_constant=_no_constant,
             parse_float=_finite,
         )  # fmt: skip
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if _is_deep(raw):
+        raise ValueError("nested too deeply")
+    return found
 
 
 def load_text(raw: bytes) -> Any:
@@ -37,6 +44,18 @@ def load_text(raw: bytes) -> Any:
     if _SURROGATE.search(raw):  # of a whole pair, most likely
         json.dumps(found, ensure_ascii=False).encode()
     return found
+
+
+def _is_deep(raw: bytes) -> bool:
+    """Say whether JSON, which it is, is nested too deeply."""
+    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:  # as in most, and that is quickly known
+        return False
+    depth = 0
+    for match in _BRACKET.finditer(raw):
+        depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(match.group(), 0)
+        if depth > MAX_DEPTH:
+            return True
+    return False
 
 
 def _no_twins(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:

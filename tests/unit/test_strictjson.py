@@ -46,5 +46,14 @@ def test_half_a_surrogate_pair_is_no_text(raw: bytes) -> None:
         strictjson.load_text(raw)
 
 
+def test_what_is_nested_is_counted_and_not_what_stands_in_texts() -> None:
+    wide = b'[{"a":"]\\\\"},"\\"[[[{{"' + b",[[]]" * 100 + b"]"
+    deepest = b"[" * (strictjson.MAX_DEPTH - 1) + wide + b"]" * (strictjson.MAX_DEPTH - 1)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        strictjson.load(deepest)
+    fits = deepest[2:-2]
+    assert strictjson.load(fits) == json.loads(fits)
+
+
 def test_a_whole_pair_and_the_look_of_one_are_text() -> None:
     assert strictjson.load_text(rb'["\ud83d\ude00", "\\ud800"]') == ["\U0001f600", "\\ud800"]
