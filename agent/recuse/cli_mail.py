@@ -124,13 +124,15 @@ class Collector:
         )
         try:
             with self._opener.open(request, timeout=TIMEOUT_S) as response:
-                date, answer = response.headers.get("Date"), response.read(MAX_ANSWER)
+                date, answer = response.headers.get("Date"), response.read(MAX_ANSWER + 1)
         except urllib.error.HTTPError as error:
             with error:
                 raise self._error(error.code, error.read(MAX_ANSWER)) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             told = getattr(error, "reason", None) or error
             raise CollectorError(f"{self._url} cannot be reached: {told}") from None
+        if len(answer) > MAX_ANSWER:
+            raise CollectorError(f"{self._url} answers more than {MAX_ANSWER} bytes")
         return _unix(date), _json(answer)
 
     def _error(self, status: int, answer: bytes) -> Exception:

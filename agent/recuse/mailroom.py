@@ -7,10 +7,12 @@ until the host fetches it. It verifies nothing but who may come in: hosts do the
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from datetime import datetime, timezone
+from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 from recuse import mail, sshsig
 from recuse.config import read_trusted
@@ -22,7 +24,11 @@ from recuse.records import parse
 from recuse.store import Store, Unknown
 
 MAX_REQUESTS = 500
-"""Requests listed in one answer: the newest."""
+"""Requests listed in one answer: the newest of each host, as many of one as of another."""
+MAX_ROW = 64 << 10
+"""Bytes of one of them. A request with 32 approvals takes less."""
+MAX_LISTED = 8 << 20
+"""Bytes of all; recuse takes twice as many."""
 MAX_READ = 4000
 """Entries about grants, the newest, that are looked at of one host."""
 SHOWN = ("pending", "granted", "used")
@@ -79,21 +85,20 @@ class Mailroom:
     def requests(self, host: Optional[str], now_s: int) -> List[Dict[str, Any]]:
         """List requests that wait and grants not expired, of all hosts or of one, by its id."""
         now = datetime.fromtimestamp(now_s, timezone.utc)
-        found: List[Dict[str, Any]] = []
-        for prefix in self._prefixes(host):
-            found += self._requests_of(prefix, now)
-        return sorted(found, key=lambda one: str(one["asked"]))[-MAX_REQUESTS:]
+        found = _in_turn(
+            sorted(self._requests_of(prefix, now), key=lambda one: str(one["asked"]), reverse=True)
+            for prefix in self._prefixes(host)
+        )
+        return sorted(found, key=lambda one: str(one["asked"]))
 
     def debts(self, host: Optional[str], now_s: int) -> List[Dict[str, Any]]:
         """List reviews that are owed, of all hosts or of one, by its id."""
         now = datetime.fromtimestamp(now_s, timezone.utc)
-        found = [
-            {"collected_from": prefix, **debt.to_json(now_s * 10**9, namespace_in(prefix))}
+        found = _in_turn(
+            sorted(self._debts_of(prefix, now), key=lambda one: str(one["due"]))
             for prefix in self._prefixes(host)
-            for debt in self._state_of(prefix, now).debts.values()
-            if debt.reviewed_by is None
-        ]  # fmt: skip
-        return sorted(found, key=lambda one: str(one["due"]))[:MAX_REQUESTS]
+        )
+        return sorted(found, key=lambda one: str(one["due"]))
 
     def _prefixes(self, host: Optional[str]) -> List[str]:
         return [self.host(host)] if host else [one.prefix for one in self._store.hosts()]
@@ -127,8 +132,17 @@ class Mailroom:
                 continue
             shown = row.in_full(now, namespace)
             del shown["live"]  # no ends of sessions were read
+            del shown["signatures"]  # whose they are stands there; the host has checked them
             told.append({"collected_from": prefix, **shown})
         return told
+
+    def _debts_of(self, prefix: str, now: datetime) -> List[Dict[str, Any]]:
+        now_ns, namespace = round(now.timestamp()) * 10**9, namespace_in(prefix)
+        return [
+            {"collected_from": prefix, **debt.to_json(now_ns, namespace)}
+            for debt in self._state_of(prefix, now).debts.values()
+            if debt.reviewed_by is None
+        ]
 
     # -- what is sent
 
@@ -155,6 +169,21 @@ class Mailroom:
 
     def settle(self, prefix: str, name: str, ok: bool, words: str, now_s: int) -> None:
         self._box.settle(prefix, name, ok, words, now_s)
+
+
+def _in_turn(hosts: Iterable[List[Dict[str, Any]]]) -> List[Dict[str, Any]]:
+    """Take the first of each host, then the second of each: none keeps others from being seen."""
+    found: List[Dict[str, Any]] = []
+    room = MAX_LISTED
+    for one in chain.from_iterable(zip_longest(*hosts)):
+        size = 0 if one is None else len(json.dumps(one))
+        if one is None or size > min(room, MAX_ROW):
+            continue
+        if len(found) == MAX_REQUESTS:
+            break
+        found.append(one)
+        room -= size
+    return found
 
 
 def host_id(prefix: str) -> str:

@@ -48,10 +48,10 @@ def sockets() -> Set[str]:
 class Host:
     """A host's directories, with a real ledger, and blobs as the agent leaves them."""
 
-    def __init__(self, root: Path, epoch: int = 1) -> None:
+    def __init__(self, root: Path, epoch: int = 1, prefix: str = PREFIX) -> None:
         self.paths = Paths(root)
         self.epoch = epoch
-        self.prefix = PREFIX
+        self.prefix = prefix
         for path in (self.paths.etc, self.paths.state, self.paths.ship_state, self.paths.run):
             path.mkdir(parents=True, exist_ok=True)
         self.out = self.paths.spool / "out"

@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -15,7 +16,7 @@ import pytest
 from central import PREFIX, Agent, Central, Host, client_ssl, running, scenario, settled, until
 
 from recuse import checkpoint as tlog
-from recuse import grantrecords, httpsig, mail, mailstore, records
+from recuse import grantrecords, httpsig, keys, mail, mailroom, mailstore, records
 from recuse.approval import Asked
 from recuse.grant import Wanted, write_request
 from recuse.grantrecords import Request
@@ -88,7 +89,9 @@ def let_in(central: Central, *lines: str) -> None:
     (central.directory / "approvers").write_text("".join(lines))
 
 
-def requested(host: Host, grant: str = "g-1", expires_s: int = 4_000_000_000) -> bytes:
+def requested(
+    host: Host, grant: str = "g-1", expires_s: int = 4_000_000_000, asked_ns: int = NOW_NS
+) -> bytes:
     """Enter a request as an agent does."""
     asked = Asked(
         "alice", "alice", "h1", "metadata", records_time(1_700_000_000), records_time(expires_s),
@@ -96,7 +99,7 @@ def requested(host: Host, grant: str = "g-1", expires_s: int = 4_000_000_000) ->
     )  # fmt: skip
     raw = write_request(Wanted(grant, "example.com", asked, 1000, None, asked.not_before))
     request = Request(grant, raw, asked, 1000, 1000, None, "dba", 2, ("leads",))
-    enter(host, grantrecords.request_entry, request)
+    enter(host, grantrecords.request_entry, request, at_ns=asked_ns)
     return raw
 
 
@@ -106,9 +109,9 @@ def records_time(unix_s: int) -> Any:
     return datetime.fromtimestamp(unix_s, timezone.utc)
 
 
-def enter(host: Host, make: Any, *told: Any) -> None:
+def enter(host: Host, make: Any, *told: Any, at_ns: int = NOW_NS) -> None:
     who = records.Host(host.origin, "h1", "m", "b", "Debian", "0")
-    host.ledger.append([make(who, host.ledger.size, NOW_NS, *told)])
+    host.ledger.append([make(who, host.ledger.size, at_ns, *told)])
     host.ledger.checkpoint()
 
 
@@ -169,6 +172,42 @@ def test_an_approver_sees_requests_of_hosts_until_they_are_decided(
         await central.stop()
 
     scenario(story)
+
+
+def test_no_host_keeps_the_requests_of_others_from_being_seen(
+    central: Central, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By how many it has, how large they are, or when it says that they were asked."""
+    monkeypatch.setattr(mailroom, "MAX_REQUESTS", 8)
+    monkeypatch.setattr(mailroom, "MAX_LISTED", 30_000)
+    bob, loud = Approver(central, tmp_path), Host(tmp_path / "loud", prefix=f"{PREFIX}-loud")
+    let_in(central, bob.line())
+
+    async def story() -> None:
+        await central.start()
+        await central.enrol(host)
+        requested(host)
+        vkey = keys.read_vkey(loud.paths.host_pub).vkey
+        central.store.enrol_local(loud.prefix, vkey, _vkeys()[1])
+        for number in range(20):
+            requested(loud, f"g-{number}-" + "x" * 100, asked_ns=NOW_NS + 10**18)
+        approval = grantrecords.Approval("g-19-" + "x" * 100, "", "eve", "pam", key="k" * 4000)
+        state = grantrecords.fold_grants(map(records.parse, loud.entries()))
+        digest = state.rows[approval.grant].request.digest
+        for _ in range(20):
+            enter(loud, grantrecords.approval_entry, replace(approval, digest=digest))
+        note = (loud.paths.ledger / "checkpoint").read_bytes()
+        central.store.append(loud.origin, note, loud.entries())
+        async with running(host):
+            await until(settled(host, central))
+            status, found = await bob.ask("GET", "/v1/requests")
+        listed = [one["collected_from"] for one in found["requests"]]
+        assert status == 200 and listed.count(PREFIX) == 1 and 4 < len(listed) <= 8
+        assert len(json.dumps(found)) < 40_000
+        await central.stop()
+
+    scenario(story)
+    loud.close()
 
 
 REFUSED = [
