@@ -253,7 +253,7 @@ class WebhookWay:
             return None
         try:
             seconds = float(int(retry_after))
-        except ValueError:
+        except (ValueError, OverflowError):
             try:
                 seconds = parsedate_to_datetime(retry_after).timestamp() - self._clock()
             except (TypeError, ValueError, OverflowError):
