@@ -260,7 +260,7 @@ class HttpCentral:
         """Take over the collector's clock if ours is off; say whether that changed anything."""
         try:
             theirs = parsedate_to_datetime(headers["Date"]).timestamp()
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             return False
         skew = int(theirs - self._clock())
         if abs(skew - self._skew_s) < 60:

@@ -147,7 +147,7 @@ class Collector:
 def _unix(date: Optional[str]) -> Optional[int]:
     try:
         return int(parsedate_to_datetime(date or "").timestamp())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

@@ -236,6 +236,9 @@ class MoodyService(collector.Service):
             return self._problem(500, "internal fault")
         if mood == "refuse":
             return self._problem(422, "content is not what its name says")
+        if mood == "date":
+            day = {"Date": f"Mon, {10**20} Jan 2024 00:00:00 GMT"}
+            return web.Response(status=401, headers=day, text="no")
         if mood == "garbage":
             return web.Response(body=b"\x00\xff" * 100)
         if mood == "html":

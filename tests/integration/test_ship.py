@@ -160,7 +160,7 @@ def test_collector_away_then_back_loses_nothing(
 @pytest.mark.parametrize(
     "mood",
     ["500", "503", "problem-500", "502", "429", "garbage", "html", "redirect", "long", "size",
-     "drop", "drop-after", "half", "slow", "twice"],
+     "date", "drop", "drop-after", "half", "slow", "twice"],
 )  # fmt: skip
 def test_a_moody_collector_gets_everything_in_the_end(
     host: Host, central: Central, mood: str, at: int
