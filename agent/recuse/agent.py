@@ -111,6 +111,7 @@ class Agent:
         self.live.on_fault = self.upkeep.release_reserves  # as entries need it, which come next
         self.logins: Dict[str, LiveLogin] = {}
         self.sessions: Dict[str, LiveSession] = {}
+        self._starting: Dict[str, LiveSession] = {}  # not among them yet, perhaps
         self.pauses = Pauses(self)
         self.quotas = Quotas(self)
         self.sealer.on_tick.append(self.quotas.look)
@@ -477,6 +478,7 @@ class Agent:
                 session = replace(session, notes=(*session.notes, "too-many-sessions"))
                 await self._refuse_session(connection, session, decision, TOO_MANY)
                 return
+            self._starting[live.id] = live
             # Nothing has been awaited since the grant was found: no two sessions have its last use.
             use = None if decision.grant is None else self.desk.take(decision.grant)
             live.grant_use = 0 if use is None else use.n
@@ -496,6 +498,7 @@ class Agent:
                 owner.sessions -= 1  # neither its start nor its refusal is in the ledger
             raise
         finally:
+            self._starting.pop(live.id, None)
             if use is not None:
                 self.desk.release(use)
             self._tidy_soon()
@@ -702,13 +705,15 @@ class Agent:
     def _has_enough(self, live: LiveSession, facts: Facts) -> bool:
         """Say whether so many sessions of a user run that another would be at others' expense.
 
-        What they all need, descriptors above all, is shared by everybody who logs in.
+        Those that are beginning count: who is asked to agree may take long. What they all need,
+        descriptors above all, is shared by everybody who logs in.
         """
         session, user = self.config.session, user_of(live)
         most = session.user_sessions
-        if not most or len(self.sessions) < most or self._is_needed(facts):
+        if not most or len(self.sessions) + len(self._starting) < most or self._is_needed(facts):
             return False
-        return sum(user_of(one) == user for one in self.sessions.values()) >= most
+        lives = {**self.sessions, **self._starting}.values()
+        return sum(user_of(one) == user for one in lives) >= most
 
     def _is_needed(self, facts: Facts) -> bool:
         """Say whether somebody always gets in, to mend things."""

@@ -2654,6 +2654,28 @@ def test_reserve_that_was_given_up_is_not_taken_again_by_a_reload(paths: Paths) 
     run(paths, scene)
 
 
+def test_sessions_that_are_beginning_count_as_well(paths: Paths) -> None:
+    """Else all that are decided at one time, or wait for an answer, pass for none."""
+    paths.config.write_text(ROOMY + "[session]\nuser_sessions = 1\n")
+    (paths.policy_dir / "60-agree.toml").write_text(CONFIRMED)
+
+    async def scene(world: World) -> None:
+        shell, _ = await asked_to_agree(world)
+        login = await world.login("alice")
+        _, answer = await world.session(login, "alice")
+        assert answer.message.startswith(b"recuse: refused: as many sessions of yours")
+        answer = await say(shell, wire.Confirm(0))
+        assert answer is not None and answer.verdict == Verdict.REFUSE
+        first, answer = await world.session(login, "alice")
+        assert answer.verdict == Verdict.RECORD
+        first.end()
+        await world.ended()
+        _, answer = await world.session(login, "alice")
+        assert answer.verdict == Verdict.RECORD
+
+    run(paths, scene)
+
+
 def test_nobodys_sessions_are_more_than_one_user_may_have(paths: Paths) -> None:
     """Who has too many is told so, and has them again when one ends; nobody else is kept out."""
     paths.config.write_text(ROOMY + "[session]\nuser_sessions = 2\n")
