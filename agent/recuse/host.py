@@ -118,6 +118,7 @@ class Held:
     """A terminal that processes of `uid` may have open, but for those named or below one.
 
     `instance` is its devpts (st_dev), 0 if that is not known: others have terminals of that number.
+    Those of which it is the own terminal are in the session of `below`: it belongs to one.
     """
 
     rdev: int
@@ -584,8 +585,10 @@ class Kernel:
         """
         found: List[List[str]] = [[] for _ in asked]
         by_uid: Dict[int, List[int]] = {}
+        sessions: List[int] = []
         for number, one in enumerate(asked):
             by_uid.setdefault(one.uid, []).append(number)
+            sessions.append(self._session_of(one.below))
         for pid in self.processes():
             if pid == os.getpid():
                 continue
@@ -596,11 +599,12 @@ class Kernel:
                 mine = [n for uid in uids for n in by_uid.get(uid, ())]
                 if not mine:
                     continue
-                tty = self.stat(pid).tty
+                process = self.stat(pid)
                 open_here = [*map(_device_or_none, self._descriptors(pid))]
                 for number in mine:
                     one = asked[number]
-                    is_open = one.rdev == tty or any(
+                    own = process.tty, process.session
+                    is_open = own == (one.rdev, sessions[number]) or any(
                         one.rdev == rdev and one.instance in (0, lies_on)
                         for rdev, lies_on in open_here
                     )
@@ -643,6 +647,12 @@ class Kernel:
             except OSError:
                 continue
         return [_limited(names) for names in found]
+
+    def _session_of(self, pid: int) -> int:
+        try:
+            return self.stat(pid).session
+        except ProcessLookupError:
+            return -1
 
     def _descriptors(self, pid: int) -> List[str]:
         return [f"{self.proc}/{pid}/fd/{name}" for name in os.listdir(f"{self.proc}/{pid}/fd")]

@@ -314,16 +314,48 @@ def test_holders_names_who_else_has_a_terminal_open(kernel: Kernel) -> None:
     os.close(slave)
 
 
-def test_holders_names_who_could_open_the_terminal_as_their_own(kernel: Kernel) -> None:
+NAMESAKE = """
+import fcntl, os, struct, subprocess, sys, termios
+mounted, number = sys.argv[1], int(sys.argv[2])
+options = ["-o", "newinstance,ptmxmode=0666"]
+subprocess.run(["mount", "-t", "devpts", *options, "none", mounted], check=True)
+for _ in range(number + 1):
+    master = os.open(mounted + "/ptmx", os.O_RDWR | os.O_NOCTTY)
+fcntl.ioctl(master, 0x40045431, struct.pack("i", 0))  # TIOCSPTLCK
+slave = os.open(mounted + "/" + str(number), os.O_RDWR | os.O_NOCTTY)
+os.setsid()
+fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+os.close(slave)
+print(os.stat(mounted + "/" + str(number)).st_rdev, flush=True)
+input()
+"""
+"""Has another devpts, and there a terminal of a given number as its own."""
+
+
+def test_holders_names_who_could_open_the_terminal_as_their_own(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    """By its session: a container has the same number for another terminal."""
     master, slave = pty.openpty()
     rdev = os.fstat(slave).st_rdev
-    process = subprocess.Popen(
-        ["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(slave, termios.TIOCSCTTY, 0),
+    script = "sleep 60 & echo $!; sleep 60 & echo $!; read end; kill $(jobs -p)"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    leader = subprocess.Popen(
+        ["sh", "-c", script], start_new_session=True, **pipes,
+        preexec_fn=lambda: fcntl.ioctl(slave, termios.TIOCSCTTY, 0),
     )  # fmt: skip
-    asked = Held(rdev, os.getuid(), frozenset({os.getpid()}))
-    assert f"{process.pid}:cat" in kernel.holders([asked])[0]
-    process.communicate()
+    namesake = subprocess.Popen(
+        ["unshare", "-rm", "--propagation", "slave", sys.executable, "-c", NAMESAKE, tmp_path,
+         str(os.minor(rdev))], **pipes,
+    )  # fmt: skip
+    assert leader.stdout is not None and namesake.stdout is not None
+    relay, other = int(leader.stdout.readline()), int(leader.stdout.readline())
+    assert int(namesake.stdout.readline()) == rdev == kernel.stat(namesake.pid).tty
+    me = frozenset({os.getpid(), leader.pid})
+    [found] = kernel.holders([Held(rdev, os.getuid(), me, below=relay, instance=1)])
+    assert sorted(found) == [f"{other}:sleep"]
+    leader.communicate()
+    namesake.communicate("\n")
     os.close(master)
     os.close(slave)
 
