@@ -586,6 +586,7 @@ class Service:
         self._config: Optional[Tuple[NotifyConfig, Config]] = None
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
+        self._settled = asyncio.Event()
         self._faults: Optional[str] = None
 
     def load(self) -> NotifyConfig:
@@ -606,6 +607,8 @@ class Service:
             await self._apply()
             ready()
             while not self._stopping.is_set():
+                if not self._changed.is_set():
+                    self._settled.set()
                 await self._changed.wait()
                 self._changed.clear()
                 if not self._stopping.is_set():
@@ -619,10 +622,12 @@ class Service:
 
     def stop(self) -> None:
         self._stopping.set()
+        self._settled.set()
         self._changed.set()
 
     def reload(self) -> None:
         """Read the configuration again; what is bad leaves the running one in force."""
+        self._settled.clear()  # meanwhile no channel may be there to be asked about
         self._changed.set()
 
     def wake(self) -> None:
@@ -713,6 +718,7 @@ class Service:
             verb, name = request["verb"], request.get("channel")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise WireError("not a request that recuse-notify knows") from None
+        await self._settled.wait()
         if verb == "status":
             channels = [await worker.status() for _, worker in sorted(self.workers.items())]
             return {"ok": True, "channels": channels, "fault": self._faults}
@@ -731,24 +737,24 @@ def main(root: Path = Path("/")) -> int:
 
     paths = Paths(root)
     stderrlog.set_up()
-    service = Service(paths)
-    try:
-        channels = service.load().channels
-    except ConfigError as error:
-        for fault in error.faults:
-            _log.error("%s", fault)
-        return error.exit_code
-    if not channels:
-        daemon.notify("READY=1")
-        _log.info("%s names no channel: nobody is told", paths.notify_config)
-        return 0
 
-    async def serve() -> None:
+    async def serve() -> int:
+        service = Service(paths)  # here: Python 3.9 binds what it waits for to the loop
+        try:
+            channels = service.load().channels
+        except ConfigError as error:
+            for fault in error.faults:
+                _log.error("%s", fault)
+            return error.exit_code
+        if not channels:
+            daemon.notify("READY=1")
+            _log.info("%s names no channel: nobody is told", paths.notify_config)
+            return 0
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, service.stop)
         loop.add_signal_handler(signal.SIGHUP, service.reload)
         await service.run(lambda: daemon.notify("READY=1") and None)
+        return 0
 
-    asyncio.run(serve())
-    return 0
+    return asyncio.run(serve())

@@ -21,7 +21,7 @@ from receivers import Hook, MailServer
 from standardwebhooks import Webhook
 
 from recuse import checkpoint as tlog
-from recuse import checkup, cli, control
+from recuse import checkup, cli, control, notify
 from recuse.errors import RecuseError
 from recuse.journal import Journal
 from recuse.notify import Service, State
@@ -704,6 +704,41 @@ def test_root_asks_how_channels_are_and_sends_a_test(host: Notified, tmp_path: P
                 await in_thread(lambda: ask(verb="test", channel="other"))
 
     with_hook(tmp_path, story)
+
+
+def test_who_asks_while_the_configuration_is_read_hears_of_the_channels_then(
+    host: Notified, tmp_path: Path
+) -> None:
+    async def story(hook: Hook) -> None:
+        host.configure_channels(soc=host.webhook(hook))
+        async with host.notifying() as service:
+            changed = host.webhook(hook, "timeout = 19\n")
+            host.configure_channels(soc=changed, new=host.webhook(hook))
+            service.reload()
+            requests = [{"verb": "test", "channel": name} for name in ("soc", "new")]
+            requests.append({"verb": "status"})
+            answers = [service._answer(json.dumps(one).encode(), 0) for one in requests]
+            told = await asyncio.gather(*answers)
+            assert [one["ok"] for one in told] == [True, True, True]
+            assert [one["channel"] for one in told[2]["channels"]] == ["new", "soc"]
+        assert len(hook.got) == 2
+
+    with_hook(tmp_path, story)
+
+
+def test_service_waits_for_nothing_of_another_loop(
+    host: Notified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Python 3.9, whatever waits belongs to the loop that there was when it was made."""
+
+    def make() -> asyncio.Event:
+        asyncio.get_running_loop()
+        return event()
+
+    event = asyncio.Event
+    monkeypatch.setattr(asyncio, "Event", make)
+    monkeypatch.setattr(notify, "Journal", lambda **_: Journal(host.told.append))
+    assert notify.main(host.paths.root) == 0
 
 
 def test_commands_and_doctor_say_how_channels_are(
