@@ -179,6 +179,10 @@ class LiveLog:
             self._append(line)
         self._live[live.id] = live
 
+    def saved(self) -> List[Live]:
+        """Give what would be read by the next start."""
+        return list(self._live.values())
+
     def remove(self, live: Live) -> None:
         """Forget a login or session; one that is still read later is known to have ended."""
         if self._live.pop(live.id, None) is not None:

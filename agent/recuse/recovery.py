@@ -184,9 +184,9 @@ def keep_floor(agent: Agent, step: int = 0) -> None:
 
     An older note costs that start time, nothing else.
     """
-    entered = [login.seq for login in agent.logins.values()]
-    entered += [session.seq for session in agent.sessions.values()]
-    floor = min([seq for seq in entered if seq >= 0], default=agent.book.size)
+    # What was cut off right after its entry is saved, and nothing more.
+    lives = [*agent.logins.values(), *agent.sessions.values(), *agent.live.saved()]
+    floor = min((live.seq for live in lives if live.seq >= 0), default=agent.book.size)
     if floor < agent.floor + step:
         return
     agent.floor = floor

@@ -1932,6 +1932,29 @@ def test_stop_answers_who_was_accepted_and_leaves_the_rest_in_the_socket(paths: 
     run(paths, scene)
 
 
+def test_login_cut_off_right_after_its_answer_is_known_to_the_next_start(paths: Paths) -> None:
+    """Although the agent that leaves has forgotten it, and signs what it has entered."""
+
+    async def scene(world: World) -> None:
+        enter = world.agent.book.enter
+
+        async def enter_and_be_cancelled(*arguments: Any, **options: Any) -> int:
+            await enter(*arguments, **options)
+            raise asyncio.CancelledError
+
+        world.agent.book.enter = enter_and_be_cancelled  # type: ignore[method-assign]
+        await world.login("alice")
+        assert world.agent.logins == {}
+        world.agent.book.enter = enter  # type: ignore[method-assign]
+        await world.stop()
+        await world.start()
+        assert len(world.agent.logins) == 1
+        world.children[0].end()
+        await world.until(lambda: "logout" in [entry.kind for entry in world.entries()])
+
+    run(paths, scene)
+
+
 def test_stop_tells_of_every_end_under_way(paths: Paths) -> None:
     async def scene(world: World) -> None:
         sshd = await world.login("alice")
