@@ -1077,7 +1077,7 @@ class _Audit:
             self._entry_fault("late-segment", entry, "the session had ended before")
         recording = self._recordings.setdefault(name, _Recording())
         withheld = row is not None and row.is_withheld and not recording.resumed
-        if withheld and row is not None and not (row.supervised or row.level == "commands"):
+        if withheld and row is not None and not row.is_relayed:
             self._entry_fault("exempt-content", entry, "content of a session that was exempt")
         if n != recording.next:
             recording.digest = None
@@ -1291,8 +1291,8 @@ class _Audit:
             self._entry_fault("gap-unstated", entry, "partial, but no gap is given")
         if outcome == "recorded" and has_gaps:
             self._entry_fault("gap-unstated", entry, "recorded, but there are gaps")
-        if outcome in ("failed", "lost") and entry.get("digest") is None:
-            return
+        if outcome in ("failed", "lost", "exempt") and entry.get("digest") is None:
+            return  # says nothing of a recording: there was none, or it is gone
         if outcome != "recorded":
             self._judge_gaps(entry, recording)
         # A nested one is in the recording around it; a late one may have been cut short at once.

@@ -110,11 +110,9 @@ class LiveSession:
             return "exempt"
         if self.label == "stub":
             return "failed"
-        if self._passes_unseen or gaps:
-            return "partial"
         if self.label == "record" and not self._has_recording:
             return "lost"
-        return "recorded"
+        return "partial" if self._passes_unseen or gaps else "recorded"
 
     @property
     def _has_recording(self) -> bool:

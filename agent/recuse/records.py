@@ -1187,6 +1187,11 @@ class SessionRow(Row):
         return self.verdict == "exempt" and self.kind != "nested"
 
     @property
+    def is_relayed(self) -> bool:
+        """Say whether a relay is in it, and counts, though it is withheld."""
+        return self.supervised or self.level == "commands"
+
+    @property
     def is_exempt(self) -> bool:
         """Say whether it is exempt, or was to its end."""
         return self.is_withheld if self.live else self.outcome == "exempt"

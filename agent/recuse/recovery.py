@@ -28,6 +28,7 @@ from typing import (
     Iterator,
     List,
     Optional,
+    Set,
     Tuple,
     cast,
 )
@@ -202,10 +203,14 @@ class Recovery:
         self.stored = stored
         self.renewed = agent.renewed
         self.view = records.View()
+        self.withdrawn: Set[Optional[str]] = set()
+        """Sessions that were exempt, and are recorded since that ended."""
         for raw in agent.book.ledger.entries(live_floor(agent.paths)):
             with contextlib.suppress(LedgerError):
                 entry = records.parse(raw)
                 self.view.apply(entry)
+                if entry.kind == "resume" and entry.get("why") == "revoked":
+                    self.withdrawn.add(entry.get("session"))
 
     async def run(self) -> None:
         """Resume what lives, close what does not."""
@@ -431,16 +436,19 @@ class Recovery:
                 started_ns=_time(row.started), mono_ns=0,
             )  # fmt: skip
             verdict = row.verdict or "record"
-            plain = "exempt" if row.is_withheld else "record"
+            is_exempt = row.is_withheld and row.session not in self.withdrawn
+            plain = "exempt" if is_exempt else "record"
             label = row.kind if row.kind in ("nested", "transfer") else plain
             live = LiveSession(session, _grounds(row), verdict, label, 0, 0, "", row.seq)
-            if live.label == "record":
-                if "spool-full" in row.notes:
-                    live.label = "stub"
-                else:
-                    self._recording(live, row)
-                    if row.boot_id == self.agent.boot_id:
-                        live.flags.append("state-lost")  # it may run still, out of our sight
+            live.withheld = label == "exempt" and row.is_relayed
+            if label == "record" and "spool-full" in row.notes:
+                live.label = "stub"
+            elif label == "record" or live.withheld:
+                self._recording(live, row)
+                if row.boot_id == self.agent.boot_id:
+                    live.flags.append("state-lost")  # it may run still, out of our sight
+                if row.is_withheld and not is_exempt:
+                    live.flags.append("exemption-withdrawn")
             yield live
 
     def _forgotten_logins(self, known: Collection[str]) -> Iterator[LiveLogin]:

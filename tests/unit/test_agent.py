@@ -1199,6 +1199,47 @@ def test_exemption_that_is_withdrawn_records_from_then_on(paths: Paths) -> None:
     run(paths, scene)
 
 
+@pytest.mark.parametrize("lost", ["recording", "state", "both"])
+@pytest.mark.parametrize("boot", ["1", "2"], ids=["disk", "host"])
+@pytest.mark.parametrize("withdrawn", [True, False], ids=["withdrawn", "withheld"])
+@pytest.mark.parametrize("cut", [True, False], ids=["entered", "not-entered"])
+def test_crash_in_a_supervised_session_is_no_contradiction(
+    paths: Paths, lost: str, boot: str, withdrawn: bool, cut: bool
+) -> None:
+    (paths.policy_dir / "50-test.toml").write_text(SUPERVISED)
+
+    async def scene(world: World) -> None:
+        shell, _ = await relayed(world, "robot")
+        (live,) = world.agent.sessions.values()
+
+        async def withdraw() -> Dict[str, Any]:
+            await world.agent.pauses.withdraw(live, "revoked by carol")
+            return {}
+
+        if withdrawn:
+            await switching(world, shell, 0, withdraw())
+            shell.write(b'[0.3,"o","seen"]')
+        if cut:
+            await world.agent.sealer.cut_all()
+        await world.crash()
+        if lost != "state":
+            world.agent.spool.forget(live.id)
+        if lost != "recording":
+            (paths.sessions / "log").unlink()
+        for name in list(world.store.kept):
+            world.store.drop(name)
+        world.kernel.boot = "11111111-1111-1111-1111-111111111111".replace("1", boot)
+        shell.end()
+        await world.start()
+        await world.ended()
+        is_lost = "partial" if lost == "state" else "lost"
+        assert world.last("close").get("outcome") == (is_lost if withdrawn else "exempt")
+        assert world.agent.spool.live_sessions() == []
+        assert verified(world).faults == []
+
+    run(paths, scene)
+
+
 def test_content_in_a_withheld_recording_is_a_fault(paths: Paths) -> None:
     (paths.policy_dir / "50-test.toml").write_text(SUPERVISED)
 
