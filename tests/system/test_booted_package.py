@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Iterator
 
@@ -166,25 +167,58 @@ def test_removal_works_with_a_broken_command(installed: Host, before: dict[str, 
     assert installed.ssh("alice", "exit 3").returncode == 3
 
 
+@contextlib.contextmanager
+def selinux(host: Host, fails: str = "") -> Iterator[str]:
+    """Have a configuration of SELinux; give the path of tools that say what they do."""
+    for name in ("selinuxenabled", "semodule", "restorecon"):
+        script = f"#!/bin/sh\necho {name} $* >>/root/bin/ran\nexit {int(name == fails)}\n"
+        host.write(f"/root/bin/{name}", script, mode=0o755)
+    host.write("/etc/selinux/config", "SELINUX=enforcing\nSELINUXTYPE=default\n")
+    try:
+        yield "PATH=/root/bin:$PATH"
+    finally:
+        host.run("rm -rf /root/bin /etc/selinux /var/lib/selinux", check=True)
+
+
 @pytest.mark.parametrize("fails", ["semodule", "restorecon"])
 def test_selinux_that_does_not_take_the_module_keeps_nobody_from_an_upgrade(
     installed: Host, fails: str
 ) -> None:
     """Its tools are not here; restorecon fails at a recording that is being made."""
-    for name in ("selinuxenabled", "semodule", "restorecon"):
-        script = f"#!/bin/sh\necho {name} $* >>/root/bin/ran\nexit {int(name == fails)}\n"
-        installed.write(f"/root/bin/{name}", script, mode=0o755)
-    installed.write("/etc/selinux/config", "SELINUX=enforcing\n")
-    try:
-        result = installed.run(
-            "PATH=/root/bin:$PATH sh /var/lib/dpkg/info/recuse.postinst configure 0"
-        )
+    with selinux(installed, fails) as path:
+        installed.run("mkdir -p /var/lib/selinux/default/active", check=True)
+        result = installed.run(f"{path} sh /var/lib/dpkg/info/recuse.postinst configure 0")
         assert result.returncode == 0 and "recuse: " in result.stderr, result
         assert "recuse doctor" in result.stderr
         ran = installed.read("/root/bin/ran")
         assert ("restorecon -RF /var/spool/recuse\n" in ran) == (fails == "restorecon"), ran
-    finally:
-        installed.run("rm -r /root/bin /etc/selinux/config", check=True)
+
+
+def test_a_policy_of_selinux_that_comes_later_gets_the_module(installed: Host) -> None:
+    """And one that goes is not asked to take it."""
+    agent = installed.run("systemctl show -P MainPID recuse-agent").stdout
+    control = "Package: policy\nVersion: 1\nArchitecture: all\nMaintainer: x\nDescription: x\n"
+    installed.write("/root/policy/DEBIAN/control", control)
+    installed.write("/root/policy/var/lib/selinux/default/README", "as it is packaged")
+    made = "#!/bin/sh\necho policy $1 >>/root/bin/ran\nmkdir /var/lib/selinux/default/active\n"
+    gone = "#!/bin/sh\nrm -rf /var/lib/selinux/default/active\n"
+    installed.write("/root/policy/DEBIAN/postinst", made, mode=0o755)
+    installed.write("/root/policy/DEBIAN/prerm", gone, mode=0o755)
+    installed.run("dpkg-deb --build /root/policy", check=True)
+    with selinux(installed) as path:
+        installed.run(f"{path} dpkg --install /root/policy.deb", check=True)
+        came = installed.read("/root/bin/ran").splitlines()
+        assert came[:3] == [
+            "policy configure",
+            "selinuxenabled",
+            "semodule --install /usr/share/selinux/packages/recuse.cil",
+        ]
+        assert {"restorecon -RF /usr/lib/recuse", "restorecon -RF /run/recuse"} < set(came[3:])
+        installed.run(f"{path} dpkg --purge policy", check=True)
+        assert installed.read("/root/bin/ran").splitlines() == came
+    assert installed.run("systemctl show -P MainPID recuse-agent").stdout == agent
+    assert installed.run("dpkg --audit").stdout == ""
+    installed.run("rm -r /root/policy /root/policy.deb", check=True)
 
 
 def test_installing_again_goes_on_with_the_ledger(installed: Host) -> None:
