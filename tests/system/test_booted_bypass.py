@@ -417,7 +417,7 @@ def test_no_byte_of_stubbed_sessions_was_kept(host: Host) -> None:
 
 def test_each_case_says_what_it_is(host: Host) -> None:
     """And what it is done with is there."""
-    assert len(CASES) >= 101
+    assert len(CASES) >= 133
     tools: set[str] = set()
     for case in CASES:
         assert case.path.stat().st_mode & stat.S_IXUSR, case.name
