@@ -48,10 +48,11 @@ MAX_NAMED = 16  # processes named in one entry; more are counted
 SO_PEERPIDFD = 77  # include/uapi/asm-generic/socket.h, Linux 6.5
 TIOCGPTN = 0x80045430
 TIOCGPTPEER = 0x5441
-AT_FDCWD, AT_STATX_DONT_SYNC, STATX_TYPE = -100, 0x4000, 1  # include/uapi/linux/{fcntl,stat}.h
+AT_FDCWD, AT_STATX_DONT_SYNC, STATX_TYPE_MODE = -100, 0x4000, 3  # include/uapi/linux/{fcntl,stat}.h
 TTY_MAJORS = frozenset({4, 5, 204, 229} | set(range(136, 144)))
 USER_FILES = ("/etc/passwd", "/etc/group", "/etc/nsswitch.conf")
 TCP_STATES = (1 << 1) | (1 << 8)  # ESTABLISHED, CLOSE_WAIT: net/tcp_states.h
+SET_ID = stat_module.S_ISUID | stat_module.S_ISGID
 SSHD_NAMES = frozenset({b"sshd", b"sshd-session", b"sshd-auth", b"dropbear"})
 RELAY_NAMES = SSHD_NAMES | {b"sudo", b"su", b"recuse-shell"}  # end with their session
 
@@ -670,7 +671,7 @@ class Kernel:
         those it made itself (to a directory service) came later. None if it has none.
         """
         try:
-            if self.stat(pid).comm not in SSHD_NAMES:
+            if not self._is_login_server(pid):
                 return None
             inodes = self._socket_inodes(pid)
             found = self._connections(frozenset(inodes)) if inodes else {}
@@ -680,6 +681,14 @@ class Kernel:
             if inode in found:
                 return _address(*found[inode])
         return None
+
+    def _is_login_server(self, pid: int) -> bool:
+        """Say whether that is what a process of root is.
+
+        A set-id program has the name under which its user started it, and their descriptors.
+        """
+        is_set_id = _look_at(f"{self.proc}/{pid}/exe").mode & SET_ID
+        return self.stat(pid).comm in SSHD_NAMES and not is_set_id
 
     def _socket_inodes(self, pid: int) -> List[int]:
         inodes = []
@@ -734,7 +743,9 @@ class _Statx(ctypes.Structure):
     """struct statx, as far as it is read here."""
 
     _fields_ = [
-        ("before", ctypes.c_uint8 * 128),
+        ("before", ctypes.c_uint8 * 28),
+        ("mode", ctypes.c_uint16),
+        ("between", ctypes.c_uint8 * 98),
         ("rdev_major", ctypes.c_uint32),
         ("rdev_minor", ctypes.c_uint32),
         ("dev_major", ctypes.c_uint32),
@@ -746,17 +757,26 @@ class _Statx(ctypes.Structure):
 _statx = ctypes.CDLL(None, use_errno=True).statx
 
 
-def _device_at(path: str) -> Tuple[int, int]:
-    """Say which device a file is, 0 if none, and on which it lies: st_rdev and st_dev.
+def _look_at(path: str) -> _Statx:
+    """Look at a file as this kernel knows it.
 
-    Takes what this kernel knows: stat(2) asks whoever serves the file, which may be away, or be a
-    user's own program, and waits. Raises: OSError
+    stat(2) asks whoever serves the file, which may be away, or be a user's own program, and waits.
+    Raises: OSError
     """
     found = _Statx()
     name = os.fsencode(path)
-    if _statx(AT_FDCWD, name, AT_STATX_DONT_SYNC, STATX_TYPE, ctypes.byref(found)):
+    if _statx(AT_FDCWD, name, AT_STATX_DONT_SYNC, STATX_TYPE_MODE, ctypes.byref(found)):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), path)
+    return found
+
+
+def _device_at(path: str) -> Tuple[int, int]:
+    """Say which device a file is, 0 if none, and on which it lies: st_rdev and st_dev.
+
+    Raises: OSError
+    """
+    found = _look_at(path)
     rdev = os.makedev(found.rdev_major, found.rdev_minor)
     return rdev, os.makedev(found.dev_major, found.dev_minor)
 

@@ -34,7 +34,17 @@ forge(uid=1000, pid=2, command="\x1b[2J" * 5000, tags="a," * 2000)
 forge(uid=1000, pid=3, tty="/dev/../etc/shadow")
 """
 
-SCRIPTS = {"orphans": ORPHANS}
+# By a name of one's own choosing, with a connection of one's own making.
+DISGUISE = r"""
+import os, socket, tempfile
+name = tempfile.mkdtemp() + "/sshd"
+os.symlink("/usr/bin/sudo", name)
+peer = socket.create_connection(("192.0.2.1", 22))
+os.dup2(peer.fileno(), 0)
+os.execv(name, ["sudo", "-n", "true"])
+"""
+
+SCRIPTS = {"orphans": ORPHANS, "disguise": DISGUISE}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,6 +79,13 @@ def test_daemon_of_a_login_keeps_its_source(host: Host) -> None:
     host.ssh("alice", "setsid -f sudo -n true </dev/null >/dev/null 2>&1")
     sudo = host.wait_journal(event("login"), RECUSE_SERVICE="sudo", after=cursor)[0]
     assert sudo["RECUSE_SOURCE"].startswith("192.0.2.7:")
+
+
+def test_sudo_under_the_name_of_sshd_comes_from_nowhere(host: Host) -> None:
+    cursor = host.cursor()
+    assert run_as(host, "alice", script("disguise")) == (0, "")
+    sudo = host.wait_journal(event("login"), RECUSE_SERVICE="sudo", after=cursor)[0]
+    assert "RECUSE_SOURCE" not in sudo, sudo["RECUSE_SOURCE"]
 
 
 @pytest.mark.parametrize(

@@ -456,6 +456,24 @@ def test_peer_of_asks_only_about_login_servers(kernel: Kernel, child: int) -> No
     assert kernel.peer_of(1 << 22) is None
 
 
+@pytest.mark.parametrize(("mode", "told"), [(0o755, True), (0o4755, False), (0o2755, False)])
+def test_peer_of_asks_about_no_set_id_program_under_the_name_of_a_server(
+    kernel: Kernel, tmp_path: Path, mode: int, told: bool
+) -> None:
+    """Its user chooses the name, and the connection."""
+    program, name = tmp_path / "program", tmp_path / "sshd"
+    shutil.copy("/bin/sleep", program)
+    program.chmod(mode)
+    name.symlink_to(program)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with socket.create_connection(listener.getsockname()) as client:
+            with subprocess.Popen([name, "60"], stdin=client) as process:
+                found = kernel.peer_of(process.pid)
+                process.kill()
+            where = "127.0.0.1:%d" % listener.getsockname()[1]
+            assert found == (where if told else None)
+
+
 def test_sock_diag_is_loaded_without_the_rest_of_pyroute2() -> None:
     code = (
         "import sys; from recuse import host; host._import_diag();"
