@@ -51,7 +51,7 @@ TIDY_SECONDS = 1.0  # how late systemd is told of our state, and state files of 
 AGAIN_SECONDS = 10.0  # a login refused is refused again without an entry, from the same process
 FALLBACK_SHELL = "/bin/sh"
 LOOK_EVERY_SECONDS = 0.25  # at most so often at all processes, however many begin and end
-MAX_SOURCES = 4096  # remembered for what daemons of ended logins do
+MAX_REMEMBERED = 4096  # audit sessions, for what daemons of ended logins do
 TOO_MANY = b"recuse: refused: as many sessions of yours run as one user may have, end one first\n"
 
 
@@ -120,6 +120,7 @@ class Agent:
         self.door.on_late = self._adopt_soon
         self._refused: Dict[Tuple[Peer, wire.Login], Tuple[int, wire.Answer]] = {}
         self._sources: Dict[int, str] = {}  # by audit session, also of logins that ended
+        self._exempt: Dict[int, str] = {}  # likewise a session that is exempt, or was
         self._tasks: Set["asyncio.Task[Any]"] = set()
         self._changed: Set[LiveLogin] = set()
         self._tidying: Optional[asyncio.TimerHandle] = None
@@ -261,7 +262,7 @@ class Agent:
         assert identity is not None
         user = records.text(request.user)
         account, groups = await self.accounts.find(-1, user)
-        outer = place.outer
+        outer, verdict = self._around(place, identity)
         login = records.Login(
             id=records.new_id("l", os.urandom(10)),
             user=user,
@@ -276,11 +277,11 @@ class Agent:
             ruser=records.text(request.ruser) or None,
             pid=peer.pid,
             started_ns=self.kernel.now_ns(),
-            outer=None if outer is None else outer.id,
+            outer=outer,
         )
         facts = self._facts(
             login, account, groups, tty=None, command=None, login_shell=None,
-            claimed_tags=frozenset(), outer=None if outer is None else outer.verdict,
+            claimed_tags=frozenset(), outer=verdict,
         )  # fmt: skip
         decision = await self._decide(facts, began_ns)
         if decision.verdict == "refuse":
@@ -297,13 +298,28 @@ class Agent:
             pid=peer.pid,
             start=peer.start,
             boot_id=self.boot_id,
-            outer_label=None if outer is None else outer.label,
+            outer_label=None if place.outer is None else place.outer.label,
             shown_in=self._seen_in(peer, place),
         )
         allow = self._answer_with(connection, live, wire.Answer(Verdict.ALLOW))
         await self._enter_live(live, records.login_entry, login, decision, then=allow)
         self.follow_login(live)
         self._tell("login", login, None, decision, seq=live.seq)
+
+    def _around(self, place: Place, identity: Identity) -> Tuple[Optional[str], Optional[str]]:
+        """Find the session that a login or a session is in, and its verdict.
+
+        Who left it behind, as after setsid(1), still has its audit session, and comes out of an
+        exempt one where there was one.
+        """
+        if place.outer is not None:
+            return place.outer.id, place.outer.verdict
+        if place.login is None:
+            session = self._exempt.get(identity.audit_session or 0)
+        else:
+            session = place.login.login.outer  # it has ended
+        exempt = session in self._exempt.values()
+        return (session, "exempt") if exempt else (None, None)
 
     def _seen_in(self, peer: Peer, place: Place) -> Optional[str]:
         """Find the enclosing recording, if it has what a login's program shows.
@@ -367,9 +383,7 @@ class Agent:
                     return live.login.source.kernel
             return self._sources.get(identity.audit_session)
         if found is not None and identity.audit_session is not None:
-            self._sources[identity.audit_session] = found
-            if len(self._sources) > MAX_SOURCES:
-                del self._sources[next(iter(self._sources))]
+            _remember(self._sources, identity.audit_session, found)
         return found
 
     def follow_login(self, live: LiveLogin, keep: bool = True) -> None:
@@ -446,7 +460,7 @@ class Agent:
             command_cut=bool(request.flags & wire.SESSION_COMMAND_CUT),
             login_shell=bool(request.flags & wire.SESSION_LOGIN_SHELL),
             claimed_tags=frozenset(_tags(request)),
-            outer=None if place.outer is None else place.outer.verdict,
+            outer=self._around(place, identity)[1],
         )  # fmt: skip
         decision = await self._decide(facts, began_ns)
         around = self._recording_on(peer, place, fds)
@@ -1009,6 +1023,9 @@ class Agent:
     def follow_session(self, live: LiveSession, keep: bool = True) -> None:
         """Wait for the end of a session's process, and look after its recording."""
         self.sessions[live.id] = live
+        audit_session = live.session.login.audit_session
+        if live.verdict == "exempt" and audit_session is not None:
+            _remember(self._exempt, audit_session, live.id)
         if live.recording is not None:
             self.sealer.follow(live.recording)
         asyncio.get_running_loop().add_reader(live.pidfd, self._session_exited, live)
@@ -1293,6 +1310,13 @@ class Agent:
         await asyncio.gather(self._held.stop(), self._left.stop())
         await self.sealer.stop()
         self.live.close()
+
+
+def _remember(what: Dict[int, str], audit_session: int, value: str) -> None:
+    """Note something of an audit session, and forget the oldest where there are too many."""
+    what[audit_session] = value
+    if len(what) > MAX_REMEMBERED:
+        del what[next(iter(what))]
 
 
 def relays(decision: Decision) -> bool:

@@ -1672,6 +1672,37 @@ def test_source_of_a_login_is_known_by_its_audit_session(paths: Paths) -> None:
     run(paths, scene)
 
 
+@pytest.mark.parametrize("ended", [False, True], ids=["it-lives", "it-has-ended"])
+@pytest.mark.parametrize("user", ["robot", "alice"])
+def test_who_left_an_exempt_session_comes_out_of_it(paths: Paths, user: str, ended: bool) -> None:
+    """As sudo after `setsid -f`, which has none of its processes as an ancestor."""
+    (paths.policy_dir / "60-root.toml").write_text(
+        '[[rule]]\nname = "no-root-unseen"\neffect = "deny"\nservices = ["sudo"]\n'
+        'outer = ["exempt"]\n\n[[rule]]\nname = "all-of-it"\neffect = "require-record"\n'
+        'services = ["su"]\nouter = ["exempt"]\n'
+    )
+
+    async def scene(world: World) -> None:
+        sshd, sudo, su = world.child(), world.child(), world.child()
+        for child in (sshd, sudo, su):
+            world.kernel.audit[child.pid] = 7
+        await world.ask(sshd, wire.Login(b"sshd", user.encode(), b"", b"", b""))
+        shell, _ = await world.session(sshd, user)
+        began = world.last("exempt" if user == "robot" else "open").get("session")
+        if ended:
+            shell.end()
+            await world.ended()
+        answer = await world.ask(sudo, wire.Login(b"sudo", b"root", user.encode(), b"", b""))
+        assert answer is not None
+        assert answer.verdict == (Verdict.REFUSE if user == "robot" else Verdict.ALLOW)
+        await world.ask(su, wire.Login(b"su", b"robot", user.encode(), b"", b""))
+        assert world.last("login").get("outer") == (began if user == "robot" else None)
+        _, answer = await world.session(su, "robot")
+        assert answer.verdict == (Verdict.RECORD if user == "robot" else Verdict.EXEC)
+
+    run(paths, scene)
+
+
 def test_shell_on_another_terminal_of_a_recorded_user_is_recorded(paths: Paths) -> None:
     async def scene(world: World) -> None:
         relay, inner = await recorded_on_a_terminal(world)
