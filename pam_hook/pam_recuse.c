@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <syslog.h>
 #include <unistd.h>
 
@@ -272,6 +273,13 @@ is_root(void)
     return geteuid() == 0;
 }
 
+/* Whose limits we run with: sudo has made itself root by now, in all ids. */
+static uid_t
+started_by(void)
+{
+    return getuid() ? getuid() : (uid_t)getauxval(AT_UID);
+}
+
 /* As root, who we are: the real user of su is whoever starts it. */
 static int
 is_disabled(const struct context *ctx)
@@ -296,7 +304,7 @@ open_login(struct context *ctx)
         return LOGIN_NO_USER;
 
     ctx->error = ask(ctx, RECUSE_LOGIN, buf, sizeof(buf), &answer);
-    if (recuse_may_be_users(getuid(), ctx->error)) {
+    if (recuse_may_be_users(started_by(), ctx->error)) {
         tell_user(ctx, "recuse: login refused: limits leave no room to ask "
                   "the recording agent");
         return LOGIN_NO_ROOM;

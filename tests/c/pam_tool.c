@@ -4,7 +4,8 @@
  *   pam_tool CONFDIR SERVICE USER [ITEM=VALUE...] CALL...
  *
  * ITEM is tty, rhost or ruser; an empty USER sets none.  CALL is open, close,
- * auth, setcred, acct or chauthtok, with ":silent" for PAM_SILENT.  Prints, in
+ * auth, setcred, acct or chauthtok, with ":silent" for PAM_SILENT, or root, to
+ * become that in all ids, as sudo does, which is set-id.  Prints, in
  * the order they happen, what each call returns, what is shown to the user and
  * what goes to the log; at the end whether descriptors or signal dispositions
  * have changed.  A line feed within a text is printed as "\n".
@@ -142,14 +143,15 @@ main(int argc, char **argv)
     for (i = 4; i < argc; i++) {
         const char *value = strchr(argv[i], '=');
 
-        if (!value) {
+        if (strcmp(argv[i], "root") == 0) {
+            if (setuid(0) < 0)
+                return 4;
+        } else if (!value) {
             if (call(pamh, argv[i]) < 0)
                 return 2;
-            continue;
-        }
-        value++;
-        pam_set_item(pamh, argv[i][0] == 't' ? PAM_TTY :
-                     argv[i][1] == 'h' ? PAM_RHOST : PAM_RUSER, value);
+        } else
+            pam_set_item(pamh, argv[i][0] == 't' ? PAM_TTY :
+                         argv[i][1] == 'h' ? PAM_RHOST : PAM_RUSER, value + 1);
     }
     for (i = 1; i < NSIG; i++) {
         if (sigaction(i, NULL, &after) == 0)    /* libc keeps two for itself */

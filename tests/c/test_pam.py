@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import socket
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, List, Optional, Sequence
@@ -72,6 +74,7 @@ class Login:
         kind: str = "session",
         as_root: bool = True,
         before: Optional[Callable[[], None]] = None,
+        tool: Optional[Path] = None,
     ) -> Ran:
         """Make the calls; what the module returns ends the stack, PAM_IGNORE gives IGNORED.
 
@@ -94,8 +97,9 @@ class Login:
         (confdir / "other").write_text("session required pam_deny.so\n")
         unshare = ["unshare", "--user", *(["--map-root-user"] if as_root else []), "--"]
         become = [] if as_root and os.geteuid() == 0 else unshare
+        program = str(tool or self.build.path / "pam_tool")
         done = subprocess.run(
-            [*become, str(self.build.path / "pam_tool"), str(confdir), service, user, *calls],
+            [*become, program, str(confdir), service, user, *calls],
             capture_output=True,
             text=True,
             errors="backslashreplace",
@@ -311,6 +315,32 @@ def test_open_without_room_to_ask_is_refused_if_limits_are_why(
     assert len(ran.of("error")) == (code == PERM_DENIED)
     (line,) = ran.of("log")
     assert f"({login.socket}: {os.strerror(error)})" in line
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes programs that are set-id root")
+@pytest.mark.parametrize("user, code", [(61002, PERM_DENIED), (0, SUCCESS)], ids=["user", "root"])
+def test_open_by_what_makes_itself_root_is_refused_if_a_user_started_it(
+    build: Build, user: int, code: int
+) -> None:
+    """As sudo is: what users can use up is theirs to use up, whoever asks for it."""
+    fail = failing("socket", errno.ENFILE, 0, int(socket.AF_UNIX))
+
+    def become_user() -> None:
+        fail()
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+
+    path = Path(tempfile.mkdtemp())
+    try:
+        path.chmod(0o755)
+        shutil.copy(build.path / "pam_tool", path)
+        (path / "pam_tool").chmod(0o4755)
+        login = Login(build, path)
+        ran = login.run("root", "open", before=become_user, tool=path / "pam_tool")
+    finally:
+        shutil.rmtree(path)
+    assert ran.code("open") == code
 
 
 @pytest.mark.parametrize("behaviour", [*NONSENSE, "refuse", "absent", "hang"])
