@@ -70,6 +70,10 @@ SELINUX_TYPES = {
     "/run/recuse/host.sock": "recuse_runtime_t",
     "/var/spool/recuse/orphan": "recuse_orphan_t",
 }
+# AppArmor, and where an administrator adds to the profile of the one process that recuse.toml sends
+# to other paths.
+APPARMOR = "/sys/kernel/security/apparmor"
+APPARMOR_LOCAL = "/etc/apparmor.d/local/usr.lib.recuse.recuse-ship"
 # Shells of users that are not meant to log in.
 _NO_SHELLS = ("nologin", "false", "true", "sync", "halt", "shutdown", "git-shell")
 MAX_SHELLS = 32
@@ -938,7 +942,7 @@ def _check_clock(machine: Machine) -> Check:
 
 def _check_shipping(machine: Machine) -> list[Check]:
     backlog = _check_backlog(machine)
-    found = [backlog, *_check_central(machine)]
+    found = [backlog, *_check_central(machine), *_check_apparmor(machine)]
     try:
         receipt = os.stat(machine.path("/var/lib/recuse-ship/receipts/checkpoint")).st_mtime_ns
     except OSError:
@@ -990,6 +994,36 @@ def _check_central(machine: Machine) -> list[Check]:
         words = "no collector key: no receipt can be believed"
         found.append(Check("enrolment", "fail", words, "run: recuse enroll"))
     return found
+
+
+def _is_permitted(machine: Machine, path: str, right: int) -> bool:
+    """Say whether the profile of recuse-ship permits to write (2) or read (4): AppArmor knows."""
+    with open(machine.path(APPARMOR + "/.access"), "r+b", buffering=0) as f:
+        f.write(b"label\0recuse-ship\0\x02" + os.fsencode(path))  # 2: of files
+        allowed = re.match(rb"allow 0x([0-9a-f]+)\n", f.read(256))
+    return allowed is None or bool(int(allowed[1], 16) & right)
+
+
+def _check_apparmor(machine: Machine) -> list[Check]:
+    """Look whether AppArmor, where it is enforced, lets recuse-ship where recuse.toml sends it."""
+    from recuse import config
+
+    if b"recuse-ship (enforce)\n" not in (machine.read(APPARMOR + "/profiles") or b""):
+        return []
+    try:
+        central = config.load(machine.path("/etc/recuse/recuse.toml")).central
+        wanted = {}  # the rules that are missing, by path
+        if central.directory and not _is_permitted(machine, "%s/x" % central.directory, 2):
+            wanted[central.directory] = "%s/ rw, %s/** rwkl," % ((central.directory,) * 2)
+        if central.ca and not _is_permitted(machine, str(central.ca), 4):
+            wanted[central.ca] = "%s r," % central.ca
+    except (OSError, RecuseError):
+        return []
+    if not wanted:
+        return [Check("apparmor", "ok", "AppArmor permits recuse-ship what recuse.toml names")]
+    words = "AppArmor keeps recuse-ship from " + " and ".join(map(str, wanted))
+    hint = "add to %s, then reload apparmor: %s" % (APPARMOR_LOCAL, " ".join(wanted.values()))
+    return [Check("apparmor", "fail", words, hint)]
 
 
 def _check_notices(machine: Machine) -> list[Check]:

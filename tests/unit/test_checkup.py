@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import sys
+import tty
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
@@ -422,6 +423,47 @@ def test_doctor_warns_of_an_old_backlog_and_a_collector_out_of_reach(host: FakeH
     )
     assert named(checks, "backlog").state == "warn"
     assert named(checks, "collector").words.endswith("connection refused")
+
+
+@pytest.mark.parametrize("answer, permitted", [("0004b37e", True), ("00000244", False)])
+def test_apparmor_itself_is_asked(host: FakeHost, answer: str, permitted: bool) -> None:
+    """Its file answers what was written to it, as the other end of a terminal does."""
+    kernel, ours = os.openpty()
+    tty.setraw(ours)
+    (host.root / "sys/kernel/security/apparmor").mkdir(parents=True)
+    (host.root / "sys/kernel/security/apparmor/.access").symlink_to(os.ttyname(ours))
+    told = f"allow 0x{answer}\ndeny 0x00000000\naudit 0x00000000\nquiet 0x00000000\n"
+    os.write(kernel, told.encode())
+    assert checkup._is_permitted(host.machine(), "/srv/store/x", 2) == permitted
+    assert os.read(kernel, 256) == b"label\0recuse-ship\0\x02/srv/store/x"
+    os.close(kernel)
+    os.close(ours)
+
+
+def test_doctor_names_what_apparmor_keeps_from_recuse_ship(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look() -> list[Check]:
+        return [one for one in checkup.look(host.machine()) if one.name == "apparmor"]
+
+    permitted = {("/var/lib/recuse-central/x", 2), ("/etc/ssl/ca.pem", 4)}
+    monkeypatch.setattr(
+        checkup, "_is_permitted", lambda machine, path, right: (path, right) in permitted
+    )
+    host.write("sys/kernel/security/apparmor/profiles", "recuse-ship (complain)\n")
+    assert not look()
+    host.write("sys/kernel/security/apparmor/profiles", "recuse-ship (enforce)\n")
+    assert [one.state for one in look()] == ["ok"]
+    where = '[central]\nurl = "dir:/srv/store"\nca = "/srv/ca.pem"\n'
+    host.write("etc/recuse/recuse.toml", where)
+    (found,) = look()
+    assert found.state == "fail" and found.words.endswith("from /srv/store and /srv/ca.pem")
+    assert found.hint == (
+        "add to /etc/apparmor.d/local/usr.lib.recuse.recuse-ship, then reload apparmor:"
+        " /srv/store/ rw, /srv/store/** rwkl, /srv/ca.pem r,"
+    )
+    host.write("etc/recuse/recuse.toml", '[central]\nca = "/etc/ssl/ca.pem"\n')
+    assert [one.state for one in look()] == ["ok"]
 
 
 def test_doctor_sees_a_clock_behind_the_ledger(host: FakeHost) -> None:
