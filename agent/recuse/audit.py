@@ -363,6 +363,7 @@ class _Recording:
     gaps: List[Gap] = field(default_factory=list)
     knows_gaps: bool = True  # all of them, by the content or by entries that list them all
     exit_status: Optional[int] = None
+    unfiltered: bool = False
     pauses: int = 0
     resumed: bool = False  # it was exempt, and is recorded since that ended
     digest: Optional[Any] = field(default_factory=hashlib.sha256)
@@ -1120,6 +1121,7 @@ class _Audit:
             add_gap(recording.gaps, gap)
         if marks.exit_status is not None:
             recording.exit_status = marks.exit_status
+        recording.unfiltered |= marks.unfiltered is not None
         told = entry.number("events"), entry.number("replaced") or 0
         if told != (marks.events, marks.replaced):
             message = f"says {told[0]} events and {told[1]} replaced, "
@@ -1317,9 +1319,26 @@ class _Audit:
             return
         if digest != recording.digest.hexdigest():
             self._entry_fault("digest-mismatch", entry, "its digest is not that of the segments")
-        elif entry.number("exit_status") != recording.exit_status:
+            return
+        self._judge_flags(entry, recording)
+        if entry.number("exit_status") != recording.exit_status:
             told = f"its exit status is {entry.number('exit_status')}, that of the recording "
             self._entry_fault("recording-differs", entry, f"{told}{recording.exit_status}")
+
+    def _judge_flags(self, entry: Entry, recording: _Recording) -> None:
+        """See that a close says of its recorder what the recording does.
+
+        One that was interrupted may have broken off within a line, which no segment has.
+        """
+        flags = entry.ours.get("flags") or []
+        if entry.ours.get("cut") is True or not isinstance(flags, list):
+            return
+        if recording.exit_status is None and "interrupted" not in flags:
+            told = "its recording has no end, and it is not flagged as interrupted"
+            self._entry_fault("recording-differs", entry, told)
+        if recording.unfiltered is not ("unfiltered" in flags):
+            who = "its recording says" if recording.unfiltered else "its flags alone say"
+            self._entry_fault("recording-differs", entry, f"{who} that it is unfiltered")
 
     def _judge_gaps(self, entry: Entry, recording: _Recording) -> None:
         """See that a close lists the gaps of its recording, and what that cannot say itself."""

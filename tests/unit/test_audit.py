@@ -107,10 +107,12 @@ class World:
         return self.enter(at(rec.segment_entry, replace(made, **changes)))
 
     def close(self, name: str, plain: bytes, segments: int, **changes: Any) -> World:
+        exit_status = read_marks(plain).exit_status
         fields: Dict[str, Any] = {
             "verdict": "record", "outcome": "recorded", "ended_ns": self.time_ns,
-            "exit_status": read_marks(plain).exit_status, "size": len(plain), "segments": segments,
-            "digest": hashlib.sha256(plain).hexdigest(), "decision": RECORD, **changes,
+            "exit_status": exit_status, "size": len(plain), "segments": segments,
+            "digest": hashlib.sha256(plain).hexdigest(), "decision": RECORD,
+            "flags": () if exit_status is not None else ("interrupted",), **changes,
         }  # fmt: skip
         return self.enter(at(rec.close_entry, session(name), **fields))
 
@@ -1151,6 +1153,30 @@ def test_an_exit_that_is_not_in_the_recording_is_named(world: World) -> None:
     assert fault.message == "its exit status is 0, that of the recording 3"
 
 
+UNFILTERED = b'[0.1,"m","recuse recorder unfiltered: no seccomp"]\n'
+END = b'[7.1,"x","0"]\n'
+
+
+@pytest.mark.parametrize(
+    ("plain", "flags", "message"),
+    [
+        (SAID, (), "its recording has no end, and it is not flagged as interrupted"),
+        (UNFILTERED + SAID + END, (), "its recording says that it is unfiltered"),
+        (SAID + END, ("unfiltered",), "its flags alone say that it is unfiltered"),
+        (SAID, ("interrupted", "agent-was-down"), None),
+        (UNFILTERED + SAID + END, ("unfiltered",), None),
+        (SAID + END, ("interrupted",), None),  # within a line, of which no segment has anything
+    ],
+)
+def test_flags_of_a_close_are_held_against_the_recording(
+    world: World, plain: bytes, flags: Tuple[str, ...], message: Optional[str]
+) -> None:
+    recorded(world).segment("s-1", 0, plain).close("s-1", plain, 1, flags=flags)
+    faults = [(one.code, one.message) for one in world.verify().faults]
+    assert faults == ([] if message is None else [("recording-differs", message)])
+    assert world.verify(blobs="skip").ok
+
+
 def test_gaps_beyond_those_of_the_recording_are_what_it_cannot_say(world: World) -> None:
     extra = (rec.Gap("fault", "o", 0, ""), rec.Gap("limit", "o", 0, ""))
     recorded(world).segment("s-1", 0, GAPPED)
@@ -1207,7 +1233,7 @@ def test_gaps_that_are_none_are_named(world: World, gaps: Any, blobs: str) -> No
     recorded(world).segment("s-1", 0, SAID)
     close = at(
         rec.close_entry, SESSION, "record", "partial", world.time_ns, None, len(SAID), 1,
-        hashlib.sha256(SAID).hexdigest(), decision=RECORD,
+        hashlib.sha256(SAID).hexdigest(), flags=("interrupted",), decision=RECORD,
     )  # fmt: skip
     assert only(world.enter(changed(close, gaps=gaps)).verify(blobs=blobs)).code == (
         "recording-differs"
