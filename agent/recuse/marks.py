@@ -25,6 +25,8 @@ _GAP = re.compile(
 _UNFILTERED = re.compile(
     rb'\[[^,]*,\s*"m"\s*,\s*"recuse recorder unfiltered: ([^"\\]{1,99})"\s*\]\Z'
 )
+# What is shown has no quote that is not escaped.
+_SAYS = re.compile(rb'"(?:[gx]"\s*,|m"\s*,\s*"recuse recorder unfiltered)')
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ def read_marks(plain: bytes) -> Marks:
         float(first) if first else None, float(last) if last else None, events, replaced,
         tuple(gaps), exit_status, unfiltered,
     )  # fmt: skip
+
+
+def says_nothing(plain: bytes) -> bool:
+    """Say whether lines have no gap, no exit and nothing on a filter: ten times quicker."""
+    return _SAYS.search(plain) is None
 
 
 def add_gap(gaps: List[Gap], gap: Gap) -> None:

@@ -62,6 +62,8 @@ from .upkeep import Notifier, Upkeep
 
 STRAGGLER_SECONDS = 8.0
 """Whom the agent before us did not answer records by then: it looks up its shell first."""
+ADOPT_MICROSECONDS = 60_000_000
+"""More than it takes to read one recording: however many there are, the start is not given up."""
 FLOOR_STEP = 256  # entries; what is read of the ledger are bundles of as many
 CARRIED = frozenset({"login", "logout", "open", "exempt", "refused", "segment", "close"})
 MAX_CARRIED = 20000  # entries of a ledger that was given up, the newest
@@ -379,6 +381,7 @@ class Recovery:
     def _recording(self, live: LiveSession, row: records.SessionRow) -> None:
         segments = [(segment.blob, segment.plain_size) for segment in row.segments]
         spool, rebooted = self.agent.spool, row.boot_id != self.agent.boot_id
+        self.agent.notifier.notify(f"EXTEND_TIMEOUT_USEC={ADOPT_MICROSECONDS}")
         try:
             if live.orphan is not None and spool.has_orphan(live.orphan):
                 take_file(self.agent, live)

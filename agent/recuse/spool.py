@@ -25,7 +25,7 @@ from typing import Any, Container, Dict, Iterator, List, Optional, Sequence, Tup
 from . import files
 from .cast import MAX_LINE_BYTES
 from .errors import SpoolError
-from .marks import MAX_GAPS, Marks, add_gap, read_marks
+from .marks import MAX_GAPS, Marks, add_gap, read_marks, says_nothing
 from .pack import PIECE_BYTES, pack_lines
 from .records import Gap
 
@@ -151,7 +151,8 @@ class Spool:
                     raise SpoolError(f"recording {session} is shorter than its segments")
                 recording.offset += size
                 recording.digest.update(part)
-                _note_marks(recording, part)
+                if not says_nothing(part):  # who starts has all recordings to take up first
+                    _note_marks(recording, part)
             if abandoned:
                 _cut_unwritten(fd, recording.offset)
         except (OSError, SpoolError):

@@ -2119,6 +2119,8 @@ def test_power_that_took_what_the_segments_have_lost_nothing(paths: Paths) -> No
         close = world.last("close")
         assert (close.get("outcome"), close.number("exit_status")) == ("recorded", 5)
         assert close.ours["flags"] == ["agent-was-down"]
+        told = [one.split("=")[0] for one in world.store.sent]
+        assert "EXTEND_TIMEOUT_USEC" in told  # however many there are, the start is not given up
         assert verified(world).ok and os.listdir(world.agent.spool.quarantined) == []
 
     run(paths, scene)

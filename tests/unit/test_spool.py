@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from recuse import spool as module
 from recuse.errors import SpoolError
+from recuse.marks import Marks, read_marks
 from recuse.pack import PIECE_BYTES
 from recuse.spool import BLOB_BYTES, Recording, Reserve, Spool
 from recuse.store import MAX_BLOB
@@ -285,6 +286,39 @@ def test_segments_make_up_for_what_an_abandoned_recording_lost(spool: Spool, lef
     assert found.digest.hexdigest() == digest and spool.cut(found, 0, 100) == []
     spool.finish(found)
     assert found.torn == 0
+    spool.drop(found)
+
+
+@pytest.mark.parametrize(
+    ("line", "times"),
+    [
+        (b'[0.2,"o","\\"g\\", \\"x\\",gmx\\u001b"]\n', 0),
+        (b'[0.2,"i","g"]\n[0.3,"m","recuse input hidden"]\n[0.4,"m","x"]\n', 0),
+        (b'[0.2,"g","stream=o bytes=9 cause=limit"]\n', 1),
+        (b'[0.2 , "g" , "stream=o bytes=9 cause=limit"]\n', 1),
+        (b'[0.2,"x","3"]\n', 1),
+        (b'[0.2,"m","recuse recorder unfiltered: no seccomp"]\n', 1),
+    ],
+)
+def test_adopt_reads_line_by_line_what_may_say_something(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, line: bytes, times: int
+) -> None:
+    """A start has all recordings to take up before it answers anybody."""
+    recording = begin(spool, line)
+    spool.cut(recording, 0, 1 << 18)
+    os.close(recording.fd)
+    reading: List[bytes] = []
+
+    def read_and_count(plain: bytes) -> Marks:
+        reading.append(plain)
+        return read_marks(plain)
+
+    monkeypatch.setattr("recuse.spool.read_marks", read_and_count)
+    found = spool.adopt("s-a", [("0" * 64, recording.offset)])
+    assert len(reading) == times
+    marks = "gaps", "exit_status", "unfiltered"
+    assert [getattr(found, name) for name in marks] == [getattr(recording, name) for name in marks]
+    assert found.digest.hexdigest() == recording.digest.hexdigest()
     spool.drop(found)
 
 
