@@ -40,7 +40,7 @@ def compared(figures: Figures, columns: Mapping[str, str], key: str, against: Se
 
 def startup(found: Mapping[str, Any]) -> str:
     first, whole = found["added_first_ms"], found["added_whole_ms"]
-    against = ("tlog", "sudo_logsrvd", "script", "floor")
+    against = [one for one in ("tlog", "sudo_logsrvd", "script", "floor") if one in first]
     rows = [
         [name, f"{first[name]['median']:.2f}", f"{whole[name]['median']:.2f}"]
         + [ratio(first[name]["median"], first[one]["median"]) for one in against]

@@ -1,8 +1,9 @@
 """Measure recuse against its peers, side by side on one booted host; write docs/benchmarks.md.
 
-`make bench` runs this as root. It installs the peers (tlog and sudo are in the image, ttyrec and
-asciinema come from Debian), compiles the floor, and lets each part run inside the host: startup.py,
-flow.py, scale.py, loss.py; logins and transfers over ssh are timed from outside.
+`make bench` runs this as root; with `--only startup --contenders recuse,floor` it takes a minute.
+It installs the peers (tlog and sudo are in the image, ttyrec and asciinema come from Debian),
+compiles the floor, and lets each part run inside the host: startup.py, flow.py, scale.py, loss.py;
+logins and transfers over ssh are timed from outside.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from accounts import enable  # noqa: E402
 from host import ADDRESS, Host, cache_dir  # noqa: E402
 
 INSIDE = ("startup", "flow", "scale", "loss")
+PARTS = (*INSIDE, "ssh", "transfer", "policy")
 PEERS = ("ttyrec", "asciinema")
 
 POLICY = """
@@ -315,10 +317,15 @@ def main() -> None:
         "--rounds", choices=SIZES, default="all", help="few take 10 minutes; one: does it run?"
     )
     parser.add_argument("--mib", type=int, help="size of the file that is transferred")
-    parser.add_argument("--only", metavar="PART", help=", ".join([*INSIDE, "ssh", "transfer"]))
+    parser.add_argument("--only", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--contenders", metavar="A,B...", help="of --only startup")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     parser.add_argument("--write", metavar="FILE", help="write the page there")
     options = parser.parse_args()
+    if options.only not in (None, *PARTS):
+        parser.error(f"no part: {options.only}")
+    if options.contenders and options.only != "startup":
+        parser.error("--contenders is for --only startup")
     # A script begins with it ignored what it puts behind it by &, and so would be each ^C here.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sizes = SIZES[options.rounds]
@@ -330,7 +337,8 @@ def main() -> None:
         furnish(host)
         for name in INSIDE:
             if options.only in (None, name):
-                found[name] = part(host, f"{name}.py", *sizes[name].split())
+                more = ("--contenders", options.contenders) if options.contenders else ()
+                found[name] = part(host, f"{name}.py", *sizes[name].split(), *more)
         if options.only in (None, "ssh"):
             say("logins over ssh")
             ssh = Ssh(host)
@@ -347,11 +355,12 @@ def main() -> None:
     print(page)
     if options.write:
         Path(options.write).write_text(page)
-    subprocess.run(
-        [sys.executable, str(HERE / "bench_policy.py")],
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(HERE.parent / "agent")},
-    )
+    if options.only in (None, "policy"):
+        subprocess.run(
+            [sys.executable, str(HERE / "bench_policy.py")],
+            check=True,
+            env={**os.environ, "PYTHONPATH": str(HERE.parent / "agent")},
+        )
 
 
 if __name__ == "__main__":

@@ -81,13 +81,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--cpu", type=int, default=100, help="logins to count the agent's CPU over")
+    parser.add_argument("--contenders", default=",".join(NAMES), help="beside the bare shell")
     options = parser.parse_args()
+    asked = options.contenders.split(",")
+    if unknown := set(asked) - set(NAMES):
+        raise SystemExit(f"no contender: {', '.join(sorted(unknown))}")
+    names = [name for name in NAMES if name in asked or name == "bare"]
     known = contenders()
     set_up()
-    first: dict[str, list[float]] = {name: [] for name in NAMES}
-    whole: dict[str, list[float]] = {name: [] for name in NAMES}
+    first: dict[str, list[float]] = {name: [] for name in names}
+    whole: dict[str, list[float]] = {name: [] for name in names}
     displayed: list[bytes] = []
-    order, shuffle = list(NAMES), random.Random(1).shuffle
+    order, shuffle = list(names), random.Random(1).shuffle
     for n in range(options.rounds + 2):
         shuffle(order)
         for name in order:
@@ -106,7 +111,7 @@ def main() -> None:
     added = {
         label: {
             name: quartiles([a - b for a, b in zip(took[name], took["bare"])])
-            for name in NAMES
+            for name in names
             if name != "bare"
         }
         for label, took in (("added_first_ms", first), ("added_whole_ms", whole))
