@@ -168,10 +168,11 @@ def test_removal_works_with_a_broken_command(installed: Host, before: dict[str, 
 
 
 @contextlib.contextmanager
-def selinux(host: Host, fails: str = "") -> Iterator[str]:
+def selinux(host: Host, fails: str = "", modules: str = "") -> Iterator[str]:
     """Have a configuration of SELinux; give the path of tools that say what they do."""
     for name in ("selinuxenabled", "semodule", "restorecon"):
-        script = f"#!/bin/sh\necho {name} $* >>/root/bin/ran\nexit {int(name == fails)}\n"
+        script = f"#!/bin/sh\n[ \"$1\" != --list ] || exec echo {modules}\n"
+        script += f"echo {name} $* >>/root/bin/ran\nexit {int(name == fails)}\n"
         host.write(f"/root/bin/{name}", script, mode=0o755)
     host.write("/etc/selinux/config", "SELINUX=enforcing\nSELINUXTYPE=default\n")
     try:
@@ -194,29 +195,42 @@ def test_selinux_that_does_not_take_the_module_keeps_nobody_from_an_upgrade(
         assert ("restorecon -RF /var/spool/recuse\n" in ran) == (fails == "restorecon"), ran
 
 
-def test_a_policy_of_selinux_that_comes_later_gets_the_module(installed: Host) -> None:
-    """And one that goes is not asked to take it."""
-    agent = installed.run("systemctl show -P MainPID recuse-agent").stdout
+@pytest.mark.parametrize("modules", ["", "recuse"], ids=["new", "known"])
+def test_a_policy_of_selinux_that_comes_later_gets_the_module(
+    installed: Host, modules: str
+) -> None:
+    """And the sockets their labels, which needs new ones; a policy that goes is asked nothing."""
+    enable(installed)
+    made = "stat -c %i /run/recuse/*.sock; systemctl show -P MainPID recuse-agent"
+    before_it = installed.run(made, check=True).stdout
     control = "Package: policy\nVersion: 1\nArchitecture: all\nMaintainer: x\nDescription: x\n"
     installed.write("/root/policy/DEBIAN/control", control)
     installed.write("/root/policy/var/lib/selinux/default/README", "as it is packaged")
-    made = "#!/bin/sh\necho policy $1 >>/root/bin/ran\nmkdir /var/lib/selinux/default/active\n"
+    came = "#!/bin/sh\necho policy $1 >>/root/bin/ran\nmkdir /var/lib/selinux/default/active\n"
     gone = "#!/bin/sh\nrm -rf /var/lib/selinux/default/active\n"
-    installed.write("/root/policy/DEBIAN/postinst", made, mode=0o755)
+    installed.write("/root/policy/DEBIAN/postinst", came, mode=0o755)
     installed.write("/root/policy/DEBIAN/prerm", gone, mode=0o755)
     installed.run("dpkg-deb --build /root/policy", check=True)
-    with selinux(installed) as path:
-        installed.run(f"{path} dpkg --install /root/policy.deb", check=True)
-        came = installed.read("/root/bin/ran").splitlines()
-        assert came[:3] == [
-            "policy configure",
-            "selinuxenabled",
-            "semodule --install /usr/share/selinux/packages/recuse.cil",
-        ]
-        assert {"restorecon -RF /usr/lib/recuse", "restorecon -RF /run/recuse"} < set(came[3:])
-        installed.run(f"{path} dpkg --purge policy", check=True)
-        assert installed.read("/root/bin/ran").splitlines() == came
-    assert installed.run("systemctl show -P MainPID recuse-agent").stdout == agent
+    with watching(installed) as seen, installed.login("alice") as terminal:
+        terminal.expect(r"[$] $")
+        with selinux(installed, modules=modules) as path:
+            installed.run(f"{path} dpkg --install /root/policy.deb", check=True)
+            ran = installed.read("/root/bin/ran").splitlines()
+            assert ran[:3] == [
+                "policy configure",
+                "selinuxenabled",
+                "semodule --install /usr/share/selinux/packages/recuse.cil",
+            ]
+            assert {"restorecon -RF /usr/lib/recuse", "restorecon -RF /run/recuse"} < set(ran[3:])
+            installed.run(f"{path} dpkg --purge policy", check=True)
+            assert installed.read("/root/bin/ran").splitlines() == ran
+        terminal.line("exit")
+        terminal.wait()
+    assert seen.session["outcome"] == "recorded"
+    with watching(installed) as seen:
+        installed.ssh("alice", "true")
+    assert seen.session["outcome"] == "recorded"
+    assert (installed.run(made).stdout == before_it) == bool(modules)
     assert installed.run("dpkg --audit").stdout == ""
     installed.run("rm -r /root/policy /root/policy.deb", check=True)
 
@@ -229,6 +243,17 @@ def test_installing_again_goes_on_with_the_ledger(installed: Host) -> None:
     record_one(installed)
     assert rows(installed)[:-1] == known
     verify(installed)
+
+
+def test_purge_takes_the_module_out_of_selinux(installed: Host) -> None:
+    record_one(installed)
+    with selinux(installed, modules="recuse") as path:
+        installed.run(f"{path} dpkg --purge recuse", check=True)
+        assert installed.read("/root/bin/ran").splitlines() == [
+            "selinuxenabled",
+            "semodule --remove recuse",
+            "restorecon -RF /var/lib/recuse-kept",
+        ]
 
 
 def test_purge_leaves_evidence_aside_and_nothing_else(
