@@ -6,8 +6,8 @@ The spool enters it with each segment and with the close; verification reads it 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import List, Optional, Tuple
+from dataclasses import dataclass, field
+from typing import List, Optional, Union
 
 from .records import GAP_CAUSES, Gap
 
@@ -29,60 +29,61 @@ _UNFILTERED = re.compile(
 _SAYS = re.compile(rb'"(?:[gx]"\s*,|m"\s*,\s*"recuse recorder unfiltered)')
 
 
-@dataclass(frozen=True)
+@dataclass
 class Marks:
     """What the lines of one segment say; times in seconds, None without events."""
 
-    t0: Optional[float]
-    t1: Optional[float]
-    events: int
-    replaced: int  # events whose exact bytes are in a line of their own
-    gaps: Tuple[Gap, ...]
-    exit_status: Optional[int]
-    unfiltered: Optional[str]  # why its relay has no filter of system calls
+    t0: Optional[float] = None
+    t1: Optional[float] = None
+    events: int = 0
+    replaced: int = 0  # events whose exact bytes are in a line of their own
+    gaps: List[Gap] = field(default_factory=list)
+    exit_status: Optional[int] = None
+    unfiltered: Optional[str] = None  # why its relay has no filter of system calls
+
+    def read(self, plain: Union[bytes, bytearray]) -> None:
+        """Read the next whole lines, however many, in one pass."""
+        first = last = b""
+        end = -1
+        while end < len(plain):
+            start, end = end + 1, plain.find(b"\n", end + 1)  # split() takes ten times as long
+            end = len(plain) if end < 0 else end
+            match = _EVENT.match(plain, start, end)
+            if match is None:
+                end = plain.find(b"\n[", end)
+                if end < 0:
+                    break
+                continue
+            time, code = match.groups()
+            if code == b"b":
+                self.replaced += 1
+                continue
+            self.events += 1
+            first, last = first or time, time
+            if code == b"g":
+                found = _GAP.match(plain, start, end)
+                if found is not None:
+                    stream, size, digest, lines, cause = (p.decode() for p in found.groups(b""))
+                    count = int(lines) if lines else None
+                    self.gaps.append(Gap(cause, stream, int(size), digest, count))
+            elif code == b"x":
+                found = _EXIT.match(plain, start, end)
+                if found is not None:
+                    self.exit_status = int(found.group(1))
+            elif code == b"m":
+                found = _UNFILTERED.match(plain, start, end)
+                if found is not None:
+                    self.unfiltered = found.group(1).decode()
+        if first:
+            self.t0 = float(first) if self.t0 is None else self.t0
+            self.t1 = float(last)
 
 
 def read_marks(plain: bytes) -> Marks:
-    """Read whole lines, however many, in one pass."""
-    first = last = b""
-    gaps: List[Gap] = []
-    exit_status: Optional[int] = None
-    unfiltered: Optional[str] = None
-    events = replaced = 0
-    end = -1
-    while end < len(plain):
-        start, end = end + 1, plain.find(b"\n", end + 1)  # split() takes ten times as long
-        end = len(plain) if end < 0 else end
-        match = _EVENT.match(plain, start, end)
-        if match is None:
-            end = plain.find(b"\n[", end)
-            if end < 0:
-                break
-            continue
-        time, code = match.groups()
-        if code == b"b":
-            replaced += 1
-            continue
-        events += 1
-        first, last = first or time, time
-        if code == b"g":
-            found = _GAP.match(plain, start, end)
-            if found is not None:
-                stream, size, digest, lines, cause = (p.decode() for p in found.groups(b""))
-                count = int(lines) if lines else None
-                gaps.append(Gap(cause, stream, int(size), digest, count))
-        elif code == b"x":
-            found = _EXIT.match(plain, start, end)
-            if found is not None:
-                exit_status = int(found.group(1))
-        elif code == b"m":
-            found = _UNFILTERED.match(plain, start, end)
-            if found is not None:
-                unfiltered = found.group(1).decode()
-    return Marks(
-        float(first) if first else None, float(last) if last else None, events, replaced,
-        tuple(gaps), exit_status, unfiltered,
-    )  # fmt: skip
+    """Read all lines of a segment."""
+    marks = Marks()
+    marks.read(plain)
+    return marks
 
 
 def says_nothing(plain: bytes) -> bool:

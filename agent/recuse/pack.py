@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import zlib
-from typing import Any, Callable, List, Optional, Protocol, Tuple
+from typing import Any, Callable, Optional, Protocol
 
 from .errors import SpoolError
-
-PIECE_BYTES = 128 << 10
-"""How much is compressed before looking whether it is enough."""
 
 _ISAL = "libisal.so.2"
 _ISAL_LEVEL = 2
@@ -28,59 +25,47 @@ _DENSE = 0.7  # what shrinks to no less than that repeats nothing: to look for i
 
 
 class Compressor(Protocol):
-    """Makes one gzip member of the bytes it was begun with, taken in order."""
+    """Makes one gzip member of what it is given, piece by piece.
 
-    def take(self, start: int, end: int) -> bytes:
-        """Compress these; what comes of it may come later."""
+    Lets go of the interpreter meanwhile.  Raises: SpoolError
+    """
+
+    def take(self, piece: bytearray) -> bytes:
+        """Compress this, which may be gone then; what comes of it may come later."""
 
     def finish(self) -> bytes:
         """Give the rest of the member."""
 
 
-Begin = Callable[[bytes], Compressor]
-
-
-def pack_lines(lines: bytes, most: int, begin: Optional[Begin] = None) -> Tuple[bytes, int]:
-    """Compress whole lines until they make about `most` bytes; say how many of them are in it.
-
-    Lets go of the interpreter meanwhile.  Raises: SpoolError
-    """
-    work = (begin or _begin)(lines)
-    parts: List[bytes] = []
-    made = used = 0
-    while used < len(lines) and made < most:
-        end = lines.rfind(b"\n", used, used + PIECE_BYTES) + 1 or lines.find(b"\n", used) + 1
-        end = end or len(lines)  # not a whole line: nobody should give us one
-        parts.append(work.take(used, end))
-        made += len(parts[-1])
-        used = end
-    return b"".join([*parts, work.finish()]), used
+Begin = Callable[[], Compressor]
 
 
 class Zlib:
-    """By zlib; a large segment is worth a look at what it is made of.
+    """By zlib; what begins with much is worth a look at what it is made of.
 
     Of random bytes in base64 only the unused bits can be saved: zlib does that three times as fast
     if it looks for nothing else, and better.
     """
 
-    def __init__(self, data: bytes) -> None:
-        strategy = zlib.Z_DEFAULT_STRATEGY
-        if len(data) >= _SAMPLE_BYTES * 16:
-            middle = len(data) // 2
-            sample = data[middle : middle + _SAMPLE_BYTES]
-            if len(zlib.compress(sample, _ZLIB_LEVEL)) > _DENSE * len(sample):
-                strategy = zlib.Z_HUFFMAN_ONLY
-        self._work = zlib.compressobj(
-            _ZLIB_LEVEL, zlib.DEFLATED, _GZIP, zlib.DEF_MEM_LEVEL, strategy
-        )
-        self._data = memoryview(data)
+    def __init__(self) -> None:
+        self._work = self._begin(zlib.Z_DEFAULT_STRATEGY)
+        self._has_begun = False
 
-    def take(self, start: int, end: int) -> bytes:
-        return self._work.compress(self._data[start:end])
+    def take(self, piece: bytearray) -> bytes:
+        if not self._has_begun and len(piece) >= _SAMPLE_BYTES * 4:
+            middle = len(piece) // 2
+            sample = piece[middle : middle + _SAMPLE_BYTES]
+            if len(zlib.compress(sample, _ZLIB_LEVEL)) > _DENSE * len(sample):
+                self._work = self._begin(zlib.Z_HUFFMAN_ONLY)
+        self._has_begun = True
+        return self._work.compress(piece)
 
     def finish(self) -> bytes:
         return self._work.flush()
+
+    @staticmethod
+    def _begin(strategy: int) -> "zlib._Compress":
+        return zlib.compressobj(_ZLIB_LEVEL, zlib.DEFLATED, _GZIP, zlib.DEF_MEM_LEVEL, strategy)
 
 
 class _Stream(ctypes.Structure):
@@ -108,10 +93,8 @@ class _Stream(ctypes.Structure):
 class Isal:
     """By ISA-L, at its second level: the third saves a twentieth for more than twice the time."""
 
-    def __init__(self, library: Any, data: bytes) -> None:
+    def __init__(self, library: Any) -> None:
         self._library = library
-        self._data = data  # held, for what follows is but its address
-        self._at = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
         self._out = ctypes.create_string_buffer(_OUT_BYTES)
         self._level = ctypes.create_string_buffer(_ISAL_LEVEL_BYTES)
         self._stream = _Stream()
@@ -121,9 +104,9 @@ class Isal:
         self._stream.level_buf_size = _ISAL_LEVEL_BYTES
         self._stream.gzip_flag = 1
 
-    def take(self, start: int, end: int) -> bytes:
-        self._stream.next_in = self._at + start
-        self._stream.avail_in = end - start
+    def take(self, piece: bytearray) -> bytes:
+        self._stream.next_in = ctypes.addressof((ctypes.c_char * 0).from_buffer(piece))
+        self._stream.avail_in = len(piece)
         return self._run()
 
     def finish(self) -> bytes:
@@ -145,20 +128,20 @@ class Isal:
 
 def isal() -> Optional[Begin]:
     """Give what begins a compressor by ISA-L; None where there is none that does what it should."""
-    sample = b"".join(b'[%d.5,"o","what is shown"]\n' % n for n in range(1000))
+    sample = bytearray().join(b'[%d.5,"o","what is shown"]\n' % n for n in range(1000))
     try:
         library = ctypes.CDLL(_ISAL)
 
-        def begin(data: bytes) -> Isal:
-            return Isal(library, data)
+        def begin() -> Isal:
+            return Isal(library)
 
-        made, used = pack_lines(sample, len(sample), begin)
-        is_good = used == len(sample) and zlib.decompress(made, _GZIP) == sample
+        work = begin()
+        is_good = zlib.decompress(work.take(sample) + work.finish(), _GZIP) == sample
     except (OSError, AttributeError, SpoolError, zlib.error):
         return None
     return begin if is_good else None
 
 
-_begin: Begin = isal() or Zlib
-USED = "zlib" if _begin is Zlib else "ISA-L"
+begin: Begin = isal() or Zlib
+USED = "zlib" if begin is Zlib else "ISA-L"
 """Which of them compresses here."""

@@ -22,11 +22,10 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Any, Container, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from . import files
+from . import files, pack
 from .cast import MAX_LINE_BYTES
 from .errors import SpoolError
 from .marks import MAX_GAPS, Marks, add_gap, read_marks, says_nothing
-from .pack import PIECE_BYTES, pack_lines
 from .records import Gap
 
 FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h, 64-bit long
@@ -35,6 +34,8 @@ FS_APPEND_FL = 0x20
 GZIP = 16 + zlib.MAX_WBITS  # a gzip header and trailer, see zlib.h
 BLOB_BYTES = 640 << 10
 """A segment ends when it has so many compressed bytes: central storage takes 1 MiB."""
+PIECE_BYTES = 128 << 10
+"""How much is read, hashed and compressed at once: the processor has it at hand for all of that."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class Spool:
                 recording.offset += size
                 recording.digest.update(part)
                 if not says_nothing(part):  # who starts has all recordings to take up first
-                    _note_marks(recording, part)
+                    _note_marks(recording, read_marks(part))
             if abandoned:
                 _cut_unwritten(fd, recording.offset)
         except (OSError, SpoolError):
@@ -236,34 +237,47 @@ class Spool:
             return list(recording.pending)
 
     def _cut(self, recording: Recording, mono_ns: int, size: int, most: int) -> None:
-        taken, window = 0, size
+        taken = 0
         while not recording.pending or (taken and most - taken >= size):
             try:
-                plain = _read_lines(recording.fd, recording.offset, window)
+                cut = self._next_cut(recording, size)
             except OSError as error:
                 if recording.pending:
                     break
                 raise SpoolError(f"recording {recording.session}: {error.strerror}") from error
-            if not plain:
+            if cut is None:
                 break
-            data, used = pack_lines(plain, BLOB_BYTES)
-            window = size if used == len(plain) else min(size, used + PIECE_BYTES)
-            plain = plain[:used]
-            taken += used
-            recording.digest.update(plain)
-            recording.offset += used
             recording.last_cut_ns = mono_ns
-            marks = _note_marks(recording, plain)
-            t0 = recording.t1 if marks.t0 is None else marks.t0
-            if marks.t1 is not None:
-                recording.t1 = marks.t1
-            recording.pending.append(
-                Cut(
-                    recording.session, recording.n, data, used, t0, recording.t1, marks.events,
-                    marks.replaced, marks.gaps[:MAX_GAPS],
-                )
-            )  # fmt: skip
-            recording.n += 1
+            recording.pending.append(cut)
+            taken += cut.plain_size
+
+    def _next_cut(self, recording: Recording, size: int) -> Optional[Cut]:
+        """Take the next lines, if there are any; where that fails, the recording is as it was."""
+        digest, marks, work = recording.digest.copy(), Marks(), pack.begin()
+        parts: List[bytes] = []
+        used = made = 0
+        for lines in _read_lines(recording.fd, recording.offset, size):
+            digest.update(lines)
+            marks.read(lines)
+            parts.append(work.take(lines))
+            used += len(lines)
+            made += len(parts[-1])
+            if made >= BLOB_BYTES:
+                break
+        if not used:
+            return None
+        data = b"".join([*parts, work.finish()])
+        recording.digest = digest
+        recording.offset += used
+        _note_marks(recording, marks)
+        t0 = recording.t1 if marks.t0 is None else marks.t0
+        if marks.t1 is not None:
+            recording.t1 = marks.t1
+        recording.n += 1
+        return Cut(
+            recording.session, recording.n - 1, data, used, t0, recording.t1, marks.events,
+            marks.replaced, tuple(marks.gaps[:MAX_GAPS]),
+        )  # fmt: skip
 
     def seal(self, cuts: Sequence[Cut]) -> List[Tuple[str, int]]:
         """Write cuts as segments; durable on return.  Gives the names and sizes of the blobs.
@@ -498,34 +512,47 @@ class Reserve:
             os.unlink(self.path)
 
 
-def _read_lines(fd: int, offset: int, size: int) -> bytes:
-    """Read whole lines, at least one however long, else at most `size` bytes."""
-    if size > PIECE_BYTES:
-        # Where the last line ends is looked for first: to cut megabytes down is to copy them.
-        at = size - PIECE_BYTES
-        end = os.pread(fd, PIECE_BYTES, offset + at).rfind(b"\n") + 1
-        data = os.pread(fd, at + end, offset) if end else b""
-        if data.endswith(b"\n"):
-            return data
-    data = os.pread(fd, size, offset)
+def _read_lines(fd: int, offset: int, size: int) -> Iterator[bytearray]:
+    """Read whole lines, at least one however long, else at most `size` bytes, in pieces.
+
+    Each is gone with the next: memory that is used again costs less than what the kernel has to
+    clear first. What stands before something that cannot be read is given.  Raises: OSError
+    """
+    buffer, taken = bytearray(), 0
+    while taken < size:
+        most = size - taken if taken else MAX_LINE_BYTES
+        try:
+            _read_piece(fd, offset + taken, min(size - taken, PIECE_BYTES), most, buffer)
+        except OSError:
+            if not taken:
+                raise
+            return
+        if not buffer:
+            return
+        yield buffer
+        taken += len(buffer)
+
+
+def _read_piece(fd: int, offset: int, size: int, most: int, buffer: bytearray) -> None:
+    """Read whole lines of `size` bytes; where there is none, one of at most `most` bytes."""
     while True:
-        end = data.rfind(b"\n") + 1
-        if end or len(data) < size or len(data) > MAX_LINE_BYTES:
-            return data[:end]
-        size *= 2
-        data += os.pread(fd, size - len(data), offset + len(data))
+        buffer.extend(bytes(max(0, size - len(buffer))))
+        count = os.preadv(fd, [memoryview(buffer)[:size]], offset)
+        end = buffer.rfind(b"\n", 0, count) + 1
+        if end or count < size or size >= most:
+            del buffer[end:]
+            return
+        size = min(2 * size, most)
 
 
-def _note_marks(recording: Recording, plain: bytes) -> Marks:
-    """Read the marks of the next lines, and keep what counts for all of the recording."""
-    marks = read_marks(plain)
+def _note_marks(recording: Recording, marks: Marks) -> None:
+    """Keep of the marks of the next lines what counts for all of the recording."""
     for gap in marks.gaps:
         add_gap(recording.gaps, gap)
     if marks.exit_status is not None:
         recording.exit_status = marks.exit_status
     if marks.unfiltered is not None:
         recording.unfiltered = marks.unfiltered
-    return marks
 
 
 def _set_append_only(fd: int, wanted: bool) -> bool:

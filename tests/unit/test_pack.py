@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from recuse import pack
 from recuse.errors import SpoolError
-from recuse.pack import Begin, Zlib, pack_lines
+from recuse.pack import Begin, Zlib
 from recuse.spool import Spool
 
 GZIP = 16 + zlib.MAX_WBITS
@@ -41,6 +41,11 @@ def begin(request: pytest.FixtureRequest) -> Begin:
     return by(request.param)
 
 
+def pack_pieces(begin: Begin, *pieces: bytes) -> bytes:
+    work = begin()
+    return b"".join([*(work.take(bytearray(piece)) for piece in pieces), work.finish()])
+
+
 def read(member: bytes) -> bytes:
     """Read one whole member and nothing after it."""
     unpack = zlib.decompressobj(GZIP)
@@ -54,59 +59,40 @@ def read(member: bytes) -> bytes:
 @pytest.mark.parametrize("name", ["ISA-L", "zlib"])
 @settings(max_examples=300, deadline=None)
 @given(
-    lines=st.lists(st.binary(max_size=300) | st.just(bytes(9000)), max_size=30),
+    pieces=st.lists(st.binary(max_size=300) | st.just(bytes(9000)), max_size=30),
     seed=st.integers(0, 1 << 30),
     noise=st.integers(0, 300_000),
-    most=st.integers(1, 1 << 20),
 )
-def test_what_is_packed_is_read(
-    name: str, lines: List[bytes], seed: int, noise: int, most: int
-) -> None:
-    """Whatever the bytes are, and wherever it stops, which is at the end of a line."""
-    random_lines = random.Random(seed).randbytes(noise).replace(b"\n", b"")
-    data = b"".join(line.replace(b"\n", b"") + b"\n" for line in [*lines, random_lines, *lines])
-    member, used = pack_lines(data, most, by(name))
-    assert read(member) == data[:used]
-    assert used == len(data) or data[used - 1 : used] == b"\n"
-    assert used == len(data) or used > 0
+def test_what_is_packed_is_read(name: str, pieces: List[bytes], seed: int, noise: int) -> None:
+    """Whatever the bytes are, and in whatever pieces they come."""
+    pieces = [*pieces, random.Random(seed).randbytes(noise), *pieces]
+    assert read(pack_pieces(by(name), *pieces)) == b"".join(pieces)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64, 4096])
 def test_output_goes_on_where_the_buffer_ended(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pack, "_OUT_BYTES", size)
-    lines = TEXT[: TEXT.index(b"\n", 60_000) + 1] + random.Random(size).randbytes(5000) + b"\n"
-    member, used = pack_lines(lines, 1 << 20, by("ISA-L"))
-    assert (read(member), used) == (lines, len(lines))
+    pieces = [TEXT[:60_000], random.Random(size).randbytes(5000)]
+    assert read(pack_pieces(by("ISA-L"), *pieces)) == b"".join(pieces)
 
 
 def test_nothing_is_packed_as_nothing(begin: Begin) -> None:
-    member, used = pack_lines(b"", 1000, begin)
-    assert (read(member), used) == (b"", 0)
+    assert read(pack_pieces(begin)) == b""
 
 
-def test_it_stops_when_there_is_enough(begin: Begin) -> None:
-    chance = random.Random(9)
-    lines = b"".join(b"%x\n" % chance.getrandbits(4000) for _ in range(3000))
-    member, used = pack_lines(lines, 100_000, begin)
-    assert 100_000 <= len(member) < 100_000 + 3 * pack.PIECE_BYTES
-    assert 0 < used < len(lines) and read(member) == lines[:used]
-
-
-def test_a_line_longer_than_a_piece_is_packed_whole(begin: Begin) -> None:
-    line = random.Random(2).randbytes(3 * pack.PIECE_BYTES).replace(b"\n", b"") + b"\n"
-    member, used = pack_lines(line + line, 1, begin)
-    assert (read(member), used) == (line, len(line))
-
-
-def test_what_is_no_whole_line_is_packed_too(begin: Begin) -> None:
-    lines = TEXT[: 3 * pack.PIECE_BYTES] + b"no end"
-    member, used = pack_lines(lines, len(lines), begin)
-    assert (read(member), used) == (lines, len(lines))
+def test_a_piece_is_not_needed_any_more_when_it_was_taken(begin: Begin) -> None:
+    """Though what comes next repeats it."""
+    pieces = [TEXT[n * 1000 :][:40_000] for n in range(100)]
+    work, parts, buffer = begin(), [], bytearray()
+    for piece in pieces:
+        buffer[:] = piece
+        parts.append(work.take(buffer))
+        buffer[:] = bytes(len(buffer))
+    assert read(b"".join([*parts, work.finish()])) == b"".join(pieces)
 
 
 def test_both_make_text_small_and_isal_no_larger() -> None:
-    isal, _ = pack_lines(TEXT, len(TEXT), by("ISA-L"))
-    ours, _ = pack_lines(TEXT, len(TEXT), Zlib)
+    isal, ours = pack_pieces(by("ISA-L"), TEXT), pack_pieces(Zlib, TEXT)
     assert len(ours) < len(TEXT) / 4
     assert len(isal) < len(ours) * 1.05
 
@@ -118,10 +104,8 @@ def test_others_read_members_of_both_in_turn(tmp_path: Path) -> None:
     for turn in (["zlib", "ISA-L"], ["ISA-L", "zlib"]):
         names = []
         for number, (name, part) in enumerate(zip(turn, parts)):
-            member, used = pack_lines(part, len(part), by(name))
-            assert used == len(part)
             names.append(tmp_path / f"{number}.gz")
-            names[-1].write_bytes(member)
+            names[-1].write_bytes(pack_pieces(by(name), part))
         assert subprocess.check_output(["zcat", *names]) == TEXT
 
 
@@ -134,7 +118,7 @@ def test_a_recording_goes_on_by_another_after_a_restart(
     recording, relay = spool.create("s-a", b"{}\n")
     blobs: List[Tuple[str, int]] = []  # and plain sizes
     for name in turn:
-        monkeypatch.setattr(pack, "_begin", by(name))
+        monkeypatch.setattr(pack, "begin", by(name))
         if blobs:
             os.close(recording.fd)
             recording = spool.adopt("s-a", blobs)
@@ -183,7 +167,7 @@ def test_a_library_that_does_not_do_it_is_not_used(
 
 def test_an_error_of_the_library_is_told() -> None:
     with pytest.raises(SpoolError, match="libisal.so.2 cannot compress: error -5"):
-        pack_lines(TEXT, 1, lambda data: pack.Isal(Faulty(-5), data))
+        pack.Isal(Faulty(-5)).take(bytearray(TEXT))
 
 
 def test_the_better_one_is_used() -> None:

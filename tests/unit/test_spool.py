@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import fcntl
 import gzip
 import hashlib
@@ -18,8 +19,7 @@ from hypothesis import strategies as st
 from recuse import spool as module
 from recuse.errors import SpoolError
 from recuse.marks import Marks, read_marks
-from recuse.pack import PIECE_BYTES
-from recuse.spool import BLOB_BYTES, Recording, Reserve, Spool
+from recuse.spool import BLOB_BYTES, PIECE_BYTES, Recording, Reserve, Spool
 from recuse.store import MAX_BLOB
 
 HEADER = b'{"version": 2, "width": 80, "height": 24}\n'
@@ -201,19 +201,43 @@ def test_cut_ends_at_a_line_end_though_the_recording_was_cut_short_meanwhile(
     """An orphan's writer holds it without the attribute that keeps it from that."""
     recording = begin(spool, *(b"%099d\n" % n for n in range(2 * PIECE_BYTES // 100)))
     kept = 2 * PIECE_BYTES - 1000 - 17
-    pread, asked = os.pread, []
+    preadv, asked = os.preadv, []
 
-    def cut_short(fd: int, size: int, offset: int) -> bytes:
-        asked.append((size, offset))
-        data = pread(fd, size, offset)
-        return data if len(asked) == 1 else data[: max(0, kept - offset)]
+    def cut_short(fd: int, buffers: List[memoryview], offset: int) -> int:
+        asked.append(offset)
+        count = preadv(fd, buffers, offset)
+        return count if len(asked) == 1 else min(count, max(0, kept - offset))
 
-    monkeypatch.setattr(os, "pread", cut_short)
+    monkeypatch.setattr(os, "preadv", cut_short)
     [cut] = spool.cut(recording, 0, 2 * PIECE_BYTES)
     monkeypatch.undo()
     assert len(asked) > 2
     plain = gzip.decompress(cut.data)
     assert plain.endswith(b"\n") and kept - 100 < len(plain) <= kept
+    spool.drop(recording)
+
+
+def test_cut_takes_what_stands_before_something_unreadable(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = begin(spool, *(b"%099d\n" % n for n in range(4 * PIECE_BYTES // 100)))
+    preadv, bad = os.preadv, 2 * PIECE_BYTES
+
+    def fail_there(fd: int, buffers: List[memoryview], offset: int) -> int:
+        if offset + len(buffers[0]) > bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return preadv(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", fail_there)
+    [cut] = spool.cut(recording, 0, 4 * PIECE_BYTES)
+    assert PIECE_BYTES < cut.plain_size == recording.offset <= bad
+    spool.done(recording)
+    with pytest.raises(SpoolError, match="Input/output error"):
+        spool.cut(recording, 0, 4 * PIECE_BYTES)
+    monkeypatch.undo()
+    [rest] = spool.cut(recording, 0, 4 * PIECE_BYTES)
+    names = [name for name, _ in spool.seal([cut, rest])]
+    assert recording.digest.digest() == hashlib.sha256(read(spool, names)).digest()
     spool.drop(recording)
 
 
