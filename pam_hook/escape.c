@@ -63,8 +63,10 @@ count_rest(uint8_t c, uint8_t missing)
 void
 recuse_escape_feed(struct recuse_escape *e, const uint8_t *data, size_t len)
 {
-    /* An ESC begins anew, wherever it stands: nothing before it matters. */
-    const uint8_t *last = len > 0 ? memrchr(data, ESC, len) : NULL;
+    /* An ESC begins anew, wherever it stands: nothing before it matters.  musl
+     * looks for the last one byte by byte, and most floods have none. */
+    const uint8_t *last = len > 0 && memchr(data, ESC, len)
+        ? memrchr(data, ESC, len) : NULL;
     const uint8_t *end = data + len, *p = last ? last : data;
     enum state state = (enum state) e->state;
 
