@@ -10,7 +10,7 @@ import signal
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar, Dict, Final, Tuple, Union
+from typing import Any, ClassVar, Dict, Final, List, Tuple, Union
 from typing import Type as Class
 
 from .errors import WireError
@@ -220,7 +220,7 @@ Message = Union[
     Login, Logout, SessionRequest, Signal, Confirm, Held, Answer, Hold, Release, Limits
 ]
 
-# A field is written as that many bytes of integer ("u2"), or as a str of at most that length.
+# A field is written as that many bytes of integer, or as a str of at most that length.
 _Field = Tuple[str, str, int]
 _LIMITS: Final[Tuple[_Field, ...]] = (
     ("rate", "int", 8),
@@ -273,6 +273,26 @@ _LAYOUTS: Final[Dict[Class[Message], Tuple[_Field, ...]]] = {
     Limits: _LIMITS,
 }
 _ACTIONS, _VERDICTS = frozenset(Action), frozenset(Verdict)
+_ENUMS: Final[Dict[str, Class[IntEnum]]] = {
+    "verdict": Verdict,
+    "on_rate": Action,
+    "on_size": Action,
+}
+
+
+class _Layout:
+    """How the fields of a message follow each other: its numbers first, all at once."""
+
+    def __init__(self, fields: Tuple[_Field, ...]) -> None:
+        sizes = [size for _, kind, size in fields if kind == "int"]
+        self.numbers = struct.Struct(">" + "".join("BHIQ"[size.bit_length() - 1] for size in sizes))
+        self.count = len(sizes)
+        self.texts = tuple((name, size) for name, _, size in fields[self.count :])
+        names = [name for name, _, _ in fields]
+        self.enums = [(names.index(name), one) for name, one in _ENUMS.items() if name in names]
+
+
+_LAID_OUT: Final = {cls: _Layout(fields) for cls, fields in _LAYOUTS.items()}
 _CLASSES: Final[Dict[int, Class[Message]]] = {cls.TYPE: cls for cls in _LAYOUTS}
 
 
@@ -281,15 +301,13 @@ def encode(message: Message) -> bytes:
 
     Raises: WireError (MessageTooLong, for a field over its limit) if the message may not be sent.
     """
-    parts = []
-    for name, kind, size in _LAYOUTS[type(message)]:
-        value = getattr(message, name)
-        if kind == "int":
-            try:
-                parts.append(int(value).to_bytes(size, "big"))
-            except OverflowError as e:
-                raise WireError(f"{name} {value} does not fit {size} bytes") from e
-            continue
+    layout = _LAID_OUT[type(message)]
+    values = [*vars(message).values()]
+    try:
+        parts = [layout.numbers.pack(*values[: layout.count])]
+    except struct.error as e:
+        raise WireError(f"a number of {message!r} does not fit") from e
+    for (name, size), value in zip(layout.texts, values[layout.count :]):
         if len(value) > size:
             raise MessageTooLong(f"{name} has {len(value)} bytes, more than {size}")
         if b"\0" in value:
@@ -320,37 +338,31 @@ def decode(packet: bytes) -> Message:
     if cls is None:
         raise WireError(f"packet is of the unknown type {number}")
 
-    pos = _HEADER.size
-    fields: Dict[str, Union[int, bytes]] = {}
-
-    def take(count: int, name: str) -> bytes:
-        nonlocal pos
-        if len(packet) - pos < count:
-            raise WireError(f"packet ends within {name}")
-        pos += count
-        return packet[pos - count : pos]
-
-    for name, kind, size in _LAYOUTS[cls]:
-        if kind == "int":
-            fields[name] = int.from_bytes(take(size, name), "big")
-            continue
-        count = int.from_bytes(take(2, name), "big")
+    layout = _LAID_OUT[cls]
+    pos = _HEADER.size + layout.numbers.size
+    if len(packet) < pos:
+        raise WireError("packet ends within its numbers")
+    values: List[Any] = [*layout.numbers.unpack_from(packet, _HEADER.size)]
+    for name, size in layout.texts:
+        begin = pos + 2
+        count = int.from_bytes(packet[pos:begin], "big")
         if count > size:
             raise MessageTooLong(f"{name} has {count} bytes, more than {size}")
-        value = take(count, name)
+        pos = begin + count
+        value = packet[begin:pos]
+        if len(packet) < pos:
+            raise WireError(f"packet ends within {name}")
         if b"\0" in value:
             raise WireError(f"{name} has a NUL byte")
-        fields[name] = value
+        values.append(value)
     if pos != len(packet):
         raise WireError(f"packet has {len(packet) - pos} bytes after its last field")
-    for name, enum in (("verdict", Verdict), ("on_rate", Action), ("on_size", Action)):
-        if name not in fields:
-            continue
+    for at, enum in layout.enums:
         try:
-            fields[name] = enum(int(fields[name]))
+            values[at] = enum(values[at])
         except ValueError as e:
-            raise WireError(f"unknown {name} {fields[name]!r}") from e
-    message: Message = cls(**fields)  # type: ignore[arg-type]
+            raise WireError(f"unknown {enum.__name__.lower()} {values[at]}") from e
+    message: Message = cls(*values)
     _check(message)
     return message
 
