@@ -32,7 +32,7 @@ from .errors import GrantError, RecuseError, SpoolError
 from .facts import NO_ANSWERS
 from .host import Account, Held, Identity, Kernel, Left, Peer, Stat
 from .journal import Journal
-from .live import Live, LiveLog, LiveLogin, LiveSession
+from .live import Live, LiveLog, LiveLogin, Lives, LiveSession
 from .notices import encode
 from .orphan import adopt_orphans
 from .pausing import Pauses
@@ -55,14 +55,21 @@ MAX_REMEMBERED = 4096  # audit sessions, for what daemons of ended logins do
 TOO_MANY = b"recuse: refused: as many sessions of yours run as one user may have, end one first\n"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Place:
     """Where a process stands: the login and the session it descends from."""
 
-    login: Optional[LiveLogin] = None
-    outer: Optional[LiveSession] = None
-    lineage: Tuple[Stat, ...] = ()  # the process first
-    tty: int = 0
+    login: Optional[LiveLogin]
+    outer: Optional[LiveSession]
+    tty: int
+    _near: List[Stat]
+    _far: Iterator[Stat]  # ancestors of these, not looked at yet
+
+    @property
+    def lineage(self) -> Sequence[Stat]:
+        """Give the process, and all its ancestors."""
+        self._near.extend(self._far)
+        return self._near
 
     @property
     def pids(self) -> FrozenSet[int]:
@@ -102,15 +109,17 @@ class Agent:
         self.upkeep = upkeep
         self.sealer = Sealer(spool, book, kernel, journal, lambda: self.config.spool)
         self.sealer.on_tick.append(self.upkeep.look_at_space)
-        self.door = Door(kernel, journal, recuse_uid, self._serve, self._relay_hung_up)
+        self.door = Door(
+            kernel, journal, recuse_uid, self._serve, self._relay_hung_up, book.hurry
+        )
         self.accounts = Accounts(kernel, journal)
         self.asking = Asking(paths.consult_socket, kernel, journal)
         self.upkeep.on_reload.append(self.wake_consult)
         self.desk = Desk(self)
         self.live = LiveLog(paths.sessions / "log")
         self.live.on_fault = self.upkeep.release_reserves  # as entries need it, which come next
-        self.logins: Dict[str, LiveLogin] = {}
-        self.sessions: Dict[str, LiveSession] = {}
+        self.logins: Lives[LiveLogin] = Lives()
+        self.sessions: Lives[LiveSession] = Lives()
         self._starting: Dict[str, LiveSession] = {}  # not among them yet, perhaps
         self.pauses = Pauses(self)
         self.quotas = Quotas(self)
@@ -164,21 +173,22 @@ class Agent:
 
     def place(self, peer: Peer) -> Place:
         """Find the login and session that a process descends from, the nearest of each."""
-        lineage = tuple(self.kernel.lineage(peer.pid))
-        if not lineage or lineage[0].start != peer.start:
-            raise ProcessLookupError(f"process {peer.pid} is gone")
-        pids = frozenset(stat.pid for stat in lineage)
-        logins = {(one.pid, one.start): one for one in self.logins.values() if one.pid in pids}
-        sessions = {(one.pid, one.start): one for one in self.sessions.values() if one.pid in pids}
-        tty = lineage[0].tty
+        near: List[Stat] = []
+        lineage = self.kernel.lineage(peer.pid)
+        login: Optional[LiveLogin] = None
+        outer: Optional[LiveSession] = None
         for stat in lineage:
-            login = logins.get((stat.pid, stat.start))
-            session = sessions.get((stat.pid, stat.start))
-            if login is not None and (session is None or login.login.outer == session.id):
-                return Place(login, self.sessions.get(login.login.outer or ""), lineage, tty)
-            if session is not None:
-                return Place(self.logins.get(session.session.login.id), session, lineage, tty)
-        return Place(None, None, lineage, tty)
+            near.append(stat)
+            login, outer = self.logins.of(stat), self.sessions.of(stat)
+            if login is not None and (outer is None or login.login.outer == outer.id):
+                outer = self.sessions.get(login.login.outer or "")
+                break
+            if outer is not None:
+                login = self.logins.get(outer.session.login.id)
+                break
+        if not near or near[0].start != peer.start:
+            raise ProcessLookupError(f"process {peer.pid} is gone")
+        return Place(login, outer, near[0].tty, near, lineage)
 
     def _recording_on(self, peer: Peer, place: Place, fds: Sequence[int]) -> Optional[LiveSession]:
         """Find the live recording whose user sits at the terminal of a process.
@@ -258,13 +268,12 @@ class Agent:
         if known is not None:
             self.door.answer(connection, known)
             return
-        identity, place = connection.identity, self.place(peer)
-        assert identity is not None
+        identity, place = self.door.identify(connection), self.place(peer)
         user = records.text(request.user)
         account, groups = await self.accounts.find(-1, user)
-        outer, verdict = self._around(place, identity)
+        outer, verdict = self._around(place, connection)
         login = records.Login(
-            id=records.new_id("l", os.urandom(10)),
+            id=records.new_id("l", os.urandom(records.ID_BYTES)),
             user=user,
             uid=-1 if account is None else account.uid,
             auid=identity.auid,
@@ -306,7 +315,9 @@ class Agent:
         self.follow_login(live)
         self._tell("login", login, None, decision, seq=live.seq)
 
-    def _around(self, place: Place, identity: Identity) -> Tuple[Optional[str], Optional[str]]:
+    def _around(
+        self, place: Place, connection: Connection
+    ) -> Tuple[Optional[str], Optional[str]]:
         """Find the session that a login or a session is in, and its verdict.
 
         Who left it behind, as after setsid(1), still has its audit session, and comes out of an
@@ -315,7 +326,7 @@ class Agent:
         if place.outer is not None:
             return place.outer.id, place.outer.verdict
         if place.login is None:
-            session = self._exempt.get(identity.audit_session or 0)
+            session = self._exempt.get(self.door.identify(connection).audit_session or 0)
         else:
             session = place.login.login.outer  # it has ended
         exempt = session in self._exempt.values()
@@ -431,7 +442,7 @@ class Agent:
         seq = await self.enter_for_sure(
             records.logout_entry, live.login, outcome, live.sessions, gap, lazy=lazy
         )
-        self.logins.pop(live.id, None)
+        self.logins.forget(live.id)
         self.live.remove(live)
         self.journal.write(
             "logout", login=live.id, user=live.login.user, uid=live.login.uid,
@@ -446,30 +457,29 @@ class Agent:
     ) -> None:
         began_ns = self.kernel.mono_ns()
         peer = connection.peer
-        identity, place = connection.identity, self.place(peer)
-        assert identity is not None
-        before = self._entered_before(place, identity, request, fds)
+        place = self.place(peer)
+        before = self._entered_before(peer, place, request, fds)
         if before is not None:
-            self._answer_again(connection, before, fds, place, identity)
+            self._answer_again(connection, before, fds, place)
             return
-        owner = await self.login_of(peer, identity.ruid, identity, place)
+        owner = place.login
+        if owner is None:
+            owner = await self.login_of(peer, peer.ruid, self.door.identify(connection), place)
         has_tty = bool(request.flags & wire.SESSION_HAS_TTY)
-        account, groups = await self.accounts.find_again(identity.ruid, owner.login.user)
+        account, groups = await self.accounts.find_again(peer.ruid, owner.login.user)
         facts = self._facts(
             owner.login, account, groups, tty=has_tty, command=_command(request),
             command_cut=bool(request.flags & wire.SESSION_COMMAND_CUT),
             login_shell=bool(request.flags & wire.SESSION_LOGIN_SHELL),
             claimed_tags=frozenset(_tags(request)),
-            outer=self._around(place, identity)[1],
+            outer=self._around(place, connection)[1],
         )  # fmt: skip
         decision = await self._decide(facts, began_ns)
         around = self._recording_on(peer, place, fds)
         if decision.verdict == "record" and around is None:
-            decision = self._look_for_grant(decision, identity)
+            decision = self._look_for_grant(decision, self.door.identify(connection))
         label = self._how(decision, around is not None)
-        session = self._session(request, owner.login, peer, place, label, account)
-        if not decision.keeps_command:
-            session = records.without_command_line(session, request.command)
+        session = self._session(request, owner.login, peer, place, label, account, decision)
         live = LiveSession(
             session=session,
             grounds=records.Grounds.of(decision),
@@ -501,7 +511,7 @@ class Agent:
                     return
             live.withheld = label == "exempt" and relays(decision)
             if label == "record" or live.withheld:
-                await self._start_recording(connection, live, decision, fds, place, identity)
+                await self._start_recording(connection, live, decision, fds, place)
             else:
                 await self._start_plain(connection, live, decision)
         except GrantError as error:
@@ -520,7 +530,7 @@ class Agent:
                 self.spawn(self.end_if_idle(owner))
 
     def _entered_before(
-        self, place: Place, identity: Identity, request: wire.SessionRequest, fds: Sequence[int]
+        self, peer: Peer, place: Place, request: wire.SessionRequest, fds: Sequence[int]
     ) -> Optional[LiveSession]:
         """Find what is entered for a process that asks again, as it did not hear of that.
 
@@ -528,20 +538,19 @@ class Agent:
         that program again. What was to be shown to it has been, or it is none.
         """
         live = place.outer
-        if live is None or live.pid != place.lineage[0].pid or live.ended:
+        if live is None or live.pid != peer.pid or live.ended:
             return None
         session = live.session
-        if identity.ruid != session.login.uid or (session.notice_sha256 and not session.agreed):
+        if peer.ruid != session.login.uid or (session.notice_sha256 and not session.agreed):
             return None
+        command, digest = _kept_command(request, session.command_sha256 is None)
         asked = replace(
-            session, command=_command(request), command_sha256=None,
+            session, command=command, command_sha256=digest,
             command_cut=bool(request.flags & wire.SESSION_COMMAND_CUT),
             term=records.text(request.term), lang=records.text(request.lang),
             claimed_tags=_tags(request),
             tty=self.kernel.tty_name(place.tty) if fds and place.tty else None,
         )  # fmt: skip
-        if session.command_sha256 is not None:
-            asked = records.without_command_line(asked, request.command)
         if asked != session:
             return None
         if live.label != "record" and not live.withheld:
@@ -551,15 +560,15 @@ class Agent:
         return live if unheard and inner == live.inner_tty else None
 
     def _answer_again(
-        self, connection: Connection, live: LiveSession, fds: Sequence[int], place: Place,
-        identity: Identity,
-    ) -> None:  # fmt: skip
+        self, connection: Connection, live: LiveSession, fds: Sequence[int], place: Place
+    ) -> None:
         live.flags.append("unanswered")
         with contextlib.suppress(OSError):  # it is in the ledger, so it must go on
             self.live.save(live)
         if live.recording is None:
             self.door.answer(connection, self._exec_answer(live, b""))
             return
+        identity = self.door.identify(connection)
         place = replace(place, outer=self.sessions.get(live.outer or ""))
         relay_fd = self.spool.reopen(live.recording)
         try:
@@ -618,7 +627,7 @@ class Agent:
         parent = next((s for s in self.kernel.lineage(peer.pid) if s.pid != peer.pid), None)
         outer = place.outer
         login = records.Login(
-            id=records.new_id("l", os.urandom(10)),
+            id=records.new_id("l", os.urandom(records.ID_BYTES)),
             user=str(uid) if account is None else account.name,
             uid=uid,
             auid=identity.auid,
@@ -673,13 +682,14 @@ class Agent:
         place: Place,
         label: str,
         account: Optional[Account],
+        decision: Decision,
     ) -> records.Session:
-        """Write down what a session is that begins now."""
-        command = _command(request)
-        kind = "shell" if command is None else "command"
+        """Write down what a session is that begins now; of its command the hash, if no more."""
+        command, digest = _kept_command(request, decision.keeps_command)
+        kind = "command" if request.flags & wire.SESSION_HAS_COMMAND else "shell"
         has_tty = request.flags & wire.SESSION_HAS_TTY and place.tty
         return records.Session(
-            id=records.new_id("s", os.urandom(10)),
+            id=records.new_id("s", os.urandom(records.ID_BYTES)),
             login=login,
             kind=label if label in ("nested", "transfer") else kind,
             tty=self.kernel.tty_name(place.tty) if has_tty else None,
@@ -695,6 +705,7 @@ class Agent:
             cols=request.cols,
             claimed_tags=_tags(request),
             notes=self._notes(label, account),
+            command_sha256=digest,
         )
 
     def _how(self, decision: Decision, on_record: bool) -> str:
@@ -786,8 +797,8 @@ class Agent:
         decision: Decision,
         fds: Sequence[int],
         place: Place,
-        identity: Identity,
     ) -> None:
+        identity = self.door.identify(connection)
         try:
             live.recording, relay_fd = self._make_recording(live, fds)
         except (OSError, SpoolError) as error:
@@ -1079,7 +1090,7 @@ class Agent:
         )  # fmt: skip
         if live.recording is not None:
             self.sealer.release(live.recording)
-        self.sessions.pop(live.id, None)
+        self.sessions.forget(live.id)
         self.live.remove(live)
         self._tell_end(live, outcome, exit_status, seq, survivors)
         owner = self.logins.get(live.session.login.id)
@@ -1326,6 +1337,16 @@ def relays(decision: Decision) -> bool:
 
 def _command(request: wire.SessionRequest) -> Optional[str]:
     return records.text(request.command) if request.flags & wire.SESSION_HAS_COMMAND else None
+
+
+def _kept_command(
+    request: wire.SessionRequest, is_kept: bool
+) -> Tuple[Optional[str], Optional[str]]:
+    """Give the command, or its hash alone."""
+    command = _command(request)
+    if command is None or is_kept:
+        return command, None
+    return None, hashlib.sha256(request.command).hexdigest()
 
 
 def _tags(request: wire.SessionRequest) -> Tuple[str, ...]:

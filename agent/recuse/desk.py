@@ -277,7 +277,7 @@ class Desk:
         return self._answer(self.state.rows[request.id])
 
     def _new_id(self) -> str:
-        return records.new_id("g", os.urandom(10))
+        return records.new_id("g", os.urandom(records.ID_BYTES))
 
     async def _ask(self, request: Request, user: Facts, caller: Caller) -> Dict[str, Any]:
         """Judge a request, enter it if it is in order, and grant it if nobody has to approve."""

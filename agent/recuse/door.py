@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 from collections import deque
@@ -28,6 +29,7 @@ from typing import (
 
 from . import wire
 from .accounts import LookupTimeout
+from .begun import Begun
 from .book import NotEntered
 from .errors import WireError
 from .host import Identity, Kernel, Peer
@@ -75,16 +77,20 @@ class Turns:
     def take(self, user: int, begin: Callable[[], bool]) -> None:
         """Call `begin` when it is this user's turn; it says whether it has taken that."""
         if self._under_way.get(user, 0) < MAX_UNDER_WAY:
-            if begin():
-                self._under_way[user] = self._under_way.get(user, 0) + 1
+            self._under_way[user] = self._under_way.get(user, 0) + 1
+            if not begin():
+                self._end(user)
         else:
             self._waiting.setdefault(user, deque()).append(begin)
 
-    def give_back(self, user: int) -> None:
-        """Let the next one of this user begin."""
+    def _end(self, user: int) -> None:
         self._under_way[user] -= 1
         if not self._under_way[user]:
             del self._under_way[user]
+
+    def give_back(self, user: int) -> None:
+        """Let the next one of this user begin."""
+        self._end(user)
         waiting = self._waiting.get(user)
         while waiting and self._under_way.get(user, 0) < MAX_UNDER_WAY:
             self.take(user, waiting.popleft())
@@ -105,7 +111,7 @@ class Connection:
     sock: socket.socket
     peer: Peer
     pidfd: int
-    identity: Optional[Identity] = None  # of the process, when it asked
+    identity: Optional[Identity] = None  # of the process, once it was needed
     busy: bool = False
     served: bool = False  # until then its pidfd is needed: to follow who does not wait any more
     turn: Optional[int] = None  # of whom, while it is served
@@ -124,17 +130,24 @@ class Door:
         recuse_uid: int,
         serve: Callable[[Connection, wire.Message, List[int]], Awaitable[None]],
         forget: Callable[[LiveSession], None],
+        hurry: Callable[[], None] = lambda: None,
     ) -> None:
-        """`serve` answers a message; `forget` hears of relays that hung up."""
+        """`serve` answers a message; `forget` hears of relays that hung up.
+
+        `hurry` is called when all who have asked are being served: most wait for one thing.
+        """
         self._kernel = kernel
         self._journal = journal
         self._recuse_uid = recuse_uid
         self._serve_message = serve
         self._forget = forget
+        self._hurry = hurry
         self.on_held: Callable[[LiveSession, bool], None] = lambda live, held: None
         self.on_late: Callable[[], None] = lambda: None
         """Called when somebody did not wait for the answer."""
         self._connections: Set[Connection] = set()
+        self._serving = 0  # requests under way
+        self._begun: List[Tuple[Connection, Begun]] = []  # of these, in this turn of the loop
         self._tasks: Set["asyncio.Task[None]"] = set()
         self._turns = Turns()
         self._closing = False
@@ -166,6 +179,10 @@ class Door:
         asyncio.get_running_loop().remove_reader(listener)
 
     def _accept(self, listener: socket.socket) -> None:
+        self._accept_all(listener)
+        self._go_on()
+
+    def _accept_all(self, listener: socket.socket) -> None:
         for _ in range(MAX_BACKLOG):
             try:
                 sock, _ = listener.accept()
@@ -196,7 +213,7 @@ class Door:
         if connection not in self._connections:
             return
         loop = asyncio.get_running_loop()
-        loop.add_reader(connection.sock.fileno(), self._readable, connection)
+        loop.add_reader(connection.sock.fileno(), self._heard, connection)
         if connection.relay is None:
             connection.timer = loop.call_later(PATIENCE_SECONDS, self.hang_up, connection)
 
@@ -227,6 +244,10 @@ class Door:
         if connection.pidfd >= 0:
             os.close(connection.pidfd)
             connection.pidfd = -1
+
+    def _heard(self, connection: Connection) -> None:
+        self._readable(connection)
+        self._go_on()
 
     def _readable(self, connection: Connection) -> None:
         try:
@@ -265,19 +286,27 @@ class Door:
             return
         connection.busy = True
         self._stop_timer(connection)
-        peer = connection.peer
-        try:
-            connection.identity = self._kernel.identity_of(peer)
-        except ProcessLookupError:
-            close_all(fds)
-            self.hang_up(connection)
-            return
-        # Whose turn it takes: of root's programs, theirs who logged in.
-        user = connection.identity.auid if peer.ruid == 0 else peer.ruid
+        user: Optional[int] = connection.peer.ruid
+        if user == 0:  # of root's programs, it takes the turn of who logged in
+            try:
+                user = self.identify(connection).auid
+            except ProcessLookupError:
+                close_all(fds)
+                self.hang_up(connection)
+                return
         if user is None:
             self._begin(connection, message, fds)
         else:
             self._turns.take(user, lambda: self._begin(connection, message, fds, user))
+
+    def identify(self, connection: Connection) -> Identity:
+        """Say who the process is that asks.  Raises: ProcessLookupError if it is gone"""
+        if connection.identity is None:
+            found = self._kernel.identity_of(connection.peer)
+            if self._kernel.exited(connection.pidfd):  # what was read may be of another
+                raise ProcessLookupError(f"process {connection.peer.pid} is gone")
+            connection.identity = found
+        return connection.identity
 
     def _begin(
         self, connection: Connection, message: wire.Message, fds: List[int],
@@ -290,18 +319,42 @@ class Door:
             self.on_late()
             return False
         connection.turn, connection.served = user, True
-        task = asyncio.get_running_loop().create_task(self._serve(connection, message, fds))
-        self._tasks.add(task)
-        task.add_done_callback(lambda task: self._done(task, connection))
+        self._serving += 1
+        self._begun.append((connection, Begun(self._serve(connection, message, fds))))
         return True
 
-    def _done(self, task: "asyncio.Task[None]", connection: Connection) -> None:
+    def _go_on(self) -> None:
+        """See to it that all which has begun is answered or in a task."""
+        while self._begun:
+            begun, self._begun = self._begun, []
+            try:
+                self._hurry()
+            except Exception as error:  # who waits has heard of it
+                self._journal.fault(error)
+            for connection, work in begun:
+                if work.go_on():
+                    self._done(connection)
+                    continue
+                task = asyncio.get_running_loop().create_task(work.rest())
+                self._tasks.add(task)
+                task.add_done_callback(functools.partial(self._task_done, connection))
+
+    def _task_done(self, connection: Connection, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
+        self._done(connection)
+        self._go_on()
+
+    def _done(self, connection: Connection) -> None:
+        self._serving -= 1
         connection.served = False
         if connection not in self._connections:
             self._close_pidfd(connection)
         self._end_turn(connection)
         self._look_whether_settled()
+
+    def _let_next(self, connection: Connection) -> None:
+        self._end_turn(connection)
+        self._go_on()
 
     def _end_turn(self, connection: Connection) -> None:
         user, connection.turn = connection.turn, None
@@ -356,10 +409,10 @@ class Door:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):  # then it hangs up next
             connection.sock.send(wire.encode(question))
-        self._end_turn(connection)  # a person may take long
+        loop.call_soon(self._let_next, connection)  # a person may take long
         connection.asked = loop.create_future()
         connection.timer = loop.call_later(ASK_SECONDS, self.hang_up, connection)
-        loop.add_reader(connection.sock.fileno(), self._readable, connection)
+        loop.add_reader(connection.sock.fileno(), self._heard, connection)
         if self._settled is not None:
             raise Leaving
         try:
@@ -397,7 +450,7 @@ class Door:
             connection.sock.sendmsg([packet], rights if fd >= 0 else [])
         except OSError:
             self.on_late()  # it did not wait; its pidfd says when it ends
-        if len(self._tasks) <= 1:
+        if self._serving <= 1:
             # The kernel likes to wake whom we answer on our own processor: they go on first there,
             # and not when we have done what is left to do. Unless others wait for us.
             os.sched_yield()
@@ -430,7 +483,7 @@ class Door:
             self.hang_up(connection)
 
     def _look_whether_settled(self) -> None:
-        if self._settled is None or self._tasks:
+        if self._settled is None or self._serving:
             return
         if all(connection.relay is not None for connection in self._connections):
             self._settled.set()
@@ -448,6 +501,7 @@ class Door:
         self._closing = True
         for begin in self._turns.drain():
             begin()
+        self._go_on()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone, tzinfo
 from types import MappingProxyType
 from typing import Dict, FrozenSet, List, Mapping, Optional, Tuple, Type, TypeVar
@@ -101,13 +101,6 @@ def facts_from_json(told: Mapping[str, object]) -> Facts:
         outer=one("outer", str),
         command_cut=one("command_cut", bool) or False,
     )
-
-
-def without_command(facts: Facts) -> Facts:
-    """Take the command out, leaving that there was one: as if nothing of it were known."""
-    if facts.command is None:
-        return facts
-    return replace(facts, command="", command_cut=True)
 
 
 PURPOSE = "purpose="

@@ -32,6 +32,7 @@ from typing import (
     Iterator,
     List,
     Mapping,
+    NamedTuple,
     Optional,
     Sequence,
     Tuple,
@@ -46,6 +47,8 @@ MAX_ANCESTORS = 64
 HANGUP_SECONDS, KILL_SECONDS, MAX_KILLS = 0.3, 0.05, 40  # how a session is ended
 MAX_NAMED = 16  # processes named in one entry; more are counted
 SO_PEERPIDFD = 77  # include/uapi/asm-generic/socket.h, Linux 6.5
+SOL_SOCKET, SO_PEERCRED = int(socket.SOL_SOCKET), int(socket.SO_PEERCRED)
+_UCRED = struct.Struct("3i")
 TIOCGPTN = 0x80045430
 TIOCGPTPEER = 0x5441
 AT_FDCWD, AT_STATX_DONT_SYNC, STATX_TYPE_MODE = -100, 0x4000, 3  # include/uapi/linux/{fcntl,stat}.h
@@ -68,8 +71,7 @@ class Peer:
     ruid: int = -1  # its real uid when it was accepted; -1 if nobody looked
 
 
-@dataclass(frozen=True)
-class Stat:
+class Stat(NamedTuple):
     """What /proc/PID/stat says; `tty` is a device number, 0 if there is none."""
 
     pid: int
@@ -196,13 +198,12 @@ class Kernel:
         Raises: ProcessLookupError if that process is gone, so that its number is
         never taken for another's.
         """
-        size = struct.calcsize("3i")
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        pid, uid, gid = struct.unpack("3i", credentials)
+        credentials = connection.getsockopt(SOL_SOCKET, SO_PEERCRED, _UCRED.size)
+        pid, uid, gid = _UCRED.unpack(credentials)
         if pid <= 0:
             raise ProcessLookupError("the peer has no process here")
         try:
-            pidfd = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+            pidfd = connection.getsockopt(SOL_SOCKET, SO_PEERPIDFD)
         except OSError:  # before Linux 6.5: open by number, then look whether it is still theirs
             pidfd = self.pidfd_open(pid)
         try:
@@ -231,17 +232,17 @@ class Kernel:
         except (FileNotFoundError, ProcessLookupError) as error:
             raise ProcessLookupError(f"no process {pid}") from error
         head, _, tail = raw.rpartition(b")")  # the name may hold anything, ")" too
-        field = tail.split()
+        field = tail.split(None, 20)
         return Stat(
-            pid=pid,
-            comm=head.partition(b"(")[2],
-            state=field[0].decode("ascii"),
-            ppid=int(field[1]),
-            pgrp=int(field[2]),
-            session=int(field[3]),
-            tty=_device(int(field[4])),
-            tpgid=int(field[5]),
-            start=int(field[19]),
+            pid,
+            head.partition(b"(")[2],
+            field[0].decode("ascii"),
+            int(field[1]),
+            int(field[2]),
+            int(field[3]),
+            _device(int(field[4])),
+            int(field[5]),
+            int(field[19]),
         )
 
     def identity(self, pid: int) -> Identity:
@@ -252,7 +253,7 @@ class Kernel:
     def identity_of(self, peer: Peer) -> Identity:
         """Give who a peer is: its uids as they were when it was accepted, the audit ids as read.
 
-        Raises: ProcessLookupError if it is gone, but not always: look at its start afterwards
+        Raises: ProcessLookupError if it is gone, but not always: look at its pidfd afterwards
         """
         if peer.ruid < 0:
             return self.identity(peer.pid)
@@ -719,7 +720,7 @@ class Kernel:
 
     def _read(self, name: str) -> bytes:
         """Read a file of /proc, which gives all it has at once."""
-        fd = os.open(f"{self.proc}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(f"{self.proc}/{name}", os.O_RDONLY)  # Python adds O_CLOEXEC
         try:
             return os.read(fd, 65536)
         finally:

@@ -14,10 +14,10 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar, Union
 
 from . import files
-from .host import Terminal
+from .host import Stat, Terminal
 from .records import Gap, Grounds, Login, Session, Source, exempt_entry, open_entry
 from .spool import Recording
 
@@ -145,9 +145,41 @@ class LiveSession:
 
 
 Live = Union[LiveLogin, LiveSession]
+_L = TypeVar("_L", bound=Live)
+
+
+class Lives(Dict[str, _L]):
+    """What is live, by its id; finds by process as well, however many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._by_process: Dict[Tuple[int, int], List[_L]] = {}
+
+    def __setitem__(self, name: str, live: _L) -> None:
+        self.forget(name)
+        super().__setitem__(name, live)
+        process = live.pid, live.start
+        self._by_process.setdefault(process, []).append(live)
+
+    def forget(self, name: str) -> None:
+        """Take one out, if it is there."""
+        live = self.pop(name, None)
+        if live is not None:
+            process = live.pid, live.start
+            ones = self._by_process[process]
+            ones.remove(live)
+            if not ones:
+                del self._by_process[process]
+
+    def of(self, stat: Stat) -> Optional[_L]:
+        """Find the last one of a process."""
+        ones = self._by_process.get((stat.pid, stat.start))
+        return None if ones is None else ones[-1]
+
+
 _RUNTIME = ("pidfd", "recording", "terminal", "ended")
 _ID = re.compile(r"[sl]-[a-z2-7]{16}\Z")
-_encoder = json.JSONEncoder(default=vars)  # what is in there are dataclasses
+_encoder = json.JSONEncoder(default=vars, check_circular=False)  # what is in there are dataclasses
 
 
 class LiveLog:
@@ -260,7 +292,9 @@ class LiveLog:
 
 
 def _line_of(live: Live) -> bytes:
-    state = {name: value for name, value in vars(live).items() if name not in _RUNTIME}
+    state = vars(live).copy()
+    for name in _RUNTIME:
+        state.pop(name, None)
     state["is"] = "login" if isinstance(live, LiveLogin) else "session"
     return _encoder.encode(state).encode() + b"\n"
 

@@ -295,7 +295,7 @@ async def _enter(agent: Agent, orphan: Orphan, pidfd: int, start: int) -> LiveSe
     now_ns, mono_ns = kernel.now_ns(), kernel.mono_ns()
     account, groups = await agent.accounts.find(orphan.uid)
     session = records.Session(
-        id=records.new_id("s", os.urandom(10)),
+        id=records.new_id("s", os.urandom(records.ID_BYTES)),
         login=owner.login,
         kind="shell" if orphan.command is None else "command",
         tty=orphan.tty[5:] if orphan.tty.startswith("/dev/") else None,
@@ -383,7 +383,7 @@ async def _login(agent: Agent, orphan: Orphan, pidfd: int, start: int) -> LiveLo
         return await agent.login_of(peer, orphan.uid, agent.kernel.identity(orphan.pid), place)
     account, groups = await agent.accounts.find(orphan.uid)
     login = records.Login(
-        id=records.new_id("l", os.urandom(10)),
+        id=records.new_id("l", os.urandom(records.ID_BYTES)),
         user=account.name if account is not None else orphan.user or str(orphan.uid),
         uid=orphan.uid,
         auid=None,

@@ -85,6 +85,8 @@ def _sum_up(terms: Sequence[Terms]) -> Terms:
 
     What keeps most wins, and the shortest of the pauses; the first template named is used.
     """
+    if len(terms) == 1 and terms[0].pause_seconds != 0:
+        return terms[0]
     levels = [one.level for one in terms if one.level is not None]
     pauses = [one.pause_seconds for one in terms if one.pause_seconds is not None]
     return Terms(

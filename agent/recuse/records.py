@@ -8,9 +8,7 @@ Strings that users control must have been decoded with text(): an entry is UTF-8
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
 import json
 import math
 import re
@@ -33,7 +31,7 @@ from typing import (
 from . import amounts, strictjson
 from .asks import answer_to_json
 from .errors import LedgerError
-from .facts import facts_to_json, without_command
+from .facts import facts_to_json
 from .policy import Decision
 
 OCSF_VERSION = "1.8.0"
@@ -203,19 +201,23 @@ class Grounds:
     @classmethod
     def of(cls, decision: Decision) -> Grounds:
         """Take the grounds out of a decision."""
-        return cls(
-            rule=decision.rule,
-            effect=decision.effect,
-            reason=decision.reason,
-            owner=decision.owner,
-            expires=decision.expires,
-            policy=decision.policy,
-            grant=decision.grant,
-            level=decision.level,
-            supervised=decision.supervised or None,
-            reason_code=decision.reason_code,
-            pause_seconds=decision.pause_seconds,
-        )
+        return cls(**_grounds(decision))
+
+
+def _grounds(decision: Decision) -> Json:
+    return {
+        "rule": decision.rule,
+        "effect": decision.effect,
+        "reason": decision.reason,
+        "owner": decision.owner,
+        "expires": decision.expires,
+        "policy": decision.policy,
+        "grant": decision.grant,
+        "level": decision.level,
+        "supervised": decision.supervised or None,
+        "reason_code": decision.reason_code,
+        "pause_seconds": decision.pause_seconds,
+    }
 
 
 FINDINGS: Mapping[str, str] = {
@@ -284,11 +286,15 @@ def text(raw: bytes) -> str:
     return raw.decode("utf-8", "backslashreplace")
 
 
+ID_BYTES = 16
+_LETTERS = bytes(b"abcdefghijklmnopqrstuvwxyz234567"[byte % 32] for byte in range(256))
+
+
 def new_id(prefix: str, random: bytes) -> str:
-    """Name a session ("s") or login ("l") by 80 random bits."""
-    if len(random) < 10:
-        raise ValueError("an id needs 10 random bytes")
-    return f"{prefix}-{base64.b32encode(random[:10]).decode('ascii').lower()}"
+    """Name a session ("s"), login ("l") or grant ("g") by ID_BYTES random bytes, 5 bits of each."""
+    if len(random) != ID_BYTES:
+        raise ValueError(f"an id needs {ID_BYTES} random bytes")
+    return f"{prefix}-{random.translate(_LETTERS).decode('ascii')}"
 
 
 def format_time(time_ns: int) -> str:
@@ -364,7 +370,9 @@ def _clamp(value: Any, max_bytes: int, max_items: int) -> Any:
     return value
 
 
-_compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+_compact = json.JSONEncoder(
+    ensure_ascii=False, check_circular=False, separators=(",", ":"), allow_nan=False
+)
 
 
 def _dump(event: Json) -> bytes:
@@ -576,22 +584,15 @@ def _session_fields(session: Session) -> Json:
     }
 
 
-def without_command_line(session: Session, command: bytes) -> Session:
-    """Keep of a session's command its hash alone."""
-    if session.command is None:
-        return session
-    digest = hashlib.sha256(command).hexdigest()
-    return dataclasses.replace(session, command=None, command_sha256=digest)
-
-
 def _decision_ours(decision: Decision) -> Json:
-    facts = decision.facts
-    told = facts_to_json(facts if decision.keeps_command else without_command(facts))
+    told = facts_to_json(decision.facts)
+    if told["command"] is not None and not decision.keeps_command:
+        told.update(command="", command_cut=True)  # there was one, as if nothing of it were known
     if decision.answers:
         told["answers"] = {name: answer_to_json(one) for name, one in decision.answers.items()}
     return {
         "verdict": decision.verdict,
-        **vars(Grounds.of(decision)),
+        **_grounds(decision),
         "confirm": decision.confirm or None,
         "matched": list(decision.matched),
         "tags": list(decision.tags) or None,

@@ -65,7 +65,7 @@ class Ledger:
         source: Optional[str] = "192.0.2.7:40112",
         boot: str = BOOT,
     ) -> records.Login:
-        name = records.new_id("l", struct.pack("<QH", len(self.raw), 7))
+        name = records.new_id("l", struct.pack("<16B", *divmod(len(self.raw), 32), *[7] * 14))
         login = records.Login(
             name, user, 1000, 1000, audit, service, records.Source(source), "ssh", None, pid, at
         )

@@ -14,7 +14,7 @@ from recuse import wire
 from recuse.door import MAX_UNDER_WAY, Connection, Door
 from recuse.host import Kernel, Peer
 
-PEER = Peer(pid=4242, uid=0, gid=0, start=1, ruid=0)
+PEER = Peer(pid=4242, uid=0, gid=0, start=1, ruid=1000)
 
 
 def test_who_has_asked_is_not_hung_up_on() -> None:
@@ -123,5 +123,60 @@ def test_requests_of_one_user_hold_up_nobody_else() -> None:
             await until(MAX_UNDER_WAY + 9)
             await door.close()
             assert (len(served), len(late)) == (MAX_UNDER_WAY + 9, 2)
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_who_waits_for_one_thing_only_is_answered_without_a_task() -> None:
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        entered: "List[asyncio.Future[None]]" = []
+
+        async def serve(connection: Connection, message: wire.Message, fds: List[int]) -> None:
+            entered.append(loop.create_future())
+            await entered[-1]
+            door.answer(connection, wire.Answer(wire.Verdict.ALLOW))
+
+        def hurry() -> None:
+            for one in entered:
+                one.set_result(None)
+
+        door = Door(Kernel(), None, 1, serve, lambda live: None, hurry)  # type: ignore[arg-type]
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        before = asyncio.all_tasks()
+        with theirs:
+            theirs.send(wire.encode(wire.Login(b"sshd", b"alice", b"", b"", b"")))
+            door.take_in(Connection(ours, PEER, -1))
+            while not entered:
+                await asyncio.sleep(0)
+            assert asyncio.all_tasks() == before
+            assert wire.decode(theirs.recv(wire.MAX_MESSAGE)) == wire.Answer(wire.Verdict.ALLOW)
+            await door.close()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_however_many_are_asked_each_lets_the_next_begin() -> None:
+    async def run() -> None:
+        asked: List[Connection] = []
+
+        async def serve(connection: Connection, message: wire.Message, fds: List[int]) -> None:
+            asked.append(connection)
+            await door.ask(connection, wire.Answer(wire.Verdict.ASK))
+            door.answer(connection, wire.Answer(wire.Verdict.ALLOW))
+
+        door = Door(Kernel(), None, 1, serve, lambda live: None)  # type: ignore[arg-type]
+        count = 8 * MAX_UNDER_WAY
+        with contextlib.ExitStack() as stack:
+            for _ in range(count):
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                ours.setblocking(False)
+                stack.enter_context(theirs)
+                theirs.send(wire.encode(wire.Login(b"su", b"root", b"", b"", b"")))
+                door.take_in(Connection(ours, PEER, -1))
+            while len(asked) < count:
+                await asyncio.sleep(0)
+            await door.close()
 
     asyncio.run(asyncio.wait_for(run(), 30))

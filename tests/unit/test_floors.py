@@ -90,6 +90,7 @@ PARTS = {
         "approvers",
         "asking",
         "batching",
+        "begun",
         "book",
         "desk",
         "door",

@@ -10,7 +10,8 @@ from typing import Iterator, List
 import pytest
 
 from recuse import live
-from recuse.live import Live, LiveLog, LiveLogin, LiveSession
+from recuse.host import Stat
+from recuse.live import Live, LiveLog, LiveLogin, Lives, LiveSession
 from recuse.records import Grounds, Login, Session, Source, new_id
 from recuse.spool import Recording
 
@@ -122,8 +123,8 @@ def test_what_makes_no_sense_is_kept_whole_and_durable_before_the_file_is_begun_
 def test_file_does_not_grow_with_what_is_gone(log: LiveLog) -> None:
     log.save(login())
     for number in range(2 * live.MAX_LINES):
-        log.save(session(new_id("s", b"%10d" % number)))
-        log.remove(session(new_id("s", b"%10d" % number)))
+        log.save(session(new_id("s", b"%16d" % number)))
+        log.remove(session(new_id("s", b"%16d" % number)))
     assert log.path.read_bytes().count(b"\n") <= live.MAX_LINES + 4
     assert [one.id for one in loaded(log)] == [L]
 
@@ -163,3 +164,20 @@ def test_a_recording_of_which_nothing_is_left_is_lost(
     if segments is not None:
         ended.recording = Recording(A, "/nowhere", -1, n=segments)
     assert ended.outcome(()) == outcome
+
+
+def test_the_last_one_of_a_process_is_found() -> None:
+    lives: Lives[LiveLogin] = Lives()
+    first = login()
+    second = dataclasses.replace(first, login=dataclasses.replace(LOGIN, id=A))
+    stat = Stat(first.pid, b"sshd", "S", 1, 1, 1, 0, 0, first.start)
+    assert lives.of(stat) is None
+    for one in (first, second):
+        lives[one.id] = one
+    assert lives.of(stat) is second and lives.of(stat._replace(start=1)) is None
+    lives[second.id] = second
+    lives.forget(second.id)
+    assert lives.of(stat) is first
+    for _ in range(2):
+        lives.forget(first.id)
+    assert lives.of(stat) is None and not lives

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from recuse.asks import KEYS as ASK_KEYS
 from recuse.errors import PolicyError
-from recuse.facts import facts_from_json, without_command
+from recuse.facts import facts_from_json
 from recuse.matchertoml import MATCHERS
 from recuse.policy import (
     EFFECTS,
@@ -1068,12 +1068,6 @@ NO_FACTS = [
 def test_what_is_no_facts_is_refused(told: Dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(told))):
         facts_from_json(told)
-
-
-def test_a_command_taken_out_counts_as_not_known() -> None:
-    seen = without_command(facts(command="cat /secret"))
-    assert seen == facts(command="", command_cut=True)
-    assert without_command(facts()) == facts()
 
 
 def test_facts_become_json() -> None:

@@ -23,7 +23,7 @@ Handed = List[Dict[str, Any]]
 
 
 def login(number: int, uid: int = 1000) -> records.Login:
-    name = records.new_id("l", bytes([number]) * 10)
+    name = records.new_id("l", bytes([number]) * records.ID_BYTES)
     return records.Login(
         name, "ann", uid, uid, 7, "sshd", records.Source(), "ssh", None, 812, NOW
     )
