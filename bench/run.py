@@ -51,7 +51,7 @@ QUICK_EXCHANGE = "KexAlgorithms=curve25519-sha256"
 SIZES = {
     "all": {
         "startup": "--rounds 60 --cpu 100",
-        "flow": "--rounds 5 --mib 48 --keys 2000",
+        "flow": "--rounds 5 --mib 100 --keys 2000",
         "scale": "--sessions 1000 --seconds 20",
         "loss": "--rounds 5",
         "ssh": "80",
@@ -59,7 +59,7 @@ SIZES = {
     },
     "few": {
         "startup": "--rounds 25 --cpu 50",
-        "flow": "--rounds 2 --mib 32 --interrupts 3 --keys 1000",
+        "flow": "--rounds 2 --mib 100 --interrupts 3 --keys 1000",
         "scale": "--sessions 1000 --seconds 10",
         "loss": "--rounds 3",
         "ssh": "40",
