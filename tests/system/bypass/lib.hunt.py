@@ -6,8 +6,31 @@ import signal
 
 from lib import call
 
+NAMES = ("sshd", "recuse-shell")
+PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_DETACH, WALL = 0x4206, 0x4207, 17, 0x40000000
 
-def read_memory(pid: str) -> None:
+
+def name_of(pid: int) -> str:
+    with open(f"/proc/{pid}/comm") as comm:
+        return comm.read().strip()
+
+
+def trace(pid: int) -> None:
+    call("ptrace", PTRACE_SEIZE, pid, 0, 0)
+    call("ptrace", PTRACE_INTERRUPT, pid, 0, 0)
+    os.waitpid(pid, WALL)
+    call("ptrace", PTRACE_DETACH, pid, 0, 0)
+
+
+def take_descriptor(pid: int) -> None:
+    pidfd = os.pidfd_open(pid)
+    try:
+        os.close(call("pidfd_getfd", pidfd, 0, 0))
+    finally:
+        os.close(pidfd)
+
+
+def read_memory(pid: int) -> None:
     os.close(os.open(f"/proc/{pid}/mem", os.O_RDWR))
 
 
@@ -18,18 +41,11 @@ print("hunting", flush=True)
 with open(os.devnull, "r+") as null:
     os.dup2(null.fileno(), 1)
 while True:
-    for pid in {one for one in os.listdir("/proc") if one.isdigit()} - seen:
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as comm:
-            name = comm.read().strip()
-            if name not in ("sshd", "recuse-shell"):
-                continue
-            pidfd = os.pidfd_open(int(pid))
-            for how, *arguments in (
-                (call, "ptrace", 0x4206, int(pid), 0, 0),
-                (call, "pidfd_getfd", pidfd, 0, 0),
-                (read_memory, pid),
-            ):
-                with contextlib.suppress(OSError):
-                    how(*arguments)
-                    print("WORKED:", arguments, name, file=found)
-            os.close(pidfd)
+    for pid in map(int, {one for one in os.listdir("/proc") if one.isdigit()} - seen):
+        for hunt in (trace, take_descriptor, read_memory):
+            with contextlib.suppress(OSError):
+                name = name_of(pid)
+                if name in NAMES:
+                    hunt(pid)
+                    if name_of(pid) == name:  # else it is the user's own shell by now
+                        print("WORKED:", hunt.__name__, name, file=found)

@@ -48,7 +48,7 @@ def must_fail(
         print("WORKED:", name)
 
 
-def call(name: str, *arguments: Any) -> None:
+def call(name: str, *arguments: Any) -> int:
     """Make a system call, by libc's function or by its number. Raises: OSError"""
     wide = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
     if name in NUMBERS:
@@ -57,6 +57,7 @@ def call(name: str, *arguments: Any) -> None:
         done = getattr(libc, name)(*wide)
     if done == -1:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return int(done)
 
 
 def relay() -> int:
