@@ -578,8 +578,8 @@ class Terminal:
     def run(self, command: str, timeout_seconds: float = 60) -> bytes:
         """Give a shell a command, wait until it is done; return what it printed."""
         self._seen = len(self.output)
-        # The markers are typed in two parts so that their echo is not taken for them. There may be a
-        # prompt between that and the first: it comes when the shell is ready, not when we are.
+        # The markers are typed in two parts so that their echo is not taken for them. There may be
+        # a prompt between that and the first: it comes when the shell is ready, not when we are.
         self.line(f"echo be''gun-; {command}; echo do''ne-$?-")
         match = self.expect(rb"(?s)begun-\r\n(.*?)done-(\d+)-\r\n", timeout_seconds)
         return match.group(1)
