@@ -688,8 +688,9 @@ class Kernel:
 
         A set-id program has the name under which its user started it, and their descriptors.
         """
-        is_set_id = _look_at(f"{self.proc}/{pid}/exe").mode & SET_ID
-        return self.stat(pid).comm in SSHD_NAMES and not is_set_id
+        if self.stat(pid).comm not in SSHD_NAMES:
+            return False
+        return not _look_at(f"{self.proc}/{pid}/exe").mode & SET_ID
 
     def _socket_inodes(self, pid: int) -> List[int]:
         inodes = []
