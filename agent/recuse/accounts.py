@@ -64,7 +64,6 @@ class Accounts:
             self._judge(self._kernel.mono_ns() - began_ns)
             self._remember(found, began_ns, stamp)
             return found
-        await asyncio.sleep(0)  # see begun
         try:
             return await asyncio.wait_for(self._ask_beside(uid, name), DEADLINE_SECONDS)
         except asyncio.TimeoutError:

@@ -109,9 +109,7 @@ class Agent:
         self.upkeep = upkeep
         self.sealer = Sealer(spool, book, kernel, journal, lambda: self.config.spool)
         self.sealer.on_tick.append(self.upkeep.look_at_space)
-        self.door = Door(
-            kernel, journal, recuse_uid, self._serve, self._relay_hung_up, book.hurry
-        )
+        self.door = Door(kernel, journal, recuse_uid, self._serve, self._relay_hung_up)
         self.accounts = Accounts(kernel, journal)
         self.asking = Asking(paths.consult_socket, kernel, journal)
         self.upkeep.on_reload.append(self.wake_consult)

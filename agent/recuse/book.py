@@ -100,12 +100,6 @@ class Book:
             loop.call_later(LAZY_SECONDS, self._write) if lazy else loop.call_soon(self._write)
         )
 
-    def hurry(self) -> None:
-        """Write at once what this turn of the loop would write at its end."""
-        if self._writing is not None and not self._lazy:
-            self._writing.cancel()
-            self._write()
-
     def _write(self) -> None:
         self._writing = None
         batch, self._waiting, self._owed = [*self._owed, *self._waiting], [], []

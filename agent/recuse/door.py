@@ -29,7 +29,6 @@ from typing import (
 
 from . import wire
 from .accounts import LookupTimeout
-from .begun import Begun
 from .book import NotEntered
 from .errors import WireError
 from .host import Identity, Kernel, Peer
@@ -77,20 +76,16 @@ class Turns:
     def take(self, user: int, begin: Callable[[], bool]) -> None:
         """Call `begin` when it is this user's turn; it says whether it has taken that."""
         if self._under_way.get(user, 0) < MAX_UNDER_WAY:
-            self._under_way[user] = self._under_way.get(user, 0) + 1
-            if not begin():
-                self._end(user)
+            if begin():
+                self._under_way[user] = self._under_way.get(user, 0) + 1
         else:
             self._waiting.setdefault(user, deque()).append(begin)
 
-    def _end(self, user: int) -> None:
+    def give_back(self, user: int) -> None:
+        """Let the next one of this user begin."""
         self._under_way[user] -= 1
         if not self._under_way[user]:
             del self._under_way[user]
-
-    def give_back(self, user: int) -> None:
-        """Let the next one of this user begin."""
-        self._end(user)
         waiting = self._waiting.get(user)
         while waiting and self._under_way.get(user, 0) < MAX_UNDER_WAY:
             self.take(user, waiting.popleft())
@@ -130,24 +125,17 @@ class Door:
         recuse_uid: int,
         serve: Callable[[Connection, wire.Message, List[int]], Awaitable[None]],
         forget: Callable[[LiveSession], None],
-        hurry: Callable[[], None] = lambda: None,
     ) -> None:
-        """`serve` answers a message; `forget` hears of relays that hung up.
-
-        `hurry` is called when all who have asked are being served: most wait for one thing.
-        """
+        """`serve` answers a message; `forget` hears of relays that hung up."""
         self._kernel = kernel
         self._journal = journal
         self._recuse_uid = recuse_uid
         self._serve_message = serve
         self._forget = forget
-        self._hurry = hurry
         self.on_held: Callable[[LiveSession, bool], None] = lambda live, held: None
         self.on_late: Callable[[], None] = lambda: None
         """Called when somebody did not wait for the answer."""
         self._connections: Set[Connection] = set()
-        self._serving = 0  # requests under way
-        self._begun: List[Tuple[Connection, Begun]] = []  # of these, in this turn of the loop
         self._tasks: Set["asyncio.Task[None]"] = set()
         self._turns = Turns()
         self._closing = False
@@ -179,10 +167,6 @@ class Door:
         asyncio.get_running_loop().remove_reader(listener)
 
     def _accept(self, listener: socket.socket) -> None:
-        self._accept_all(listener)
-        self._go_on()
-
-    def _accept_all(self, listener: socket.socket) -> None:
         for _ in range(MAX_BACKLOG):
             try:
                 sock, _ = listener.accept()
@@ -213,7 +197,7 @@ class Door:
         if connection not in self._connections:
             return
         loop = asyncio.get_running_loop()
-        loop.add_reader(connection.sock.fileno(), self._heard, connection)
+        loop.add_reader(connection.sock.fileno(), self._readable, connection)
         if connection.relay is None:
             connection.timer = loop.call_later(PATIENCE_SECONDS, self.hang_up, connection)
 
@@ -244,10 +228,6 @@ class Door:
         if connection.pidfd >= 0:
             os.close(connection.pidfd)
             connection.pidfd = -1
-
-    def _heard(self, connection: Connection) -> None:
-        self._readable(connection)
-        self._go_on()
 
     def _readable(self, connection: Connection) -> None:
         try:
@@ -319,42 +299,18 @@ class Door:
             self.on_late()
             return False
         connection.turn, connection.served = user, True
-        self._serving += 1
-        self._begun.append((connection, Begun(self._serve(connection, message, fds))))
+        task = asyncio.get_running_loop().create_task(self._serve(connection, message, fds))
+        self._tasks.add(task)
+        task.add_done_callback(functools.partial(self._done, connection))
         return True
 
-    def _go_on(self) -> None:
-        """See to it that all which has begun is answered or in a task."""
-        while self._begun:
-            begun, self._begun = self._begun, []
-            try:
-                self._hurry()
-            except Exception as error:  # who waits has heard of it
-                self._journal.fault(error)
-            for connection, work in begun:
-                if work.go_on():
-                    self._done(connection)
-                    continue
-                task = asyncio.get_running_loop().create_task(work.rest())
-                self._tasks.add(task)
-                task.add_done_callback(functools.partial(self._task_done, connection))
-
-    def _task_done(self, connection: Connection, task: "asyncio.Task[None]") -> None:
+    def _done(self, connection: Connection, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
-        self._done(connection)
-        self._go_on()
-
-    def _done(self, connection: Connection) -> None:
-        self._serving -= 1
         connection.served = False
         if connection not in self._connections:
             self._close_pidfd(connection)
         self._end_turn(connection)
         self._look_whether_settled()
-
-    def _let_next(self, connection: Connection) -> None:
-        self._end_turn(connection)
-        self._go_on()
 
     def _end_turn(self, connection: Connection) -> None:
         user, connection.turn = connection.turn, None
@@ -409,10 +365,10 @@ class Door:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):  # then it hangs up next
             connection.sock.send(wire.encode(question))
-        loop.call_soon(self._let_next, connection)  # a person may take long
+        self._end_turn(connection)  # a person may take long
         connection.asked = loop.create_future()
         connection.timer = loop.call_later(ASK_SECONDS, self.hang_up, connection)
-        loop.add_reader(connection.sock.fileno(), self._heard, connection)
+        loop.add_reader(connection.sock.fileno(), self._readable, connection)
         if self._settled is not None:
             raise Leaving
         try:
@@ -450,7 +406,7 @@ class Door:
             connection.sock.sendmsg([packet], rights if fd >= 0 else [])
         except OSError:
             self.on_late()  # it did not wait; its pidfd says when it ends
-        if self._serving <= 1:
+        if len(self._tasks) <= 1:
             # The kernel likes to wake whom we answer on our own processor: they go on first there,
             # and not when we have done what is left to do. Unless others wait for us.
             os.sched_yield()
@@ -483,7 +439,7 @@ class Door:
             self.hang_up(connection)
 
     def _look_whether_settled(self) -> None:
-        if self._settled is None or self._serving:
+        if self._settled is None or self._tasks:
             return
         if all(connection.relay is not None for connection in self._connections):
             self._settled.set()
@@ -501,7 +457,6 @@ class Door:
         self._closing = True
         for begin in self._turns.drain():
             begin()
-        self._go_on()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -11,7 +11,6 @@ from test_agent import World, paths, run
 
 from recuse import accounts, wire
 from recuse.accounts import Accounts, LookupTimeout
-from recuse.begun import Begun
 from recuse.host import Account, Kernel
 from recuse.journal import Journal
 
@@ -173,27 +172,3 @@ def test_login_of_a_user_who_cannot_be_looked_up_is_left_to_the_fallback(
         assert answer is None and world.kinds() == []
 
     run(paths, scene)
-
-
-def test_slow_lookup_may_be_begun_without_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    wait_for = asyncio.wait_for
-
-    async def wait_in_task(*arguments: Any) -> Any:
-        assert asyncio.current_task() is not None  # Python asks for it from 3.12 on
-        return await wait_for(*arguments)
-
-    async def scene(directory: Directory, found: Accounts) -> None:
-        directory.took_ns["slow"] = accounts.SLOW_NS
-        await found.find(-1, "slow")
-        monkeypatch.setattr(asyncio, "wait_for", wait_in_task)
-        told: List[Any] = []
-
-        async def look() -> None:
-            told.append(await found.find(-1, "alice"))
-
-        begun = Begun(look())
-        assert not begun.go_on()
-        await asyncio.create_task(begun.rest())
-        assert told[0][1] == ("alice",)
-
-    play(scene)

@@ -1900,17 +1900,10 @@ def test_restart_interrupts_nothing_and_misses_no_end(paths: Paths, how: str) ->
 def test_who_was_answered_is_followed_although_the_agent_was_cut_off_then(paths: Paths) -> None:
     async def scene(world: World) -> None:
         sshd = await world.login("robot")
-        find = world.agent.accounts.find_again
-
-        async def find_slowly(uid: int, name: str) -> Any:
-            await asyncio.sleep(0)  # what has waited is in a task
-            return await find(uid, name)
-
         def cut_off(raw: bytes, now_ns: int) -> None:
             for task in world.agent.door._tasks:
                 task.cancel()
 
-        world.agent.accounts.find_again = find_slowly  # type: ignore[method-assign]
         world.agent.book.on_entry.append(cut_off)
         shell, answer = await world.session(sshd, "robot")
         assert answer.verdict == Verdict.EXEC and world.kinds()[-1] == "exempt"
@@ -1956,7 +1949,7 @@ def test_who_hangs_up_before_the_answer_is_followed_to_its_end(paths: Paths, ask
         theirs.close()
         await world.until(lambda: not world.agent.door._connections)
         go_on.set()
-        await world.until(lambda: not world.agent.door._serving)
+        await world.until(lambda: not world.agent.door._tasks)
         asking.end()
         end = "close" if asks in USERS else "logout"
         await world.until(lambda: end in world.kinds())

@@ -8,7 +8,6 @@ from typing import Any, Awaitable, Callable, List, Optional, Sequence
 import pytest
 
 from recuse import book
-from recuse.begun import Begun
 from recuse.book import Book, NotEntered
 from recuse.errors import LedgerError
 from recuse.host import Kernel
@@ -159,25 +158,3 @@ def test_fault_of_who_hears_is_told_and_the_entries_stay_counted() -> None:
 
     events: List[Any] = []
     play(scene, Journal(events.append))
-
-
-def test_what_is_in_a_hurry_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(book, "LAZY_SECONDS", 3600.0)
-
-    async def scene(made: Book, ledger: PaperLedger) -> None:
-        lazy = Begun(_enter(made, b"end", lazy=True))
-        made.hurry()
-        assert not ledger.writes
-        waiting = [Begun(_enter(made, text)) for text in (b"a", b"b")]
-        made.hurry()
-        assert ledger.writes == [[b"end", b"a", b"b"]]
-        assert lazy.go_on() and all(one.go_on() for one in waiting)
-        made.hurry()
-        await asyncio.sleep(0)
-        assert len(ledger.writes) == 1
-
-    play(scene)
-
-
-async def _enter(made: Book, text: bytes, lazy: bool = False) -> None:
-    await made.enter(build, text, lazy=lazy)

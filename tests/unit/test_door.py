@@ -127,36 +127,6 @@ def test_requests_of_one_user_hold_up_nobody_else() -> None:
     asyncio.run(asyncio.wait_for(run(), 30))
 
 
-def test_who_waits_for_one_thing_only_is_answered_without_a_task() -> None:
-    async def run() -> None:
-        loop = asyncio.get_running_loop()
-        entered: "List[asyncio.Future[None]]" = []
-
-        async def serve(connection: Connection, message: wire.Message, fds: List[int]) -> None:
-            entered.append(loop.create_future())
-            await entered[-1]
-            door.answer(connection, wire.Answer(wire.Verdict.ALLOW))
-
-        def hurry() -> None:
-            for one in entered:
-                one.set_result(None)
-
-        door = Door(Kernel(), None, 1, serve, lambda live: None, hurry)  # type: ignore[arg-type]
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        before = asyncio.all_tasks()
-        with theirs:
-            theirs.send(wire.encode(wire.Login(b"sshd", b"alice", b"", b"", b"")))
-            door.take_in(Connection(ours, PEER, -1))
-            while not entered:
-                await asyncio.sleep(0)
-            assert asyncio.all_tasks() == before
-            assert wire.decode(theirs.recv(wire.MAX_MESSAGE)) == wire.Answer(wire.Verdict.ALLOW)
-            await door.close()
-
-    asyncio.run(asyncio.wait_for(run(), 30))
-
-
 def test_however_many_are_asked_each_lets_the_next_begin() -> None:
     async def run() -> None:
         asked: List[Connection] = []

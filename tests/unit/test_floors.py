@@ -90,7 +90,6 @@ PARTS = {
         "approvers",
         "asking",
         "batching",
-        "begun",
         "book",
         "desk",
         "door",
